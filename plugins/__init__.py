@@ -1,0 +1,1 @@
+"""Everything pluggable; imports only saebench's public API."""

@@ -1,0 +1,1 @@
+"""Metrics, one table of numbers a file."""

@@ -1,0 +1,1 @@
+"""Model aliases that need no hub."""

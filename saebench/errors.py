@@ -1,0 +1,30 @@
+"""Errors a user can act on: one line that says what is wrong, where, and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaebenchError(Exception):
+    """Something that was asked for cannot be done; the message is the whole story. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(SaebenchError):
+    """The command itself is wrong: an unknown name, a missing path, options that contradict. Exit code 2."""
+
+    exit_code = 2
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """A UsageError for a misspelt name, with the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
+    return UsageError(f"unknown {kind} '{name}': {hint}")

@@ -1,0 +1,87 @@
+"""Names of places in a language model, in both dialects (TransformerLens and Hugging Face).
+
+A hook point is a layer and a site. It prints as TransformerLens calls it, because that is what most SAE checkpoints
+carry; the two normalised inputs have no exact TransformerLens name and print as Hugging Face calls them.
+"""
+
+import re
+from dataclasses import dataclass
+
+from saebench.errors import UsageError
+
+# site -> the name it prints as. TransformerLens's own ln1.hook_normalized is taken before the norm's weight: another place.
+_PRINTED = {
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_mid": "blocks.{}.hook_resid_mid",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "z": "blocks.{}.attn.hook_z",
+    "mlp_post": "blocks.{}.mlp.hook_post",
+    "ln1_out": "model.layers.{}.input_layernorm",
+    "ln2_out": "model.layers.{}.post_attention_layernorm",
+}
+
+# What stands behind `model.layers.L` in the Hugging Face dialect (Llama's module names).
+_HF_SUFFIX = {
+    "": "resid_post",
+    ".output": "resid_post",
+    ".input": "resid_pre",
+    ".mlp": "mlp_out",
+    ".mlp.output": "mlp_out",
+    ".mlp.input": "ln2_out",
+    ".self_attn": "attn_out",
+    ".self_attn.output": "attn_out",
+    ".self_attn.o_proj.input": "z",
+    ".mlp.down_proj.input": "mlp_post",
+    ".input_layernorm": "ln1_out",
+    ".input_layernorm.output": "ln1_out",
+    ".post_attention_layernorm": "ln2_out",
+    ".post_attention_layernorm.output": "ln2_out",
+    ".post_attention_layernorm.input": "resid_mid",
+}
+_TL_SUFFIX = {form.split("{}.")[1]: site for site, form in _PRINTED.items() if form.startswith("blocks")}
+
+_TL = re.compile(r"^blocks\.(\d+)\.(.+)$")
+_HF = re.compile(r"^(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.(\d+)((?:\.[a-z_0-9]+)*)$")
+_DICTIONARY_LEARNING = re.compile(r"^(resid_post|resid_pre|mlp_out|attn_out)_layer_(\d+)$")
+
+RESIDUAL_SITES = frozenset({"resid_pre", "resid_mid", "resid_post"})
+
+
+@dataclass(frozen=True, order=True)
+class HookPoint:
+    """A place in a decoder: `layer` counts from 0, `site` is one of `HookPoint.SITES`."""
+
+    layer: int
+    site: str
+
+    SITES = tuple(_PRINTED)
+
+    def __str__(self) -> str:
+        return _PRINTED[self.site].format(self.layer)
+
+    @classmethod
+    def parse(cls, name: str) -> "HookPoint":
+        """The hook point that `name` means, in either dialect; also `layers.L` and `resid_post_layer_L`.
+
+        Raises:
+            UsageError: the name belongs to neither dialect, or to a place that has no exact counterpart.
+        """
+        name = name.strip()
+        if match := _TL.match(name):
+            site = _TL_SUFFIX.get(match[2])
+            if site:
+                return cls(int(match[1]), site)
+        elif match := _HF.match(name):
+            site = _HF_SUFFIX.get(match[2])
+            if site:
+                return cls(int(match[1]), site)
+        elif match := _DICTIONARY_LEARNING.match(name):
+            return cls(int(match[2]), match[1])
+        if name.endswith("hook_normalized"):
+            raise UsageError(
+                f"hook point '{name}' is taken before the norm's weight and has no Hugging Face counterpart: "
+                "use --hook model.layers.L.input_layernorm (or .post_attention_layernorm) if the SAE was trained there"
+            )
+        raise UsageError(f"unknown hook point '{name}': write it like blocks.15.hook_resid_post or model.layers.15.mlp")

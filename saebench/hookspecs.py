@@ -1,0 +1,43 @@
+"""The whole plugin contract. Each hook is called once and returns objects; no hook runs inside a loop.
+
+A plugin is a module registered under the entry-point group `saebench` that implements any of these with `@hookimpl`.
+`plugins/README.md` shows one from beginning to end.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from saebench.checkpoint import Format
+    from saebench.leaderboard import Report
+    from saebench.metric import Metric
+    from saebench.subject import ModelAlias
+
+hookspec = pluggy.HookspecMarker("saebench")
+hookimpl = pluggy.HookimplMarker("saebench")
+
+
+@hookspec
+def saebench_formats() -> "Sequence[Format]":
+    """Checkpoint formats: objects with `name`, `matches(path)` and `load(path, options) -> SAE`."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_metrics() -> "Sequence[type[Metric]]":
+    """Metrics: subclasses of `saebench.Metric`, one instance of which is made for each SAE."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_models() -> "Sequence[ModelAlias]":
+    """Model aliases: a short name and where its weights are found on this machine."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_reports() -> "Sequence[Report]":
+    """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`."""
+    raise AssertionError("a specification is never called")

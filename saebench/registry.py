@@ -1,0 +1,161 @@
+"""Finds plugins, isolates the broken ones, and says why they are broken.
+
+A plugin that cannot be imported, misspells a hook, raises, or returns something that is not what the hook promises is
+left out whole and reported by name; `strict` makes it an error.
+"""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from saebench import hookspecs
+from saebench.errors import SaebenchError, one_line, unknown
+
+if TYPE_CHECKING:
+    from saebench.checkpoint import Format
+    from saebench.leaderboard import Report
+    from saebench.metric import Metric
+    from saebench.subject import ModelAlias
+
+GROUP = "saebench"
+
+# kind -> (its hook, the attributes that each object must have)
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "formats": ("saebench_formats", ("name", "matches", "load")),
+    "metrics": ("saebench_metrics", ("name", "version", "needs", "update", "merge", "units", "scores")),
+    "models": ("saebench_models", ("name", "locate")),
+    "reports": ("saebench_reports", ("name", "render")),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point: who ships it, what it brought, or why it was left out."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    provides: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass
+class Registry:
+    """Everything that plugins bring, by kind and name."""
+
+    plugins: list[Plugin] = field(default_factory=list)
+    formats: "dict[str, Format]" = field(default_factory=dict)
+    metrics: "dict[str, type[Metric]]" = field(default_factory=dict)
+    models: "dict[str, ModelAlias]" = field(default_factory=dict)
+    reports: "dict[str, Report]" = field(default_factory=dict)
+
+    @property
+    def broken(self) -> list[Plugin]:
+        return [p for p in self.plugins if p.error]
+
+    def kind(self, kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = getattr(self, kind)
+        return found
+
+    def get(self, kind: str, name: str) -> Any:
+        """The object of that kind and name.
+
+        Raises:
+            UsageError: there is none; names the nearest.
+        """
+        found = self.kind(kind)
+        if name not in found:
+            raise unknown(kind.removesuffix("s"), name, found)
+        return found[name]
+
+
+def _misspelt(host: pluggy.PluginManager, module: Any) -> str | None:
+    """The first function marked as a hook whose name no specification has."""
+    known = [hook for hook, _ in KINDS.values()]
+    for name in dir(module):
+        try:
+            marked = host.parse_hookimpl_opts(module, name) is not None
+        except Exception:  # an attribute that raises when read is no hook
+            continue
+        if marked and name not in known:
+            return str(unknown("hook", name, known))
+    return None
+
+
+def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
+    """(kind, object) for everything that one registered plugin returns, checked."""
+    found = []
+    for kind, (hook, attributes) in KINDS.items():
+        for impl in getattr(host.hook, hook).get_hookimpls():
+            if impl.plugin is not module:
+                continue
+            for item in impl.function():
+                missing = [a for a in attributes if not hasattr(item, a)]
+                if missing:
+                    raise TypeError(f"{hook} returned {item!r}, which has no {', '.join(missing)}")
+                found.append((kind, item))
+    return found
+
+
+def build(points: Iterable[EntryPoint]) -> Registry:
+    """A registry of the given entry points; never raises for what a plugin does."""
+    host = pluggy.PluginManager(GROUP)
+    host.add_hookspecs(hookspecs)
+    registry = Registry()
+    for point in points:
+        dist = point.dist
+        about = (point.name, point.value, dist.name if dist else "?", dist.version if dist else "?")
+        try:
+            module = point.load()
+            if problem := _misspelt(host, module):
+                raise TypeError(problem)
+            host.register(module, name=f"{about[2]}:{point.name}")
+            items = _collect(host, module)
+            for kind, item in items:
+                if item.name in registry.kind(kind):
+                    raise ValueError(f"{kind.removesuffix('s')} '{item.name}' is already taken")
+        except (Exception, SystemExit) as error:  # whatever a stranger's import may do
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            registry.plugins.append(Plugin(*about, error=reason))
+            continue
+        for kind, item in items:
+            registry.kind(kind)[item.name] = item
+        provides = tuple(f"{kind.removesuffix('s')} {item.name}" for kind, item in items)
+        registry.plugins.append(Plugin(*about, provides=provides))
+    return registry
+
+
+def _sorted_points() -> list[EntryPoint]:
+    """Ours first, so that a stranger's plugin cannot take a built-in's name; then by name, so that order is stable."""
+
+    def order(point: EntryPoint) -> tuple[bool, str, str]:
+        dist = point.dist.name if point.dist else ""
+        return (dist != "saebench", dist, point.name)
+
+    unique = {(p.name, p.value): p for p in entry_points(group=GROUP)}
+    return sorted(unique.values(), key=order)
+
+
+@cache
+def registry(strict: bool = False) -> Registry:
+    """The registry of what is installed, made once.
+
+    Raises:
+        SaebenchError: `strict`, and a plugin is broken; or saebench itself was not installed.
+    """
+    points = _sorted_points()
+    if not points:
+        raise SaebenchError("no plugin is installed, not even saebench's own: pip install -e . (or the wheel)")
+    found = build(points)
+    for plugin in found.broken:
+        message = f"plugin '{plugin.name}' ({plugin.distribution} {plugin.version}) was left out: {plugin.error}"
+        if strict:
+            raise SaebenchError(message)
+        warnings.warn(message, stacklevel=2)
+    return found

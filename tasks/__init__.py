@@ -1,0 +1,1 @@
+"""Tasks: one TOML a task, with the text they use in data/."""
