@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,10 +59,8 @@ def measure(folder: Path, tokens: torch.Tensor, sae_path: Path) -> dict[str, Any
 
         handle = model.model.layers[HOOK_LAYER].register_forward_hook(stop)
         for batch in ids.split(size):
-            try:
+            with suppress(_Stop):
                 model(batch, use_cache=False)
-            except _Stop:
-                pass
         handle.remove()
 
     def through_sae(size: int) -> None:
