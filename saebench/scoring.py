@@ -28,7 +28,7 @@ def finish_metric(
         if message := lane.errors.get(name):
             raise SaebenchError(message)
         units = metric.units()
-        rows = [_row(metric, s, units, seed) for s in metric.scores(Env(lane.sae, tokenizer, seed, cache))]
+        rows = [_row(metric, s, units) for s in metric.scores(Env(lane.sae, tokenizer, seed, cache))]
     except Exception as error:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(error, SaebenchError) else f"{type(error).__name__}: "
         record.errors[name] = kind + one_line(error)
@@ -37,13 +37,13 @@ def finish_metric(
     return units if len(units) else None
 
 
-def _row(metric: Metric, score: Score, units: pd.DataFrame, seed: int) -> dict[str, Any]:
+def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
     low = high = None
     reason = score.no_interval
     if score.num is not None:
-        interval = ratio_interval(units, score, seed=seed)
+        interval = ratio_interval(units, score)
         value, low, high, reason = interval.value, interval.low, interval.high, interval.reason
-        n = int(units[score.count].sum()) if score.count else len(units)
+        n = interval.n
     else:
         assert score.value is not None and score.n is not None
         value, n = float(score.value), int(score.n)
