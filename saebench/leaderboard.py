@@ -4,6 +4,7 @@ A board holds the records of one group (`Record.group`): one language model, pla
 else is comparable, so nothing else ever stands in one table.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -186,11 +187,17 @@ def _cell(column: Column, record: Record, row: dict[str, Any] | None) -> Cell:
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """Each record's SAE by name, with as much of its hash (and then its fingerprint) as tells it from the others."""
-    names = [str(r.sae["name"]) for r in records]
-    for extra in ([str(r.sae["sha256"])[:8] for r in records], [r.fingerprint[:8] for r in records]):
-        twice = {name for name in names if names.count(name) > 1}
-        names = [f"{name} {more}" if name in twice else name for name, more in zip(names, extra, strict=True)]
+    """Each record's SAE by name, with its hash and then a number where that is needed to tell it from the others."""
+    names = [str(r.sae["name"])[:200] for r in records]
+    seen = Counter(names)
+    names = [
+        f"{name} {str(r.sae['sha256'])[:8]}" if seen[name] > 1 else name for name, r in zip(names, records, strict=True)
+    ]
+    times: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        times[name] += 1
+        if times[name] > 1:
+            names[i] = f"{name} ({times[name]})"
     return names
 
 

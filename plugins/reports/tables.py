@@ -132,9 +132,14 @@ class Json:
         return {
             "name": row.name,
             "fingerprint": row.record.fingerprint,
-            "sae": {key: row.record.sae.get(key) for key in keys},
+            "sae": {key: _short(row.record.sae.get(key)) for key in keys},
             "scores": [_score(column, cell) for column, cell in row.cells.items()],
         }
+
+
+def _short(value: object) -> object:
+    """Text of a sane length; anything else as it is."""
+    return value[:1000] if isinstance(value, str) else value
 
 
 @hookimpl
