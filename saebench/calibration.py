@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saebench.corpus import Contexts
-from saebench.errors import SaebenchError
+from saebench.errors import NonFiniteError, SaebenchError
 from saebench.hookpoint import HookPoint
 from saebench.sae import SAE
 from saebench.subject import Subject
@@ -41,7 +41,8 @@ class Calibration:
 
     def scored(self, x: Tensor, special: Tensor) -> Tensor:
         """[B, T] the tokens that count: not special, and not longer than the threshold."""
-        return ~special & (x.float().norm(dim=-1) <= self.threshold)
+        inside: Tensor = x.float().norm(dim=-1) <= self.threshold
+        return ~special & inside
 
 
 def calibrate(
@@ -84,7 +85,7 @@ def _calibrate(
     x_read = torch.cat([p[0] for p in pairs])[normal].float()
     x = torch.cat([p[1] for p in pairs])[normal].float()
     if not bool(torch.isfinite(x).all() and torch.isfinite(x_read).all()):
-        raise SaebenchError(
+        raise NonFiniteError(
             f"{subject.loaded.id} gives activations at {write} that are not finite in {subject.dtype}: try --dtype float32"
         )
     norms = x.norm(dim=-1)

@@ -107,7 +107,7 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
                 units = [record.units(column.metric) for record in (b, a)]
                 if units[0] is not None and units[1] is not None:
                     difference = paired_difference(units[0], units[1], declared)
-                    reason = difference.reason
+                    reason = difference.no_interval
             except SaebenchError as error:
                 reason = one_line(error)
         lines.append(Line(column, left, right, difference, reason))

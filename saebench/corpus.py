@@ -118,11 +118,19 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or ids.dtype.kind not in "iu" or min(ids.shape) < 1 or ids.shape[1] < 2:
+    if (
+        not isinstance(ids, np.ndarray)
+        or ids.ndim != 2
+        or ids.dtype.kind not in "iu"
+        or min(ids.shape) < 1
+        or ids.shape[1] < 2
+    ):
         raise UsageError(f"{path}: expected whole numbers [contexts, tokens], at least 1 × 2")
     ids = ids.astype(np.int64)
     if ids.min() < 0 or ids.max() >= vocabulary:
-        raise UsageError(f"{path}: token ids run from {ids.min()} to {ids.max()}, the model knows 0 to {vocabulary - 1}")
+        raise UsageError(
+            f"{path}: token ids run from {ids.min()} to {ids.max()}, the model knows 0 to {vocabulary - 1}"
+        )
     rows = np.arange(len(ids), dtype=np.int64)
     special = np.isin(ids, np.array(sorted(specials), dtype=np.int64))
     return Contexts(ids, rows, special, tuple(f"row {i}" for i in rows), 0, len(ids))

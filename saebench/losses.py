@@ -46,7 +46,7 @@ def spliced_losses(head: Head, clean: Tensor, spliced: list[Tensor], token_ids: 
         reference = head(streams[0][at])
         lse = reference.logsumexp(-1)
         ce[0, at] = lse - _pick(reference, targets[at])
-        probabilities = (reference - lse[:, None]).exp_() if spliced else None
+        probabilities = (reference - lse[:, None]).exp_() if spliced else reference
         for k, stream in enumerate(streams[1:], start=1):
             logits = head(stream[at])
             lse_k = logits.logsumexp(-1)

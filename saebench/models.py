@@ -57,9 +57,7 @@ def default_dtype(device: str) -> str:
     return "float32" if device.startswith("cpu") else "bfloat16"
 
 
-def load_model(
-    spec: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
-) -> LoadedModel:
+def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
     """Load a model by alias, GGUF file, local folder or hub id.
 
     Args:
@@ -173,9 +171,7 @@ def _dequantised(gguf: Path) -> Path:
         return target
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TQDM_DISABLE", "1")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain float32 by now; what is left of the quantiser only forbids saving them.
     model.hf_quantizer = None

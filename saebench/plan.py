@@ -17,7 +17,28 @@ from saebench.task import ContextSpec, CorpusSpec, Task, load_task
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
-    "trainer layer layers resid pre post mid block blocks ae sae final checkpoint step hook mlp attn out model weights".split()
+    [
+        "trainer",
+        "layer",
+        "layers",
+        "resid",
+        "pre",
+        "post",
+        "mid",
+        "block",
+        "blocks",
+        "ae",
+        "sae",
+        "final",
+        "checkpoint",
+        "step",
+        "hook",
+        "mlp",
+        "attn",
+        "out",
+        "model",
+        "weights",
+    ]
 )
 # SAEs together larger than this are dropped after planning and loaded again for their pass.
 _KEEP_BYTES = 4 * 2**30
@@ -152,9 +173,13 @@ def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job
     model = request.model or meta.model
     hook = request.hook or meta.hook
     if model is None:
-        raise UsageError(f"{name}: the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)")
+        raise UsageError(
+            f"{name}: the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)"
+        )
     if hook is None:
-        raise UsageError(f"{name}: the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post")
+        raise UsageError(
+            f"{name}: the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
+        )
     read = HookPoint.parse(hook)
     write = HookPoint.parse(meta.hook_out) if sae.is_transcoder and meta.hook_out else read
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())

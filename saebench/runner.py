@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from saebench import ranks
 from saebench.ablation import Ablations
 from saebench.calibration import Calibration, calibrate, check_l0
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
-from saebench.metric import get_state, set_state
+from saebench.metric import NEEDS, get_state, set_state
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.plan import Failure, Job, Request, make_jobs, read_task, wanted_metrics
 from saebench.provenance import provenance
@@ -29,9 +28,9 @@ from saebench.subject import Subject
 from saebench.task import Task
 
 # SAEs that go through one pass together; more of them run in further passes.
-_LANES = 16
+LANES = 16
 # Contexts a batch, before anything is known about memory. An accelerator starts higher and halves until it fits.
-_BATCH = {"cpu": 16, "cuda": 64}
+BATCH = {"cpu": 16, "cuda": 64}
 # Seconds between saves of a pass's state: what a killed run loses at most.
 SAVE_EVERY = 15.0
 
@@ -145,7 +144,7 @@ def run(
 
 def execute(request: Request, reporter: Reporter) -> Outcome:
     """Run a request; a failing SAE does not stop the others."""
-    _check(request)
+    check_request(request)
     task = read_task(request)
     wanted = wanted_metrics(request, task)
     rank, _ = ranks.start()
@@ -162,7 +161,8 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     return outcome
 
 
-def _check(request: Request) -> None:
+def check_request(request: Request) -> None:
+    """Raise UsageError for numbers that make no sense."""
     for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")
@@ -238,7 +238,8 @@ class _ModelRun:
         job.missing = {n: m for n, m in self.wanted.items() if have.get(n) != m.version}
         if not job.missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
-        job.missing = ranks.agree(list(job.missing)) and {n: self.wanted[n] for n in ranks.agree(list(job.missing))}
+        # What rank 0 saw on disk is what counts: another rank may look a moment later.
+        job.missing = {n: self.wanted[n] for n in ranks.agree(list(job.missing))}
 
     def _skeleton(self, job: Job) -> Record:
         loaded, contexts = self.subject.loaded, self.contexts
@@ -274,12 +275,19 @@ class _ModelRun:
     # --- one (read, write) place --------------------------------------------------------------------------------------
 
     def _group(self, read: HookPoint, write: HookPoint, jobs: list[Job]) -> None:
-        batch = self.request.batch_size or _BATCH[self.subject.device.type if self.subject.device.type == "cuda" else "cpu"]
-        with self._timed("calibrate"):
-            self.subject.check(write)
-            calibration = calibrate(
-                self.subject, self.contexts, read, write, self.task.contexts.max_norm, batch, cache_folder()
-            )
+        batch = (
+            self.request.batch_size or BATCH[self.subject.device.type if self.subject.device.type == "cuda" else "cpu"]
+        )
+        try:
+            with self._timed("calibrate"):
+                self.subject.check(write)
+                calibration = calibrate(
+                    self.subject, self.contexts, read, write, self.task.contexts.max_norm, batch, cache_folder()
+                )
+        except NonFiniteError as error:
+            for job in jobs:
+                self._record_error(job, error)
+            return
         fit = [job for job in jobs if self._fits(job, calibration)]
         key = self._state_key(read, write)
         lane_keys = {self._lane_key(job): job for job in fit}
@@ -290,8 +298,17 @@ class _ModelRun:
             assert saved is not None
             self._pass(read, write, begun, calibration, batch, key, saved)
         rest = [job for job in fit if job not in begun]
-        for start in range(0, len(rest), _LANES):
-            self._pass(read, write, rest[start : start + _LANES], calibration, batch, key, None)
+        for start in range(0, len(rest), LANES):
+            self._pass(read, write, rest[start : start + LANES], calibration, batch, key, None)
+
+    def _record_error(self, job: Job, error: SaebenchError) -> None:
+        """A record that says why there are no numbers."""
+        if self.rank == 0 and job.record is not None:
+            for name, metric in job.missing.items():
+                job.record.metrics[name] = {"version": metric.version, "units": None}
+                job.record.errors[name] = one_line(error)
+            job.record.write(record_path(self.request.results, job.record), {})
+        job.missing = {}
 
     def _state_key(self, read: HookPoint, write: HookPoint) -> str:
         return fingerprint(
@@ -338,25 +355,27 @@ class _ModelRun:
             self.contexts.documents,
         )  # fmt: skip
         losses = any(lane.needs("token_losses") for lane in lanes)
-        ablations = Ablations(self.subject, contexts, write, calibration, cache_folder()) if losses and len(mine) else None
+        ablations = (
+            Ablations(self.subject, contexts, write, calibration, cache_folder()) if losses and len(mine) else None
+        )
         the_pass = Pass(self.subject, contexts, mine, read, write, lanes, calibration, ablations)
         keys = [self._lane_key(job) for job in jobs]
         resumed = _restore(the_pass, keys, saved)
         if any(lane.metrics for lane in lanes):
-            batch = self._stream(the_pass, keys, key, batch)
+            try:
+                batch = self._stream(the_pass, keys, key, batch)
+            except NonFiniteError as error:
+                for lane in lanes:
+                    lane.fail(one_line(error), NEEDS)
         if ablations:
             ablations.keep()
         wall = time.perf_counter() - begin
         merged = _merge_ranks(the_pass)
         if self.rank == 0:
-            for lane in lanes:
-                lane.sae = lane.sae  # metrics that read weights only are made in scoring
             run = self._run_entry(wall, the_pass, batch, len(jobs), resumed, bool(ablations and ablations.cached))
             for job, lane in zip(jobs, lanes, strict=True):
                 self._finish(job, lane, calibration, merged, run)
-            self.state.drop(key, set(keys))
-        else:
-            self.state.drop(key, set(keys))
+        self.state.drop(key, set(keys))
         self.outcome.computed += len(jobs)
         for job in jobs:
             job.missing = {}
@@ -410,7 +429,9 @@ class _ModelRun:
         units = {}
         for name, metric in job.missing.items():
             instance = lane.metrics.get(name) or metric(lane.sae)
-            frame = finish_metric(record, instance, lane, self.request.seed, self.subject.loaded.tokenizer, cache_folder())
+            frame = finish_metric(
+                record, instance, lane, self.request.seed, self.subject.loaded.tokenizer, cache_folder()
+            )
             if frame is not None:
                 units[name] = frame
         record.runs.append({"metrics": list(job.missing), **run})

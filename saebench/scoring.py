@@ -42,10 +42,10 @@ def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
     reason = score.no_interval
     if score.num is not None:
         interval = ratio_interval(units, score)
-        value, low, high, reason = interval.value, interval.low, interval.high, interval.reason
-        n = interval.n
+        value, low, high, reason, n = interval.value, interval.low, interval.high, interval.no_interval, interval.n
     else:
-        assert score.value is not None and score.n is not None
+        if score.value is None or score.n is None:
+            raise SaebenchError(f"score '{score.key}' has neither columns nor a value")
         value, n = float(score.value), int(score.n)
     for number in (value, low, high):
         if number is not None and not math.isfinite(number):

@@ -65,7 +65,7 @@ class Interval:
         low, high: the ends of the interval; None where there is none.
         n: Σcount, or the number of units.
         clusters: how many clusters (documents) hold anything.
-        reason: why there is no interval.
+        no_interval: why there is no interval.
     """
 
     value: float
@@ -73,7 +73,7 @@ class Interval:
     high: float | None
     n: int
     clusters: int
-    reason: str | None = None
+    no_interval: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Difference:
         p_value: two-sided, of no difference; 1 for a difference below `RESOLUTION`; None where there is no interval.
         n: shared units.
         clusters: how many clusters hold anything.
-        reason: why there is no interval.
+        no_interval: why there is no interval.
     """
 
     value: float
@@ -95,7 +95,7 @@ class Difference:
     p_value: float | None
     n: int
     clusters: int
-    reason: str | None = None
+    no_interval: str | None = None
 
 
 def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -> Interval:

@@ -14,7 +14,7 @@ from torch import Tensor
 from saebench.ablation import Ablations
 from saebench.calibration import Calibration
 from saebench.corpus import Contexts
-from saebench.errors import SaebenchError, one_line
+from saebench.errors import NonFiniteError, SaebenchError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.losses import Losses, spliced_losses
 from saebench.metric import Batch, Metric, TokenLosses
@@ -173,8 +173,8 @@ class Pass:
 
     def _require_finite(self, x: Tensor, rows: np.ndarray) -> None:
         if not bool(torch.isfinite(x).all()):
-            bad = int(rows[(~torch.isfinite(x)).flatten(1).any(1).nonzero()[0].item()])
-            raise SaebenchError(
+            bad = int(rows[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])])
+            raise NonFiniteError(
                 f"activations at {self.write} are not finite in context {self.context_id[bad]} "
                 f"({self.subject.loaded.id}, {self.subject.dtype}): try --dtype float32"
             )

@@ -128,9 +128,7 @@ class Subject:
     def require(self, hook: HookPoint) -> None:
         """Raise UsageError unless this model has the hook point."""
         if not 0 <= hook.layer < self.n_layers:
-            raise UsageError(
-                f"hook point {hook} is not in {self.loaded.id}, which has layers 0 to {self.n_layers - 1}"
-            )
+            raise UsageError(f"hook point {hook} is not in {self.loaded.id}, which has layers 0 to {self.n_layers - 1}")
         if hook.site not in ("resid_pre", "resid_post") and hook.site not in self._sites:
             raise UsageError(
                 f"hook point {hook} is not known for model type '{self.model.config.model_type}': "
@@ -245,18 +243,14 @@ class Subject:
         return out
 
     @contextmanager
-    def _hooked(
-        self, run: _Run, read: HookPoint, write: HookPoint, splice: Splice, copies: int
-    ) -> Iterator[None]:
+    def _hooked(self, run: _Run, read: HookPoint, write: HookPoint, splice: Splice, copies: int) -> Iterator[None]:
         """Install the hooks of one pass, take them off again whatever happens."""
         handles: list[Any] = []
 
         def fork_residual(h: Tensor) -> Tensor:
             run.write = h
             run.copies = splice(h if run.read is None else run.read, h)
-            run.source = torch.cat(
-                [torch.arange(run.size, device=h.device), *(c.source for c in run.copies)]
-            )
+            run.source = torch.cat([torch.arange(run.size, device=h.device), *(c.source for c in run.copies)])
             return torch.cat([h, *(c.rows.to(h.dtype) for c in run.copies)])
 
         def repeat_block_input(h: Tensor) -> Tensor:

@@ -78,7 +78,12 @@ class Task:
 
     def sha256(self) -> str:
         """Hash of everything that changes what is measured; titles do not."""
-        body = {"name": self.name, "version": self.version, "corpus": asdict(self.corpus), "contexts": asdict(self.contexts)}
+        body = {
+            "name": self.name,
+            "version": self.version,
+            "corpus": asdict(self.corpus),
+            "contexts": asdict(self.contexts),
+        }
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -102,7 +107,9 @@ def load_task(spec: str) -> Task:
         raise unknown("task", name, known)
     task = _read(known[name])
     if version and version != str(task.version):
-        raise UsageError(f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it")
+        raise UsageError(
+            f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
+        )
     return task
 
 
@@ -128,7 +135,10 @@ def _check(task: Task, path: Path) -> None:
         "name and version must be a string and a whole number": not (
             isinstance(task.name, str) and isinstance(task.version, int)
         ),
-        "name may hold letters, digits, '-' and '_' only": not str(task.name).replace("-", "").replace("_", "").isalnum(),
+        "name may hold letters, digits, '-' and '_' only": not str(task.name)
+        .replace("-", "")
+        .replace("_", "")
+        .isalnum(),
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),

@@ -313,12 +313,12 @@ def test_one_document_has_no_interval() -> None:
     units = frame([1, 2, 3], [1, 1, 1], [7, 7, 7])
     found = ratio_interval(units, RATIO)
     assert (found.value, found.low, found.high) == (2.0, None, None)
-    assert found.reason == "all units lie in one document"
+    assert found.no_interval == "all units lie in one document"
     difference = paired_difference(units, units, RATIO)
-    assert (difference.value, difference.p_value, difference.reason) == (0.0, None, found.reason)
+    assert (difference.value, difference.p_value, difference.no_interval) == (0.0, None, found.no_interval)
     assert ranks([units, units], RATIO, "lower") == [None, None]
     lopsided = ratio_interval(frame([1, 2], [1, 0], [0, 1]), RATIO)
-    assert lopsided.reason == "one document holds the whole denominator"
+    assert lopsided.no_interval == "one document holds the whole denominator"
 
 
 def test_units_that_do_not_vary_are_a_point() -> None:

@@ -94,7 +94,9 @@ class Fidelity(Metric):
         share = {"unit": "fraction", "direction": "higher"}
         return [
             Score.ratio("explained_variance", "sse", "variance", offset=1, scale=-1, count="tokens", **share),  # type: ignore[arg-type]
-            Score.ratio("explained_variance_all", "sse_all", "variance_all", offset=1, scale=-1, count="tokens_all", **share),  # type: ignore[arg-type]
+            Score.ratio(
+                "explained_variance_all", "sse_all", "variance_all", offset=1, scale=-1, count="tokens_all", **share
+            ),  # type: ignore[arg-type]
             per_token("mse", "sse", unit="squared activation", direction="lower"),
             per_token("cosine", "cosine", unit="cosine", direction="higher"),
             per_token("l2_ratio", "l2_ratio", unit="ratio"),

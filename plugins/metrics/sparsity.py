@@ -85,7 +85,9 @@ class Sparsity(Metric):
         for q in QUANTILES:
             scores.append(plain("l0_quantile", self._l0_quantile(q), tokens, "a quantile is not a ratio of sums",
                                 unit="latents/token", at=q))  # fmt: skip
-        scores.append(plain("dead_fraction", np.mean(self.tokens_fired == 0), tokens, unit="fraction", direction="lower"))
+        scores.append(
+            plain("dead_fraction", np.mean(self.tokens_fired == 0), tokens, unit="fraction", direction="lower")
+        )
         scores.append(plain("dense_fraction", np.mean(density > 0.1), unit="fraction", direction="lower"))
         for seen, dead in self._dead_curve(tokens):
             scores.append(plain("dead_fraction_curve", dead, round(seen), unit="fraction", at=seen))
@@ -117,9 +119,7 @@ class Sparsity(Metric):
         curve = []
         for m in sizes:
             possible = silent >= m
-            log_missed = (
-                _log_choose(silent[possible], m) - _log_choose(np.array(float(n_contexts)), m)
-            )
+            log_missed = _log_choose(silent[possible], m) - _log_choose(np.array(float(n_contexts)), m)
             curve.append((tokens * m / n_contexts, float(np.exp(log_missed).sum() / len(silent))))
         return curve
 
