@@ -49,13 +49,17 @@ def pareto(board: Board, sparsity: Column, quality: Column) -> "Figure":
         colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i // len(_COLOURS) % len(_MARKERS)]
         x = [_value(board, m, sparsity) for m in members]
         y = [_value(board, m, quality) for m in members]
-        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6, "label": name}
+        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6, "label": name, "zorder": 3}
         axes.plot(x, y, gid=_gid(members), **style)
         front = pareto_front(x, y, higher=quality.direction == "higher")
         axes.plot([x[j] for j in front], [y[j] for j in front], color=colour, linewidth=1, alpha=0.6)
         if len(points) <= _BARS:
             bars = {"fmt": "none", "ecolor": colour, "elinewidth": 1, "alpha": 0.6}
-            axes.errorbar(x, y, yerr=_bars(board, members, quality), xerr=_bars(board, members, sparsity), **bars)
+            drawn = axes.errorbar(
+                x, y, yerr=_bars(board, members, quality), xerr=_bars(board, members, sparsity), **bars
+            )
+            for lines in drawn[2]:
+                lines.set_gid(_gid(members))
     _log_if_wide(axes, [_value(board, m, sparsity) for m in points])
     _legend(axes)
     return figure
@@ -114,7 +118,7 @@ def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
 
 
 def inline_svg(figure: "Figure", title: str, salt: str) -> str:
-    """A figure as an <svg> element for a page: it takes the page's text colour, and each point has its row in data-row.
+    """A figure as an <svg> element for a page: it takes the page's text colour, and what is drawn for a row has its data-row.
 
     Args:
         figure: from `pareto` or `curve`.
@@ -131,9 +135,10 @@ def inline_svg(figure: "Figure", title: str, salt: str) -> str:
     for group in root.iter(f"{{{_SVG}}}g"):
         name = group.attrib.pop("id", "")
         if name.startswith("rows-"):
-            rows, uses = name.split("-")[1:], list(group.iter(f"{{{_SVG}}}use"))
-            for row, use in zip(rows, uses, strict=True):
-                use.set("data-row", row)
+            # Points are <use> elements, interval bars are paths; both come in the order of their rows.
+            marks = list(group.iter(f"{{{_SVG}}}use")) or list(group.iter(f"{{{_SVG}}}path"))
+            for row, mark in zip(name.split("-")[1:], marks, strict=True):
+                mark.set("data-row", row)
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.set("role", "img")

@@ -37,7 +37,7 @@ function filter(section) {
     row.classList.toggle("hidden", !keep);
     if (keep) shown.add(d.row);
   }
-  for (const point of section.querySelectorAll("use[data-row]"))
+  for (const point of section.querySelectorAll("svg [data-row]"))
     point.classList.toggle("hidden", !shown.has(point.dataset.row));
   section.querySelector("output").textContent = `${shown.size} SAEs`;
 }
