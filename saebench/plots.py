@@ -30,11 +30,12 @@ _XLINK = "http://www.w3.org/1999/xlink"
 
 
 def plots(board: Board) -> "dict[str, Figure]":
-    """Every picture that the board has numbers for, by name: pareto-KEY for each headline with a direction, curve-KEY."""
+    """Every picture that the board has numbers for, by name: pareto-KEY for each headline that can be ranked, curve-KEY."""
     found = {}
     sparsity = next((c for c in board.columns if c.key == SPARSITY and c.at is None), None)
     for column in headlines(board.columns):
-        if sparsity is not None and column.direction is not None and _points(board, sparsity, column):
+        ranked = column.direction is not None and any(row.cells[column].low is not None for row in board.rows)
+        if sparsity is not None and ranked and _points(board, sparsity, column):
             found[f"pareto-{column.key}"] = pareto(board, sparsity, column)
     for key in dict.fromkeys(c.key for c in board.columns if c.key.endswith("_curve")):
         found[f"curve-{key}"] = curve(board, [c for c in board.columns if c.key == key and c.at is not None])
@@ -46,7 +47,7 @@ def pareto(board: Board, sparsity: Column, quality: Column) -> "Figure":
     figure, axes = _axes(_label(sparsity), _label(quality))
     points = _points(board, sparsity, quality)
     for i, (name, members) in enumerate(_by_architecture(board, points).items()):
-        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i // len(_COLOURS) % len(_MARKERS)]
+        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
         x = [_value(board, m, sparsity) for m in members]
         y = [_value(board, m, quality) for m in members]
         style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6, "label": name, "zorder": 3}
@@ -79,7 +80,7 @@ def curve(board: Board, columns: Sequence[Column]) -> "Figure":
                 "label": name if member == members[0] else None,
             }
             axes.plot([at for at, _ in drawn], [value for _, value in drawn], **style)
-    axes.set_xscale("log")
+    _log(axes)
     _legend(axes)
     return figure
 
@@ -190,8 +191,19 @@ def _label(column: Column) -> str:
 
 
 def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
-    if values and min(values) > 0 and max(values) > 10 * min(values):
-        axes.set_xscale("log")
+    if values and min(values) > 0 and max(values) > 5 * min(values):
+        _log(axes)
+
+
+def _log(axes: Any) -> None:
+    """Logarithmic x with ticks that read as numbers: 20, 50, 100 …"""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _value(board: Board, row: int, column: Column) -> float:

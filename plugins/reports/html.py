@@ -14,6 +14,9 @@ from saebench.leaderboard import Board, Cell, Column, Report, Row, headlines
 from saebench.plots import architecture, inline_svg, plots
 from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 
+# Rows that a long table shows before it is asked for all: a thousand take a browser half a second to lay out.
+_SHOWN = 200
+
 
 class Html:
     """One self-contained page."""
@@ -76,8 +79,11 @@ def _section(number: int, board: Board) -> str:
 <label>L0 to <input type="number" class="l0" min="0" step="any"></label>
 <output aria-live="polite">{len(board.rows)} SAEs</output></div>
 <div class="plots">{figures}</div>
-<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="board"><thead><tr>{head}</tr></thead>
+<div class="scroll" tabindex="0" role="region" aria-label="Scores">
+<table class="board" data-shown="{_SHOWN}" style="--columns: {len(columns)}">
+<thead><tr>{head}</tr></thead>
 <tbody>{body}</tbody></table></div>
+<button type="button" class="all"{"" if len(board.rows) > _SHOWN else " hidden"}>Show all rows</button>
 <ul class="notes">{said}</ul></section>"""
 
 
@@ -87,7 +93,8 @@ def _row(number: int, row: Row, columns: Sequence[Column]) -> str:
     l0 = next((row.cells[c].value for c in columns if c.key == "l0"), None)
     cells = "".join(_cell(row.cells[column]) for column in columns)
     return (
-        f'<tr data-row="{number}" data-kind="{escape(kind)}" data-latents="{latents}" '
+        f'<tr data-row="{number}" class="{"more" if number >= _SHOWN else ""}" data-kind="{escape(kind)}" '
+        f'data-latents="{latents}" '
         f'data-l0="{"" if l0 is None else f"{l0:.6g}"}"><th scope="row"><button type="button" class="open">'
         f'{escape(clean(row.name))}</button></th><td>{escape(kind)}</td><td data-v="{latents}">{latents:,}</td>{cells}</tr>'
     )

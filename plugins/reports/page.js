@@ -24,6 +24,14 @@ function sortBy(table, index, descending) {
     head.setAttribute("aria-sort", i !== index ? "none" : descending ? "descending" : "ascending"));
 }
 
+// Of the rows that the filter keeps, only the first so many are laid out until all are asked for.
+function shorten(section) {
+  const table = section.querySelector("table.board"), button = section.querySelector(".all");
+  const kept = [...table.tBodies[0].rows].filter(row => !row.classList.contains("hidden"));
+  kept.forEach((row, i) => row.classList.toggle("more", i >= +table.dataset.shown));
+  button.hidden = kept.length <= +table.dataset.shown;
+}
+
 function filter(section) {
   const get = name => section.querySelector(`.filters .${name}`).value;
   const name = get("name").toLowerCase(), kind = get("kind");
@@ -40,6 +48,7 @@ function filter(section) {
   for (const point of section.querySelectorAll("svg [data-row]"))
     point.classList.toggle("hidden", !shown.has(point.dataset.row));
   section.querySelector("output").textContent = `${shown.size} SAEs`;
+  shorten(section);
 }
 
 function open(board, index) {
@@ -70,8 +79,14 @@ function hover(board, index, event) {
 for (const section of document.querySelectorAll("section[data-board]")) {
   const board = +section.dataset.board;
   [...section.querySelectorAll("table.board thead th")].forEach((head, index) =>
-    head.firstChild.addEventListener("click", () =>
-      sortBy(head.closest("table"), index, head.getAttribute("aria-sort") === "ascending")));
+    head.firstChild.addEventListener("click", () => {
+      sortBy(head.closest("table"), index, head.getAttribute("aria-sort") === "ascending");
+      shorten(section);
+    }));
+  section.querySelector(".all").addEventListener("click", () => {
+    section.querySelector("table.board").dataset.shown = "Infinity";
+    shorten(section);
+  });
   section.querySelector(".filters").addEventListener("input", () => filter(section));
   section.addEventListener("click", event => {
     const found = event.target.closest("use[data-row], .open");
