@@ -114,10 +114,13 @@ def _build(cfg: Config, file: Weights, biased: bool, options: LoadOptions) -> SA
 
 
 def _activation(cfg: Config, facts: list[Fact], options: LoadOptions) -> Activation:
-    """A TopK with a threshold was turned into a JumpReLU for inference, as its own loader does."""
     kind = cfg.choice("act_fn", {"relu", "topk", "jumprelu"})
     threshold = cfg.number("jump_relu_threshold")
-    if kind == "jumprelu" or (kind == "topk" and threshold is not None and threshold > 0):
+    if kind == "topk" and threshold:  # its loader announces a JumpReLU and goes on computing a TopK
+        raise CheckpointError(
+            f"{cfg.path}: 'act_fn' is topk beside a 'jump_relu_threshold': set 'act_fn' to jumprelu or the threshold to 0"
+        )
+    if kind == "jumprelu":
         if threshold is None or threshold < 0:
             raise CheckpointError(
                 f"{cfg.path}: 'jump_relu_threshold' is {threshold}: it is missing or was never learned"

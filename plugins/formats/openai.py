@@ -13,7 +13,8 @@ from saebench.readers import torch_file_of
 from saebench.sae import Activation, Fact, Identity, LayerNorm, Metadata, NoTransform, ReLU, SignedTopK, TopK
 
 _TENSORS = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight"}
-_VALUES = {"activation", "activation_state_dict"}
+# Its TopK writes its state twice: under activation_state_dict, and flat.
+_VALUES = {"activation", "activation_state_dict", "activation.k", "activation.postact_fn"}
 _STATISTICS = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"}
 
 
@@ -68,6 +69,10 @@ def _activation(file: TorchFile, options: LoadOptions) -> tuple[Activation, tupl
     state: Any = file.values.get("activation_state_dict") or {}
     if not isinstance(state, dict) or set(state) - {"k", "postact_fn"}:
         raise CheckpointError(f"{file.path}: 'activation_state_dict' is not a TopK's")
+    if any(file.values.get(f"activation.{key}", value) != value for key, value in state.items()):
+        raise CheckpointError(
+            f"{file.path}: 'activation_state_dict' contradicts 'activation.k' or 'activation.postact_fn'"
+        )
     k = state.get("k", options.k)
     if type(k) is not int or k < 1:
         hint = ": supply it with --k" if k is None else ", expected a whole number from 1"

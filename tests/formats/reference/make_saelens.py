@@ -16,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 
 HERE = Path(__file__).parent / "saelens"
-D_IN, D_SAE, D_OUT, N = 12, 32, 10, 24
+D_IN, D_SAE, D_OUT, N = 8, 24, 6, 12
 X = torch.randn(N, D_IN, generator=torch.Generator().manual_seed(1)) * 2 + 0.7
 
 
@@ -112,12 +112,20 @@ for architecture in ("standard", "jumprelu", "gated", "topk", "abstopk"):
     for normalize in ("none", "layer_norm", "constant_norm_rescale"):
         for subtracts in (True, False):
             extra = {"k": 5} if "topk" in architecture else {}
-            for rescale in (True, False) if "topk" in architecture and normalize != "constant_norm_rescale" else (None,):
+            for rescale in (
+                (True, False) if "topk" in architecture and normalize != "constant_norm_rescale" else (None,)
+            ):
                 seed += 1
                 flags = {} if rescale is None else {"rescale_acts_by_decoder_norm": rescale}
                 name = f"{architecture}-{normalize}-{'sub' if subtracts else 'nosub'}{'-rescale' if rescale else ''}"
                 inference(
-                    name, architecture, seed, apply_b_dec_to_input=subtracts, normalize_activations=normalize, **extra, **flags
+                    name,
+                    architecture,
+                    seed,
+                    apply_b_dec_to_input=subtracts,
+                    normalize_activations=normalize,
+                    **extra,
+                    **flags,
                 )
 for architecture in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
     for normalize in ("none", "layer_norm"):
@@ -130,7 +138,7 @@ for architecture in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "ju
 inference("reshape-hook_z", "standard", 90, reshape_activations="none", meta={"n": 1})
 for architecture, extra in (
     ("standard", {}), ("jumprelu", {}), ("gated", {}), ("topk", {"k": 5}), ("abstopk", {"k": 5}), ("batchtopk", {"k": 4.5}),
-    ("matryoshka_batchtopk", {"k": 4.0, "matryoshka_widths": [8, 20, 32]}),
+    ("matryoshka_batchtopk", {"k": 4.0, "matryoshka_widths": [6, 14, 24]}),
 ):  # fmt: skip
     flags = [True, False] if "topk" in architecture else [None]
     for rescale in flags:
@@ -140,7 +148,12 @@ for architecture, extra in (
         training(f"export-{tag}", architecture, seed, export=True, **more)
         training(f"training-{tag}", architecture, seed, **more)
         training(
-            f"training-{tag}-scaled", architecture, seed, scale=0.37, normalize_activations="expected_average_only_in", **more
+            f"training-{tag}-scaled",
+            architecture,
+            seed,
+            scale=0.37,
+            normalize_activations="expected_average_only_in",
+            **more,
         )
         for subtracts in (True, False):
             training(
