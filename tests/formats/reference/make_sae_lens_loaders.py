@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 D_IN, D_SAE, N = 8, 24, 12
