@@ -7,6 +7,7 @@ done to a tensor never reaches the file), so loading holds one copy of them.
 
 import json
 import math
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -318,7 +319,9 @@ class TorchFile(Weights):
 def _torch_archive(path: Path) -> dict[str, Any]:
     try:
         sizes = _stored_sizes(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():  # it also warns of what it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch raises a dozen types for a damaged archive
