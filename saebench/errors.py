@@ -16,6 +16,10 @@ class UsageError(SaebenchError):
     exit_code = 2
 
 
+class NonFiniteError(SaebenchError):
+    """Activations or scores that are not finite: an error entry in the record, never a number."""
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The first line of an error's text, or its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__

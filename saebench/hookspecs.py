@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saebench.checkpoint import Format
     from saebench.leaderboard import Report
     from saebench.metric import Metric
-    from saebench.subject import ModelAlias
+    from saebench.models import ModelAlias
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")

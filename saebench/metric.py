@@ -241,8 +241,9 @@ class Rows:
 
     def frame(self) -> pd.DataFrame:
         """The rows in the order of their unit_id, whatever order they came in."""
-        data = {name: np.concatenate(parts) for name, parts in self.columns.items()}
-        frame = pd.DataFrame(data or {"unit_id": [], "cluster_id": []})
+        frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in self.columns.items()})
+        if frame.empty:
+            frame = pd.DataFrame(columns=["unit_id", "cluster_id"])
         return frame.sort_values("unit_id", ignore_index=True)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saebench.checkpoint import Format
     from saebench.leaderboard import Report
     from saebench.metric import Metric
-    from saebench.subject import ModelAlias
+    from saebench.models import ModelAlias
 
 GROUP = "saebench"
 
@@ -143,19 +143,33 @@ def _sorted_points() -> list[EntryPoint]:
 
 
 @cache
-def registry(strict: bool = False) -> Registry:
-    """The registry of what is installed, made once.
+def installed() -> Registry:
+    """The registry of what is installed, made once; says nothing about broken plugins.
 
     Raises:
-        SaebenchError: `strict`, and a plugin is broken; or saebench itself was not installed.
+        SaebenchError: saebench itself was not installed.
     """
     points = _sorted_points()
     if not points:
         raise SaebenchError("no plugin is installed, not even saebench's own: pip install -e . (or the wheel)")
-    found = build(points)
+    return build(points)
+
+
+def registry(strict: bool = False) -> Registry:
+    """The registry of what is installed; warns of each broken plugin once.
+
+    Raises:
+        SaebenchError: `strict`, and a plugin is broken; or saebench itself was not installed.
+    """
+    found = installed()
     for plugin in found.broken:
         message = f"plugin '{plugin.name}' ({plugin.distribution} {plugin.version}) was left out: {plugin.error}"
         if strict:
             raise SaebenchError(message)
-        warnings.warn(message, stacklevel=2)
+        _warn_once(message)
     return found
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

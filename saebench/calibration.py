@@ -1,0 +1,129 @@
+"""Before the pass: what is a normal activation at this hook point, and does the SAE behave there as it claims.
+
+The task's first contexts are run to the hook point once. They fix the norm above which a token is not scored, and the mean that
+mean ablation puts in; a sample of them is what each SAE's measured L0 is checked on.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saebench.corpus import Contexts
+from saebench.errors import NonFiniteError, SaebenchError
+from saebench.hookpoint import HookPoint
+from saebench.sae import SAE
+from saebench.subject import Subject
+
+CONTEXTS = 32
+SAMPLE = 1024
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the calibration contexts say about a hook point.
+
+    Attributes:
+        median_norm: median ‖x‖ over their tokens that are not special.
+        threshold: tokens with a larger ‖x‖ are not scored; infinite where the task sets no max_norm.
+        mean: [d_out] float32, mean of x over the tokens within the threshold.
+        sample: [≤ 1024, d_in] float32, activations that SAEs read there, evenly taken from the same tokens.
+    """
+
+    median_norm: float
+    threshold: float
+    mean: Tensor
+    sample: Tensor
+
+    def scored(self, x: Tensor, special: Tensor) -> Tensor:
+        """[B, T] the tokens that count: not special, and not longer than the threshold."""
+        inside: Tensor = x.float().norm(dim=-1) <= self.threshold
+        return ~special & inside
+
+
+def calibrate(
+    subject: Subject,
+    contexts: Contexts,
+    read: HookPoint,
+    write: HookPoint,
+    max_norm: float | None,
+    batch_size: int,
+    cache: Path,
+) -> Calibration:
+    """Calibrate on the first contexts, or take what an earlier run found for the same model, place and text.
+
+    Raises:
+        SaebenchError: activations are not finite, or no token is left.
+    """
+    head = contexts.head(CONTEXTS)
+    key = "|".join((subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint()))
+    path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        found = load_file(path, device=str(subject.device))
+        return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
+    result = _calibrate(subject, head, read, write, max_norm, batch_size)
+    tensors = {
+        "median": torch.tensor(result.median_norm, dtype=torch.float64),
+        "threshold": torch.tensor(result.threshold, dtype=torch.float64),
+        "mean": result.mean.cpu(),
+        "sample": result.sample.cpu().contiguous(),
+    }
+    save_in_cache(path, tensors)
+    return result
+
+
+def _calibrate(
+    subject: Subject, head: Contexts, read: HookPoint, write: HookPoint, max_norm: float | None, batch_size: int
+) -> Calibration:
+    ids = torch.from_numpy(head.token_ids).to(subject.device)
+    normal = ~torch.from_numpy(head.special).to(subject.device)
+    pairs = [subject.capture(chunk, read, write) for chunk in ids.split(batch_size)]
+    x_read = torch.cat([p[0] for p in pairs])[normal].float()
+    x = torch.cat([p[1] for p in pairs])[normal].float()
+    if not bool(torch.isfinite(x).all() and torch.isfinite(x_read).all()):
+        raise NonFiniteError(
+            f"{subject.loaded.id} gives activations at {write} that are not finite in {subject.dtype}: try --dtype float32"
+        )
+    norms = x.norm(dim=-1)
+    if not len(norms):
+        raise SaebenchError("the calibration contexts hold nothing but special tokens")
+    # The mean of the two middle norms, as numpy has it; torch's median takes the lower one.
+    median = float(norms.double().quantile(0.5)) if len(norms) < 2**24 else float(norms.median())
+    threshold = math.inf if max_norm is None else max_norm * median
+    inside = norms <= threshold
+    mean = x[inside].mean(0, dtype=torch.float64).float()
+    rows = x_read[inside]
+    evenly = torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows)), device=rows.device).long()
+    return Calibration(median, threshold, mean, rows[evenly])
+
+
+def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Keep something for later runs; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{torch.randint(2**31, ()).item()}")
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except OSError:
+        return
+
+
+def check_l0(sae: SAE, calibration: Calibration) -> float:
+    """The SAE's mean L0 on the calibration sample.
+
+    Raises:
+        SaebenchError: it differs from the L0 the checkpoint declares by more than a factor of two, which is what a
+            misread activation, scale or hook point looks like.
+    """
+    measured = float(sae.encode(calibration.sample).counts().double().mean())
+    declared = sae.metadata.declared_l0
+    if declared and not declared / 2 <= measured <= declared * 2:
+        raise SaebenchError(
+            f"{sae.metadata.path}: {measured:.1f} latents fire per token where the checkpoint declares {declared:g}: "
+            "wrong hook point, wrong scale or a misread format (see `saebench inspect`; --hook, --scale, --model override)"
+        )
+    return measured

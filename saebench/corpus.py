@@ -1,0 +1,205 @@
+"""Documents -> packed contexts of token ids, with a fingerprint.
+
+A context never crosses a document, and nothing is padded: a document's tail that is shorter than T is dropped and counted.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.task import CorpusSpec, Task
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """N contexts of T token ids.
+
+    Attributes:
+        token_ids: [N, T] int64
+        document_id: [N] int64, indices into `documents`: the clusters of every interval
+        special: [N, T] bool, BOS and other special tokens
+        documents: names
+        dropped_tokens: tokens of tails shorter than a context
+        available: how many contexts the documents would have given
+    """
+
+    token_ids: np.ndarray
+    document_id: np.ndarray
+    special: np.ndarray
+    documents: tuple[str, ...]
+    dropped_tokens: int = 0
+    available: int = 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def length(self) -> int:
+        return int(self.token_ids.shape[1])
+
+    def head(self, n: int | None) -> "Contexts":
+        """The first n contexts (all of them for None)."""
+        if n is None or n >= len(self):
+            return self
+        return Contexts(
+            self.token_ids[:n],
+            self.document_id[:n],
+            self.special[:n],
+            self.documents,
+            self.dropped_tokens,
+            self.available,
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of what a model and a metric see: ids, which are special, and which document each came from."""
+        digest = hashlib.sha256(repr(self.token_ids.shape).encode())
+        for array in (self.token_ids, self.document_id, self.special):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def special_ids(tokenizer: Any) -> np.ndarray:
+    """Ids of every special token of a tokenizer (Llama 3's reserved ones are in its added tokens only)."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return np.array(sorted(added | set(tokenizer.all_special_ids)), dtype=np.int64)
+
+
+def task_contexts(task: Task, tokenizer: Any) -> Contexts:
+    """The contexts of a task under a tokenizer.
+
+    Raises:
+        SaebenchError: the corpus is missing, changed, or too small.
+    """
+    if tokenizer is None:
+        raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
+    spec = task.contexts
+    bos = tokenizer.bos_token_id if spec.bos else None
+    if spec.bos and bos is None:
+        raise SaebenchError(
+            f"task {task.label} begins contexts with BOS and this model's tokenizer has none: use a task with bos = false"
+        )
+    names, pieces, dropped = [], [], 0
+    for name, text in _documents(task):
+        # Some tokenizers add BOS by themselves: never twice.
+        ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
+        cut, tail = _pack(ids, spec.length, bos)
+        names.append(name)
+        pieces.append(cut)
+        dropped += tail
+    chosen = _spread([len(p) for p in pieces], spec.count)
+    if len(chosen) < spec.count:
+        raise SaebenchError(
+            f"task {task.label} needs {spec.count} contexts and its documents give {len(chosen)}: use a larger corpus"
+        )
+    token_ids = np.stack([pieces[d][i] for d, i in chosen])
+    return Contexts(
+        token_ids,
+        np.array([d for d, _ in chosen], dtype=np.int64),
+        np.isin(token_ids, special_ids(tokenizer)),
+        tuple(names),
+        dropped,
+        sum(map(len, pieces)),
+    )
+
+
+def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
+    """Contexts from a .npy file of token ids [N, T], as they are; each row counts as a document of its own.
+
+    Raises:
+        UsageError: not such a file, or ids outside the vocabulary.
+    """
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
+    if (
+        not isinstance(ids, np.ndarray)
+        or ids.ndim != 2
+        or ids.dtype.kind not in "iu"
+        or min(ids.shape) < 1
+        or ids.shape[1] < 2
+    ):
+        raise UsageError(f"{path}: expected whole numbers [contexts, tokens], at least 1 × 2")
+    ids = ids.astype(np.int64)
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise UsageError(
+            f"{path}: token ids run from {ids.min()} to {ids.max()}, the model knows 0 to {vocabulary - 1}"
+        )
+    rows = np.arange(len(ids), dtype=np.int64)
+    special = np.isin(ids, np.array(sorted(specials), dtype=np.int64))
+    return Contexts(ids, rows, special, tuple(f"row {i}" for i in rows), 0, len(ids))
+
+
+def _pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
+    """Whole contexts [n, length] of one document, and how many tokens its tail has."""
+    body = length - (bos is not None)
+    n = len(ids) // body
+    cut = ids[: n * body].reshape(n, body)
+    if bos is not None:
+        cut = np.concatenate([np.full((n, 1), bos, dtype=np.int64), cut], axis=1)
+    return cut, len(ids) - n * body
+
+
+def _spread(sizes: list[int], count: int) -> list[tuple[int, int]]:
+    """(document, context) pairs: as even a share of `count` for each document as it can fill, evenly spaced within it.
+
+    They come in rounds over the documents, so that the first n of them (`--limit n`) are spread as well.
+    """
+    quota = [0] * len(sizes)
+    left = min(count, sum(sizes))
+    while left:
+        open_documents = [d for d, size in enumerate(sizes) if quota[d] < size]
+        share = max(1, left // len(open_documents))
+        for d in open_documents:
+            take = min(share, sizes[d] - quota[d], left)
+            quota[d] += take
+            left -= take
+    chosen = [[int((i + 0.5) * size / q) for i in range(q)] for size, q in zip(sizes, quota, strict=True)]
+    rounds = range(max(quota, default=0))
+    return [(d, picks[r]) for r in rounds for d, picks in enumerate(chosen) if r < len(picks)]
+
+
+def _documents(task: Task) -> Iterator[tuple[str, str]]:
+    """(name, text) of each document of a task's corpus, in a fixed order."""
+    spec = task.corpus
+    if spec.hub:
+        yield from _hub_documents(spec)
+        return
+    path = task.folder / str(spec.file)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}") from error
+    if digest != spec.sha256:
+        raise SaebenchError(
+            f"task {task.label}: {path} is not the text it names (sha256 {digest[:12]}…, expected {str(spec.sha256)[:12]}…): "
+            "rebuild it with `make data`"
+        )
+    frame = pd.read_parquet(path)
+    for column, value in (spec.where or {}).items():
+        frame = frame[frame[column] == value]
+    for row in frame.itertuples():
+        yield str(row.document), str(row.text)
+
+
+def _hub_documents(spec: CorpusSpec) -> Iterator[tuple[str, str]]:
+    """The first documents of a hub data set at its pinned commit, streamed."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            spec.hub, spec.subset, split=spec.split, revision=spec.revision, streaming=True
+        ).take(spec.documents)
+        for i, row in enumerate(rows):
+            yield f"{spec.hub}/{spec.split}/{i}", str(row[spec.text_column])
+    except Exception as error:  # the hub's errors come from half a dozen libraries
+        raise SaebenchError(
+            f"corpus '{spec.hub}' could not be read ({type(error).__name__}: {one_line(error, 160)}): "
+            "check the network and the names in the task file"
+        ) from error

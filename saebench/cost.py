@@ -1,0 +1,101 @@
+"""The cost model: what a run will do, in floating-point operations, before it does it.
+
+One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual stream the
+two ablations cost one context each (saebench/ablation.py); elsewhere they are two more copies until they are cached.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saebench.calibration import CONTEXTS
+from saebench.hookpoint import HookPoint
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Multiply-adds per token of a decoder.
+
+    Attributes:
+        block: one layer; head: the output layer; n_layers: how many layers.
+        parameters: all of them, the embedding included.
+    """
+
+    block: float
+    head: float
+    n_layers: int
+    parameters: int
+
+    @property
+    def full(self) -> float:
+        return self.n_layers * self.block + self.head
+
+    def below(self, hook: HookPoint) -> float:
+        return (hook.layer + (hook.site == "resid_post")) * self.block
+
+    def above(self, hook: HookPoint) -> float:
+        return self.full - self.below(hook)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pass, in multiply-adds, and in units of the model's full forward over the same tokens.
+
+    Attributes:
+        stages: name -> multiply-adds.
+        tokens: in the pass.
+        forward: multiply-adds of one full forward over them.
+    """
+
+    stages: dict[str, float]
+    tokens: int
+    forward: float
+
+    @property
+    def forwards(self) -> float:
+        return sum(self.stages.values()) / self.forward
+
+
+def model_size(config: Any) -> ModelSize:
+    """Sizes from a Hugging Face config, without weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    n = config.get_text_config().num_hidden_layers
+    blocks = next(m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n)
+    block = sum(p.numel() for p in blocks[0].parameters())
+    head = model.get_output_embeddings().weight.numel()
+    return ModelSize(float(block), float(head), n, sum(p.numel() for p in model.parameters()))
+
+
+def pass_cost(
+    size: ModelSize, write: HookPoint, shapes: Sequence[tuple[int, int]], contexts: int, length: int, losses: bool
+) -> Cost:
+    """The cost of one pass with ablated losses not cached.
+
+    Args:
+        shapes: (d_in, d_sae) of each SAE.
+        losses: whether any metric needs losses; otherwise the model stops at the hook point.
+    """
+    tokens = contexts * length
+    shared = write.site in ("resid_pre", "resid_post")
+    sae = sum(2.0 * d_in * d_sae for d_in, d_sae in shapes)
+    stages = {"calibration": min(CONTEXTS, contexts) * length * size.below(write)}
+    if losses:
+        stages["full forward"] = tokens * size.full
+        stages["above the hook, once per SAE"] = tokens * len(shapes) * size.above(write)
+        stages["ablations"] = (2 * length if shared else 2 * tokens) * size.above(write)
+    else:
+        stages["up to the hook"] = tokens * size.below(write)
+    stages["SAEs"] = tokens * sae
+    return Cost(stages, tokens, tokens * size.full)
+
+
+def memory_bytes(size: ModelSize, write_dtype_bytes: int, saes: int, batch: int, length: int, config: Any) -> float:
+    """Rough peak: weights, and the largest activations of one forked batch (the MLP's three matrices in one layer)."""
+    text = config.get_text_config()
+    wide = getattr(text, "intermediate_size", 4 * text.hidden_size)
+    rows = batch * length * (1 + saes)
+    return float(size.parameters * write_dtype_bytes + rows * (3 * wide + 4 * text.hidden_size) * write_dtype_bytes)

@@ -1,0 +1,128 @@
+"""`--dry-run`: what a run would compute and what it costs, without running the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
+from saebench.errors import UsageError
+from saebench.models import DTYPES, default_device, default_dtype, load_config
+from saebench.plan import Failure, Job, Request, make_jobs, read_task, wanted_metrics
+from saebench.runner import BATCH, LANES, check_request
+
+
+@dataclass(frozen=True)
+class Group:
+    """SAEs that would share passes."""
+
+    model: str
+    hook: str
+    saes: list[str]
+    passes: int
+    cost: Cost
+    memory: float
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What would happen."""
+
+    task: str
+    metrics: list[str]
+    contexts: int
+    length: int
+    groups: list[Group]
+    failures: list[Failure]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: costs in multiply-adds, memory in bytes."""
+        groups = [
+            {"model": g.model, "hook": g.hook, "saes": g.saes, "passes": g.passes, "tokens": g.cost.tokens,
+             "multiply_adds": g.cost.stages, "forwards": g.cost.forwards, "memory_bytes": g.memory}
+            for g in self.groups
+        ]  # fmt: skip
+        failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
+        return {"task": self.task, "metrics": self.metrics, "contexts": self.contexts, "length": self.length,
+                "groups": groups, "failures": failures}  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        out = [f"task {self.task}: {self.contexts} contexts of {self.length} tokens; metrics {', '.join(self.metrics)}"]
+        for g in self.groups:
+            out.append(f"{g.model}, {g.hook}: {len(g.saes)} SAE(s) in {g.passes} pass(es): {', '.join(g.saes)}")
+            for stage, macs in g.cost.stages.items():
+                out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
+            out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
+            out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
+
+
+def dry_run(request: Request) -> DryRun:
+    """Plan a request. SAEs are loaded, of the model only its config.
+
+    Raises:
+        UsageError: the request makes no sense.
+    """
+    check_request(request)
+    task = read_task(request)
+    wanted = wanted_metrics(request, task)
+    jobs, failures = make_jobs(request)
+    if request.tokens is not None:
+        contexts, length = _token_shape(request)
+    else:
+        contexts, length = task.contexts.count, task.contexts.length
+    contexts = min(contexts, request.limit or contexts)
+    losses = any("token_losses" in m.needs for m in wanted.values())
+    groups = []
+    for model in dict.fromkeys(job.model for job in jobs):
+        config = load_config(model, request.revision)
+        size = model_size(config)
+        places = dict.fromkeys((j.read, j.write) for j in jobs if j.model == model)
+        for place in places:
+            mine = [j for j in jobs if j.model == model and (j.read, j.write) == place]
+            groups.append(_group(request, model, mine, size, config, contexts, length, losses))
+    return DryRun(task.label, list(wanted), contexts, length, groups, failures)
+
+
+def _group(
+    request: Request,
+    model: str,
+    jobs: list[Job],
+    size: ModelSize,
+    config: Any,
+    contexts: int,
+    length: int,
+    losses: bool,
+) -> Group:
+    write = jobs[0].write
+    shapes = [(job.about["d_in"], job.about["d_sae"]) for job in jobs]
+    passes = -(-len(jobs) // LANES)
+    parts = [
+        pass_cost(size, write, shapes[i : i + LANES], contexts, length, losses) for i in range(0, len(jobs), LANES)
+    ]
+    stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
+    stages["calibration"] = parts[0].stages["calibration"]
+    device = request.device or default_device()
+    batch = request.batch_size or BATCH["cuda" if device.startswith("cuda") else "cpu"]
+    nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
+    memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, length, config)
+    saes = sum(job.nbytes for job in jobs)
+    return Group(
+        model,
+        str(write),
+        [j.name for j in jobs],
+        passes,
+        Cost(stages, contexts * length, parts[0].forward),
+        memory + saes,
+    )
+
+
+def _token_shape(request: Request) -> tuple[int, int]:
+    import numpy as np
+
+    try:
+        shape = np.load(str(request.tokens), allow_pickle=False, mmap_mode="r").shape
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{request.tokens}: not readable as .npy") from error
+    if len(shape) != 2:
+        raise UsageError(f"{request.tokens}: expected token ids [contexts, tokens]")
+    return int(shape[0]), int(shape[1])

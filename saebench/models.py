@@ -1,0 +1,193 @@
+"""Find and load a language model: a hub id, a local folder, a GGUF file, or an alias that a plugin brings."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.registry import registry
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelAlias(Protocol):
+    """A short name for a model that lies on this machine."""
+
+    name: str
+
+    def locate(self) -> Path:
+        """Its folder or GGUF file; raises SaebenchError with the line that installs it."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model with its tokenizer and what identifies it.
+
+    Attributes:
+        id: the name it was asked for by.
+        sha256: hash of the weight files and the config they came with.
+        revision: the hub commit, where it came from a hub.
+    """
+
+    model: Any
+    tokenizer: Any
+    id: str
+    sha256: str
+    revision: str | None = None
+
+
+def cache_folder() -> Path:
+    """Where what is worth keeping between runs lies: $SAEBENCH_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SAEBENCH_CACHE") or Path(base) / "saebench")
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    return "float32" if device.startswith("cpu") else "bfloat16"
+
+
+def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """Load a model by alias, GGUF file, local folder or hub id.
+
+    Args:
+        spec: for example `smollm2-135m-instruct`, `meta-llama/Llama-3.2-1B`, `./my-model`, `model.gguf`.
+        revision: hub commit or branch; for hub ids only.
+        dtype: one of `DTYPES`.
+        device: a torch device.
+
+    Raises:
+        UsageError: nothing of that name.
+        SaebenchError: it is there and cannot be loaded (truncated, gated, no network, no memory).
+    """
+    path, revision = _locate(spec, revision)
+    try:
+        if path.suffix == ".gguf":
+            folder, sha = _dequantised(path), _hash_files([path])
+        else:
+            folder, sha = path, _hash_files(_weight_files(path))
+        model, tokenizer = _from_folder(folder, dtype)
+        model = model.to(device).eval().requires_grad_(False)
+    except SaebenchError:
+        raise
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise SaebenchError(f"model '{spec}' at {path} cannot be loaded: {one_line(error)}") from error
+    return LoadedModel(model, tokenizer, spec, sha, revision)
+
+
+def load_config(spec: str, revision: str | None = None) -> Any:
+    """The model's config without its weights, for a dry run."""
+    import transformers
+
+    path, _ = _locate(spec, revision, weights=False)
+    folder = _dequantised(path) if path.suffix == ".gguf" else path
+    return transformers.AutoConfig.from_pretrained(folder)
+
+
+def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path, str | None]:
+    """(folder or GGUF file, hub revision)"""
+    aliases = registry().models
+    if spec in aliases:
+        return aliases[spec].locate(), None
+    path = Path(spec).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path, None
+    looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1
+    if looks_local:
+        raise UsageError(
+            f"no model '{spec}': not an alias ({', '.join(sorted(aliases)) or 'none installed'}), "
+            "a model folder, a .gguf file, or a hub id like meta-llama/Llama-3.2-1B"
+        )
+    return _from_hub(spec, revision, weights)
+
+
+def _from_hub(spec: str, revision: str | None, weights: bool) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
+    try:
+        folder = snapshot_download(spec, revision=revision, allow_patterns=patterns)
+    except GatedRepoError as error:
+        raise SaebenchError(
+            f"model '{spec}' is gated: accept its licence on its hub page, then log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UsageError(f"model '{spec}' has no revision '{revision}'") from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            f"no model '{spec}' on the hub (or it is private: set HF_TOKEN); "
+            f"aliases here: {', '.join(sorted(registry().models))}"
+        ) from error
+    except Exception as error:  # httpx, requests and OS errors all mean the same here
+        raise SaebenchError(
+            f"model '{spec}' could not be fetched and is not in the local hub cache ({one_line(error, 120)}): "
+            "check the network, or pass a local folder to --model"
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    config = folder / "config.json"
+    if not files or not config.is_file():
+        raise UsageError(f"{folder} is not a model folder: it needs config.json and *.safetensors")
+    return [config, *files]
+
+
+def _hash_files(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _dequantised(gguf: Path) -> Path:
+    """A safetensors copy of a GGUF model, made once (it takes 20 s) and kept in the cache under the file's own hash."""
+    import transformers
+
+    key = f"{gguf.stem}-{_hash_files([gguf])[:16]}-transformers-{transformers.__version__}"
+    target = cache_folder() / "models" / key
+    if target.is_dir():
+        return target
+    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are plain float32 by now; what is left of the quantiser only forbids saving them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.is_dir():  # another process may have been faster
+            raise SaebenchError(
+                f"no room for the dequantised model in {target.parent} (540 MB for SmolLM2): {one_line(error)}; "
+                "free some space or set SAEBENCH_CACHE to another folder"
+            ) from error
+    return target

@@ -1,0 +1,230 @@
+"""What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saebench.checkpoint import load_sae
+from saebench.errors import SaebenchError, UsageError
+from saebench.hookpoint import HookPoint
+from saebench.metric import Metric
+from saebench.registry import registry
+from saebench.results import Record
+from saebench.sae import SAE
+from saebench.task import ContextSpec, CorpusSpec, Task, load_task
+
+# Folder names that say nothing: their parent's name goes in front.
+_VAGUE = frozenset(
+    [
+        "trainer",
+        "layer",
+        "layers",
+        "resid",
+        "pre",
+        "post",
+        "mid",
+        "block",
+        "blocks",
+        "ae",
+        "sae",
+        "final",
+        "checkpoint",
+        "step",
+        "hook",
+        "mlp",
+        "attn",
+        "out",
+        "model",
+        "weights",
+    ]
+)
+# SAEs together larger than this are dropped after planning and loaded again for their pass.
+_KEEP_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the fields are the options of `saebench run`."""
+
+    saes: Sequence[str | Path | SAE]
+    names: Sequence[str] = ()
+    model: str | None = None
+    revision: str | None = None
+    hook: str | None = None
+    task: str = "fidelity"
+    tokens: str | Path | None = None
+    metrics: Sequence[str] = ()
+    results: Path = Path("results")
+    batch_size: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    force: bool = False
+    strict: bool = False
+    format: str | None = None
+    k: int | None = None
+    scale: float | None = None
+    ignore_keys: Collection[str] = ()
+
+
+@dataclass
+class Job:
+    """One SAE of a run.
+
+    Attributes:
+        name: in records and tables.
+        source: where it is loaded from, or the SAE itself.
+        sha256: of the SAE's function.
+        model: what the language model is asked for by.
+        read, write: hook points.
+        record: skeleton with the fingerprint, or the existing record; set once the text is known.
+        missing: metrics still to compute.
+    """
+
+    name: str
+    source: str | Path | SAE
+    sha256: str
+    model: str
+    read: HookPoint
+    write: HookPoint
+    about: dict[str, Any]
+    nbytes: int
+    record: Record | None = None
+    missing: dict[str, type[Metric]] = field(default_factory=dict)
+    loaded: SAE | None = None
+
+    def sae(self, request: Request) -> SAE:
+        """The SAE in CPU memory."""
+        return self.loaded or _load(self.source, request)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An SAE that could not be measured, and why."""
+
+    name: str
+    error: SaebenchError
+
+
+def read_task(request: Request) -> Task:
+    """The task of a request; a run on token ids is a task of its own.
+
+    Raises:
+        UsageError: no such task.
+    """
+    if request.tokens is None:
+        return load_task(request.task)
+    default = load_task(request.task)
+    return Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))
+
+
+def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
+    """Metric classes by name: those asked for, else the task's.
+
+    Raises:
+        UsageError: an unknown one, with the nearest.
+    """
+    found = registry(request.strict)
+    return {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
+
+
+def make_jobs(request: Request) -> tuple[list[Job], list[Failure]]:
+    """Load every SAE once, and say which cannot be measured.
+
+    Raises:
+        UsageError: nothing was asked for, or two SAEs are the same.
+    """
+    if not request.saes:
+        raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
+    if request.names and len(request.names) != len(request.saes):
+        raise UsageError(f"{len(request.names)} --name for {len(request.saes)} --sae: give one for each, or none")
+    jobs: list[Job] = []
+    failures: list[Failure] = []
+    kept = 0
+    for i, source in enumerate(request.saes):
+        name = request.names[i] if request.names else default_name(source)
+        try:
+            sae = _load(source, request)
+            job = _job(name, source, sae, request)
+        except SaebenchError as error:
+            failures.append(Failure(name, error))
+            continue
+        kept += job.nbytes
+        job.loaded = sae if kept <= _KEEP_BYTES else None
+        jobs.append(job)
+    _refuse_twins(jobs)
+    return jobs, failures
+
+
+def _load(source: str | Path | SAE, request: Request) -> SAE:
+    if isinstance(source, SAE):
+        return source
+    return load_sae(
+        source, format=request.format, k=request.k, scale=request.scale, hook=request.hook,
+        ignore_keys=request.ignore_keys,
+    )  # fmt: skip
+
+
+def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
+    meta = sae.metadata
+    model = request.model or meta.model
+    hook = request.hook or meta.hook
+    if model is None:
+        raise UsageError(
+            f"{name}: the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)"
+        )
+    if hook is None:
+        raise UsageError(
+            f"{name}: the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
+        )
+    read = HookPoint.parse(hook)
+    write = HookPoint.parse(meta.hook_out) if sae.is_transcoder and meta.hook_out else read
+    nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
+    sha = sae.sha256()
+    return Job(name, source, sha, model, read, write, _about(name, sae, sha), nbytes)
+
+
+def _about(name: str, sae: SAE, sha: str) -> dict[str, Any]:
+    meta = sae.metadata
+    warnings = []
+    if meta.model is None:
+        warnings.append("the checkpoint does not name its model")
+    return {
+        "name": name,
+        "path": meta.path,
+        "format": meta.format,
+        "architecture": meta.architecture,
+        "sha256": sha,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "model": meta.model,
+        "context_length": meta.context_length,
+        "prepend_bos": meta.prepend_bos,
+        "declared_l0": meta.declared_l0,
+        "training_tokens": meta.training_tokens,
+        "facts": [{"name": f.name, "value": f.value, "source": f.source} for f in meta.facts],
+        "warnings": warnings,
+    }
+
+
+def _refuse_twins(jobs: list[Job]) -> None:
+    seen: dict[tuple[str, str, HookPoint], str] = {}
+    for job in jobs:
+        key = (job.sha256, job.model, job.read)
+        if key in seen:
+            raise UsageError(f"'{seen[key]}' and '{job.name}' are the same SAE: give it once")
+        seen[key] = job.name
+
+
+def default_name(source: str | Path | SAE) -> str:
+    """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
+    if isinstance(source, SAE):
+        return source.metadata.architecture
+    path = Path(source)
+    name = path.stem if path.is_file() else path.resolve().name
+    vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
+    parent = path.resolve().parent.name
+    return f"{parent}-{name}" if vague and parent else name

@@ -1,0 +1,46 @@
+"""Several processes, one result: `torchrun -m saebench run …` gives each rank its own contexts; rank 0 merges and writes."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start() -> tuple[int, int]:
+    """(rank, world size) of this process; joins the group that torchrun set up, if it did."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        # What travels between ranks are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike.
+        dist.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), world
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_device(device: str) -> str:
+    """This rank's GPU, where each rank has one."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None and torch.cuda.device_count() > 1 else device
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on rank 0; an empty list on the others. With one process, its own."""
+    if not dist.is_initialized():
+        return [value]
+    out: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, out)
+    return out or []
+
+
+def agree(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,274 @@
+"""Records: what one run of one SAE on one task found, what made it, and where it lies on disk.
+
+A record is one JSON file with the units of each metric (parquet) beside it. Its fingerprint hashes what could change a
+number and nothing else, so an existing record with the same fingerprint *is* the result.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from saebench.errors import SaebenchError, one_line
+
+SCHEMA = 1
+
+
+class RecordError(SaebenchError):
+    """A file that is not a valid record of this schema."""
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Hash of everything that could change a number."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Record:
+    """One SAE on one task.
+
+    Attributes:
+        fingerprint: see `fingerprint`.
+        partial: made with --limit; no leaderboard takes it.
+        sae: name, path, format, architecture, sha256, d_in, d_sae, declared_l0, facts, warnings.
+        model: id, sha256, revision.
+        hook, hook_out: where the SAE reads, and writes.
+        task: name, version, sha256.
+        corpus: fingerprint, contexts, length, documents, tokens (scored, outliers, special).
+        settings: dtypes, seed, limit, max_norm: the rest of the identity.
+        calibration: median_norm, threshold.
+        metrics: name -> {version, units: {file, sha256} or None}.
+        scores: long form: metric, version, key, at, value, low, high, n, unit, direction, no_interval, and the declaration
+            (num, den, offset, scale) that paired comparisons are made from.
+        errors: {metric: message} for what failed; nothing else is ever recorded for it.
+        runs: provenance and timings of each run that added to this record.
+        path: where it was read from or written to; not stored.
+    """
+
+    fingerprint: str
+    partial: bool
+    sae: dict[str, Any]
+    model: dict[str, Any]
+    hook: str
+    hook_out: str
+    task: dict[str, Any]
+    corpus: dict[str, Any]
+    settings: dict[str, Any]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    schema: int = SCHEMA
+    path: Path | None = None
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What must be equal for two records' numbers to be comparable."""
+        task = f"{self.task['name']}@{self.task['version']}"
+        dtypes = f"{self.settings['model_dtype']}/{self.settings['sae_dtype']}"
+        return (
+            str(self.model["sha256"]),
+            self.hook_out,
+            task,
+            str(self.task["sha256"]),
+            str(self.corpus["fingerprint"]),
+            dtypes,
+            str(self.settings["max_norm"]),
+        )
+
+    def score(self, key: str, metric: str | None = None) -> dict[str, Any]:
+        """The score of that key that is not a point of a curve.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.scores:
+            if row["key"] == key and row["at"] is None and metric in (None, row["metric"]):
+                return row
+        raise KeyError(key)
+
+    def units(self, metric: str) -> pd.DataFrame | None:
+        """The units of a metric, from the file beside the record; None if the metric has none.
+
+        Raises:
+            RecordError: the file is missing or is not the one the record was made with.
+        """
+        entry = self.metrics.get(metric, {}).get("units")
+        if entry is None or self.path is None:
+            return None
+        path = self.path.parent / Path(entry["file"]).name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{self.path}: its units {path.name} cannot be read: {one_line(error)}") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise RecordError(f"{path}: not the units that {self.path.name} was made with; run it again with --force")
+        return pd.read_parquet(io.BytesIO(data))
+
+    def to_json(self) -> dict[str, Any]:
+        body = asdict(self)
+        del body["path"]
+        return body
+
+    def write(self, path: Path, units: Mapping[str, pd.DataFrame]) -> None:
+        """Write units first, then the record: a record that exists is whole.
+
+        Args:
+            units: by metric; those already written are left alone.
+        """
+        for metric, frame in units.items():
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            name = f"{path.stem}.{metric}.parquet"
+            self.metrics[metric]["units"] = {
+                "file": name,
+                "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            }
+            write_atomically(path.with_name(name), buffer.getvalue())
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        write_atomically(path, (text + "\n").encode())
+        self.path = path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, then rename: whoever reads sees the old file or the new one.
+
+    Raises:
+        SaebenchError: it cannot be written (full disk, no permission).
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise SaebenchError(
+            f"{path} could not be written: {one_line(error)}; what was finished before is kept: "
+            "free some space and run the same command again"
+        ) from error
+
+
+def read_record(path: Path) -> Record:
+    """One record from disk, validated.
+
+    Raises:
+        RecordError: not JSON, not a record, another schema, or numbers that are not numbers.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: not a readable record: {one_line(error)}") from error
+    if not isinstance(body, dict) or "fingerprint" not in body or "schema" not in body:
+        raise RecordError(f"{path}: JSON, but not a saebench record")
+    if body["schema"] != SCHEMA:
+        raise RecordError(
+            f"{path}: written with schema {body['schema']!r}, this saebench reads {SCHEMA}: run it again, or use the saebench it names"
+        )
+    names = {f.name for f in fields(Record)} - {"path"}
+    if set(body) != names:
+        raise RecordError(f"{path}: keys missing or unknown: {', '.join(sorted(map(str, set(body) ^ names)))}")
+    record = Record(**body, path=path)
+    _validate(record, path)
+    return record
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+_TYPES: dict[str, type] = {
+    "fingerprint": str, "partial": bool, "sae": dict, "model": dict, "hook": str, "hook_out": str, "task": dict,
+    "corpus": dict, "settings": dict, "calibration": dict, "metrics": dict, "scores": list, "errors": dict, "runs": list,
+}  # fmt: skip
+_NEEDED = {
+    "sae": ("name", "sha256"), "model": ("id", "sha256"), "task": ("name", "version", "sha256"),
+    "corpus": ("fingerprint",), "settings": ("model_dtype", "sae_dtype", "max_norm", "seed", "limit"),
+}  # fmt: skip
+_SCORE_KEYS = {"metric", "version", "key", "at", "value", "low", "high", "n", "unit", "direction", "no_interval",
+               "num", "den", "offset", "scale"}  # fmt: skip
+
+
+def _validate(record: Record, path: Path) -> None:
+    for name, kind in _TYPES.items():
+        if not isinstance(getattr(record, name), kind):
+            raise RecordError(f"{path}: '{name}' should be {kind.__name__}")
+    for name, keys in _NEEDED.items():
+        for key in keys:
+            if key not in getattr(record, name):
+                raise RecordError(f"{path}: '{name}' lacks '{key}'")
+    for i, row in enumerate(record.scores):
+        if not isinstance(row, dict) or set(row) != _SCORE_KEYS:
+            raise RecordError(f"{path}: score {i} does not have the keys of a score")
+        for name in ("value", "low", "high"):
+            value = row[name]
+            if value is None and name != "value":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise RecordError(f"{path}: score {i} ({row['key']}): {name} is not a finite number")
+
+
+def load_records(paths: Iterable[str | Path]) -> list[Record]:
+    """Every record below the given folders (or the given files), in a stable order.
+
+    Raises:
+        RecordError: a file given by name, or found in a folder, is not a valid record.
+    """
+    found = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise RecordError(f"no such file or folder: {path}")
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*@*.json") if not _hidden(p, path))
+        found += [read_record(file) for file in files]
+    return found
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def slug(name: str) -> str:
+    """A name as one safe path component: letters, digits, '.', '_', '-'; never empty, never '..'."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
+    return cleaned or "unnamed"
+
+
+def record_path(results: Path, record: Record) -> Path:
+    """Where this record lies or should lie: its own file if one of its fingerprint exists, else a free name.
+
+    A run with every setting at its default takes `<task>@<version>.json`; any variant carries its fingerprint.
+    """
+    folder = (
+        results
+        / slug(str(record.model["id"]))
+        / slug(record.hook)
+        / f"{slug(str(record.sae['name']))}-{str(record.sae['sha256'])[:8]}"
+    )
+    stem = f"{slug(str(record.task['name']))}@{record.task['version']}"
+    variant = folder / f"{stem}-{record.fingerprint[:8]}.json"
+    plain = folder / f"{stem}.json"
+    if variant.exists() or record.partial or record.settings["seed"] != 0:
+        return variant
+    if not plain.exists():
+        return plain
+    try:
+        same = read_record(plain).fingerprint == record.fingerprint
+    except RecordError:  # foreign or older: never overwritten
+        same = False
+    return plain if same else variant

@@ -1,0 +1,94 @@
+"""A pass that was killed goes on where it stopped: metrics' sums and the place in the text, saved now and then.
+
+One file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Files are named by what the
+pass measures and by which SAEs were in it; a later run takes the file that knows most of its SAEs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from saebench.results import write_atomically
+
+
+class StateFolder:
+    """Saved states of one results folder.
+
+    A state is `{"done": int, "tally": [..], "lanes": {lane key: {metric: its state}}, "errors": {lane key: {metric: message}}}`.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.folder = results / ".state"
+
+    def save(self, group: str, state: Mapping[str, Any]) -> None:
+        """Replace the state of the pass with these lanes."""
+        arrays: dict[str, np.ndarray] = {}
+        plain = _split(state, arrays)
+        # Scalars have no bytes of their own in safetensors' numpy form: 1-d keeps them exact.
+        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"state": json.dumps(plain)})
+        write_atomically(self._path(group, state["lanes"]), data)
+
+    def find(self, group: str, lanes: set[str]) -> dict[str, Any] | None:
+        """The saved state of this group that knows most of `lanes`; None if none knows any."""
+        best: dict[str, Any] | None = None
+        for path in sorted(self.folder.glob(f"{group}-*.safetensors")):
+            state = _read(path)
+            if state and len(lanes & set(state["lanes"])) > len(lanes & set(best["lanes"] if best else ())):
+                best = state
+        return best
+
+    def drop(self, group: str, finished: set[str]) -> None:
+        """Delete the states whose every lane is finished."""
+        for path in self.folder.glob(f"{group}-*.safetensors"):
+            state = _read(path)
+            if state is None or set(state["lanes"]) <= finished:
+                path.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _path(self, group: str, lanes: Mapping[str, Any]) -> Path:
+        digest = hashlib.sha256("|".join(sorted(lanes)).encode()).hexdigest()[:16]
+        return self.folder / f"{group}-{digest}.safetensors"
+
+
+def _split(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """`value` with each array moved into `arrays` and a reference in its place."""
+    if isinstance(value, np.ndarray):
+        name = str(len(arrays))
+        arrays[name] = value
+        return {"__array__": name}
+    if isinstance(value, Mapping):
+        return {str(k): _split(v, arrays) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_split(v, arrays) for v in value]
+    return value
+
+
+def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"__array__"}:
+            return arrays[value["__array__"]]
+        return {k: _join(v, arrays) for k, v in value.items()}
+    return [_join(v, arrays) for v in value] if isinstance(value, list) else value
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A saved state; None where it cannot be read, which only means starting over."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            plain = json.loads(file.metadata()["state"])
+            arrays = {name: file.get_tensor(name) for name in _names(file)}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    state: dict[str, Any] = _join(plain, arrays)
+    return state
+
+
+def _names(file: Any) -> Iterator[str]:
+    yield from file.keys()

@@ -1,0 +1,235 @@
+"""The one pass: contexts × language model × SAEs -> batches -> metrics.
+
+Every SAE of one (model, hook point) goes through together. A batch of contexts is run once below the hook point; there it forks
+into one stream per SAE (saebench/subject.py), and what comes out is handed to each SAE's metrics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.ablation import Ablations
+from saebench.calibration import Calibration
+from saebench.corpus import Contexts
+from saebench.errors import NonFiniteError, SaebenchError, one_line
+from saebench.hookpoint import HookPoint
+from saebench.losses import Losses, spliced_losses
+from saebench.metric import Batch, Metric, TokenLosses
+from saebench.sae import SAE, Latents
+from saebench.subject import Copy, Subject
+
+
+@dataclass
+class Lane:
+    """One SAE on its way through the pass.
+
+    Attributes:
+        sae: on the model's device, float32.
+        metrics: by name; those that need no batch are not here.
+        errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
+    """
+
+    sae: SAE
+    metrics: dict[str, Metric]
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> list[Metric]:
+        return [m for name, m in self.metrics.items() if name not in self.errors]
+
+    def needs(self, what: str) -> bool:
+        return any(what in m.needs for m in self.alive)
+
+    def fail(self, message: str, needing: frozenset[str]) -> None:
+        """Mark every metric that needs any of `needing` as failed."""
+        for name, metric in self.metrics.items():
+            if metric.needs & needing:
+                self.errors.setdefault(name, message)
+
+
+@dataclass
+class Tally:
+    """Tokens seen, by what became of them."""
+
+    scored: int = 0
+    outliers: int = 0
+    special: int = 0
+
+
+@dataclass
+class _Seen:
+    """What one SAE made of one batch."""
+
+    latents: Latents | None = None
+    reconstruction: Tensor | None = None
+
+
+class Pass:
+    """A pass over some contexts for some SAEs that share a model and a hook point.
+
+    Attributes:
+        done: contexts finished, counted from the beginning.
+        tally: tokens seen.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        contexts: Contexts,
+        context_id: np.ndarray,
+        read: HookPoint,
+        write: HookPoint,
+        lanes: list[Lane],
+        calibration: Calibration,
+        ablations: Ablations | None,
+    ) -> None:
+        """
+        Args:
+            context_id: [N] the task's numbers of these contexts.
+            ablations: None when no metric needs losses; the model then stops at the hook point.
+        """
+        self.subject = subject
+        self.contexts = contexts
+        self.context_id = context_id
+        self.read, self.write = read, write
+        self.lanes = lanes
+        self.calibration = calibration
+        self.ablations = ablations
+        self.done = 0
+        self.tally = Tally()
+
+    def run(self, batch_size: int, after_batch: Callable[[], None] = lambda: None) -> int:
+        """Run what is not done yet; returns the batch size that fitted (halved whenever the device ran out of memory).
+
+        Args:
+            after_batch: called after each batch: progress, saving state.
+
+        Raises:
+            SaebenchError: the model's activations are not finite, or not even one context fits.
+        """
+        while self.done < len(self.contexts):
+            rows = np.arange(self.done, min(self.done + batch_size, len(self.contexts)))
+            try:
+                batch, seen, losses = self._compute(rows)
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise SaebenchError(
+                        f"not even one context with {len(self.lanes)} SAEs fits into the memory of "
+                        f"{self.subject.device}: give fewer --sae, or --dtype bfloat16"
+                    ) from error
+                batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            self._update(batch, seen, losses)
+            self.done += len(rows)
+            after_batch()
+        return batch_size
+
+    # --- compute: nothing here changes state, so that a batch can be tried again ----------------------------------------
+
+    @torch.no_grad()
+    def _compute(self, rows: np.ndarray) -> tuple[Batch, list[_Seen], tuple[Losses, Tensor, Tensor] | None]:
+        device = self.subject.device
+        token_ids = torch.from_numpy(self.contexts.token_ids[rows]).to(device)
+        special = torch.from_numpy(self.contexts.special[rows]).to(device)
+        box: dict[str, Tensor] = {}
+        seen: list[_Seen] = []
+
+        def splice(x_read: Tensor, x_write: Tensor) -> list[Copy]:
+            box["x"] = x = x_write.float()
+            self._require_finite(x, rows)
+            box["scored"] = scored = self.calibration.scored(x, special)
+            seen.extend(self._look(lane, x_read.float(), x_write) for lane in self.lanes)
+            if self.ablations is None:
+                return []
+            every = torch.arange(len(rows), device=device)
+            spliced = [x if s.reconstruction is None else s.reconstruction for s in seen]
+            copies = [Copy(torch.where(scored[..., None], xh.to(x_write.dtype), x_write), every) for xh in spliced]
+            return copies + self.ablations.copies(x_write, token_ids, scored)
+
+        losses = None
+        if self.ablations is None:
+            splice(*self.subject.capture(token_ids, self.read, self.write))
+        else:
+            count = len(self.lanes) + self.ablations.most_copies
+            clean, hidden = self.subject.fork(token_ids, self.read, self.write, splice, count)
+            own, ablated = hidden[: len(self.lanes)], hidden[len(self.lanes) :]
+            zero, mean = self.ablations.losses(rows, ablated, token_ids, box["scored"])
+            losses = spliced_losses(self.subject.logits, clean, own, token_ids, box["scored"]), zero, mean
+        batch = Batch(
+            token_ids,
+            special,
+            box["scored"],
+            self.context_id[rows],
+            self.contexts.document_id[rows],
+            torch.arange(token_ids.shape[1], device=device),
+            self.calibration.mean,
+            box["x"],
+        )
+        return batch, seen, losses
+
+    def _require_finite(self, x: Tensor, rows: np.ndarray) -> None:
+        if not bool(torch.isfinite(x).all()):
+            bad = int(rows[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])])
+            raise NonFiniteError(
+                f"activations at {self.write} are not finite in context {self.context_id[bad]} "
+                f"({self.subject.loaded.id}, {self.subject.dtype}): try --dtype float32"
+            )
+
+    def _look(self, lane: Lane, x_read: Tensor, x_write: Tensor) -> _Seen:
+        """Latents and reconstruction of one SAE; what is not finite fails its metrics and is not passed on."""
+        if not any(lane.needs(n) for n in ("latents", "reconstruction", "token_losses")):
+            return _Seen()
+        try:
+            latents = lane.sae.encode(x_read)
+            if not bool(torch.isfinite(latents.values).all()):
+                raise SaebenchError("latents are not finite")
+            if not (lane.needs("reconstruction") or lane.needs("token_losses")):
+                return _Seen(latents)
+            reconstruction = lane.sae.decode(latents, x_read)
+            if not bool(torch.isfinite(reconstruction).all()):
+                raise SaebenchError("the reconstruction is not finite")
+        except torch.OutOfMemoryError:
+            raise
+        except (SaebenchError, RuntimeError, ValueError) as error:
+            lane.fail(one_line(error), frozenset({"latents", "reconstruction", "token_losses"}))
+            return _Seen()
+        return _Seen(latents, reconstruction)
+
+    # --- update -------------------------------------------------------------------------------------------------------
+
+    def _update(self, batch: Batch, seen: list[_Seen], losses: tuple[Losses, Tensor, Tensor] | None) -> None:
+        special, scored = int(batch.special.sum()), int(batch.scored.sum())
+        self.tally.special += special
+        self.tally.scored += scored
+        self.tally.outliers += batch.scored.numel() - special - scored
+        predicted = batch.scored.clone()
+        predicted[:, -1] = False
+        for k, (lane, mine) in enumerate(zip(self.lanes, seen, strict=True)):
+            token_losses = None
+            if losses is not None:
+                all_losses, zero, mean = losses
+                token_losses = TokenLosses(
+                    all_losses.clean, all_losses.spliced[k], zero, mean, all_losses.kl[k], predicted
+                )
+            own = Batch(
+                batch.token_ids,
+                batch.special,
+                batch.scored,
+                batch.context_id,
+                batch.document_id,
+                batch.position,
+                batch.calibration_mean,
+                batch.x,
+                mine.latents,
+                mine.reconstruction,
+                token_losses,
+            )
+            for metric in lane.alive:
+                try:
+                    metric.update(own)
+                except Exception as error:  # a stranger's metric must not end the pass
+                    lane.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"

@@ -1,0 +1,380 @@
+"""The language model under study: run up to a hook point, or forked at it.
+
+Forking is what makes one pass serve every SAE. At the hook point, h [B, T, d] becomes [h; copy₁; …; copyₙ] along the batch,
+so the layers below run once and only those above run n + 1 times. No model code is re-implemented: forward hooks do it, and
+any Hugging Face causal LM works. What does not survive a fork (checked on a few tokens before the pass) runs copy by copy.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from saebench.errors import SaebenchError, UsageError
+from saebench.hookpoint import HookPoint
+from saebench.models import LoadedModel
+
+# Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
+# attention's output, because the residual stream bypasses every module between the two.
+_PRE_NORM = {
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("self_attn", "out"),
+    "resid_mid": ("self_attn", "mid"),
+    "z": ("self_attn.o_proj", "in"),
+    "mlp_post": ("mlp.down_proj", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("post_attention_layernorm", "out"),
+}
+_SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
+    "mlp_out": ("post_feedforward_layernorm", "out"),
+    "attn_out": ("post_attention_layernorm", "out"),
+    "resid_mid": ("post_attention_layernorm", "mid"),
+    "z": ("self_attn.o_proj", "in"),
+    "mlp_post": ("mlp.down_proj", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("pre_feedforward_layernorm", "out"),
+}
+_GPT2 = {
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("attn", "out"),
+    "resid_mid": ("attn", "mid"),
+    "z": ("attn.c_proj", "in"),
+    "mlp_post": ("mlp.c_proj", "in"),
+    "ln1_out": ("ln_1", "out"),
+    "ln2_out": ("ln_2", "out"),
+}
+_GPT_NEOX = {  # attention and MLP run side by side here: there is no resid_mid
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("attention", "out"),
+    "z": ("attention.dense", "in"),
+    "mlp_post": ("mlp.dense_4h_to_h", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("post_attention_layernorm", "out"),
+}
+_FAMILIES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "phi3", "olmo"), _PRE_NORM),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), _SANDWICH),
+    "gpt2": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One alternative stream: what stands at the hook point instead of the model's own activations.
+
+    Attributes:
+        rows: [R, T, d] activations.
+        source: [R] the context in the batch whose tokens each row has.
+    """
+
+    rows: Tensor
+    source: Tensor
+
+
+Splice = Callable[[Tensor, Tensor], list[Copy]]
+
+
+class _Stop(Exception):
+    """Raised by a hook to end a forward pass early; never leaves this module."""
+
+
+@dataclass
+class _Run:
+    """What the hooks of one forward pass share."""
+
+    size: int
+    read: Tensor | None = None
+    write: Tensor | None = None
+    base: Tensor | None = None
+    copies: list[Copy] = field(default_factory=list)
+    source: Tensor | None = None
+
+
+class Subject:
+    """A loaded language model, seen as a place to read and replace activations.
+
+    Attributes:
+        loaded: model, tokenizer and identity.
+        device: where it runs.
+        forks: False once a check has shown that this model does not survive a fork.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self.model = loaded.model
+        self.device = next(self.model.parameters()).device
+        self.forks = True
+        self.blocks = _find_blocks(self.model)
+        self._sites = _FAMILIES.get(self.model.config.model_type, {})
+        self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def require(self, hook: HookPoint) -> None:
+        """Raise UsageError unless this model has the hook point."""
+        if not 0 <= hook.layer < self.n_layers:
+            raise UsageError(f"hook point {hook} is not in {self.loaded.id}, which has layers 0 to {self.n_layers - 1}")
+        if hook.site not in ("resid_pre", "resid_post") and hook.site not in self._sites:
+            raise UsageError(
+                f"hook point {hook} is not known for model type '{self.model.config.model_type}': "
+                "known there are blocks.L.hook_resid_pre and blocks.L.hook_resid_post"
+                + "".join(f", {site}" for site in self._sites)
+            )
+
+    # --- the two ways to run ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(self, token_ids: Tensor, read: HookPoint, write: HookPoint | None = None) -> tuple[Tensor, Tensor]:
+        """Activations [B, T, d] at two hook points (the same one by default), stopping after the second.
+
+        Args:
+            token_ids: [B, T] int64, no padding.
+        """
+        write = write or read
+        run = _Run(len(token_ids))
+
+        def stop(x_read: Tensor, x_write: Tensor) -> list[Copy]:
+            raise _Stop
+
+        with self._hooked(run, read, write, stop, copies=0):
+            try:
+                self._hidden(token_ids)
+            except _Stop:
+                pass
+        assert run.write is not None
+        return (run.write if run.read is None else run.read), run.write
+
+    @torch.no_grad()
+    def fork(
+        self, token_ids: Tensor, read: HookPoint, write: HookPoint, splice: Splice, copies: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Final hidden states (after the last norm) of the untouched model and of every copy, in one forward pass.
+
+        Args:
+            token_ids: [B, T] int64, no padding.
+            read, write: where SAEs read and where their output goes.
+            splice: (x_read, x_write) -> the copies; called once, with activations [B, T, d] in the model's dtype.
+            copies: how many it returns. At a hook point inside a block each must have one row per context, in order.
+
+        Returns:
+            clean [B, T, d] and, for each copy, [R, T, d].
+        """
+        if not self.forks:
+            return self._separately(token_ids, read, write, splice)
+        run = _Run(len(token_ids))
+        with self._hooked(run, read, write, splice, copies):
+            hidden = self._hidden(token_ids)
+        clean, *rest = hidden.split([run.size, *(len(c.rows) for c in run.copies)])
+        return clean, list(rest)
+
+    def _separately(
+        self, token_ids: Tensor, read: HookPoint, write: HookPoint, splice: Splice
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same as `fork`, one plain forward pass per copy: slower, and nothing can go wrong."""
+        x_read, x_write = self.capture(token_ids, read, write)
+        clean = self._hidden(token_ids)
+        out = []
+        for copy in splice(x_read, x_write):
+            with self._replaced(write, copy.rows):
+                out.append(self._hidden(token_ids[copy.source]))
+        return clean, out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [..., V] of final hidden states [..., d]."""
+        head = self.model.get_output_embeddings()
+        logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    # --- trust, but verify --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def check(self, hook: HookPoint) -> None:
+        """Prove on 16 tokens that the head is the model's own, and that a fork equals separate passes.
+
+        Sets `forks` to False where it does not.
+
+        Raises:
+            SaebenchError: the model does something to its logits that `logits` does not.
+        """
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = (torch.arange(16, device=self.device) * 7919 % vocabulary).reshape(2, 8)
+        tolerance = 2e-3 if self.dtype == "float32" else 5e-2
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        if not _close(self.logits(self._hidden(ids)), whole, tolerance):
+            raise SaebenchError(
+                f"{self.loaded.id} (model type '{self.model.config.model_type}') changes its logits after the output layer "
+                "in a way saebench does not know; its losses would be wrong"
+            )
+        every = torch.arange(2, device=self.device)
+
+        def splice(x_read: Tensor, x_write: Tensor) -> list[Copy]:
+            return [Copy(x_write, every), Copy(x_write * 0.5, every)]
+
+        apart = self._separately(ids, hook, hook, splice)
+        try:
+            together = self.fork(ids, hook, hook, splice, copies=2)
+        except (RuntimeError, ValueError, TypeError):
+            self.forks = False
+            return
+        pairs = zip((apart[0], *apart[1]), (together[0], *together[1]), strict=True)
+        self.forks = all(_close(a, b, tolerance) for a, b in pairs)
+
+    # --- hooks --------------------------------------------------------------------------------------------------------
+
+    def _hidden(self, token_ids: Tensor) -> Tensor:
+        out: Tensor = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        return out
+
+    @contextmanager
+    def _hooked(self, run: _Run, read: HookPoint, write: HookPoint, splice: Splice, copies: int) -> Iterator[None]:
+        """Install the hooks of one pass, take them off again whatever happens."""
+        handles: list[Any] = []
+
+        def fork_residual(h: Tensor) -> Tensor:
+            run.write = h
+            run.copies = splice(h if run.read is None else run.read, h)
+            run.source = torch.cat([torch.arange(run.size, device=h.device), *(c.source for c in run.copies)])
+            return torch.cat([h, *(c.rows.to(h.dtype) for c in run.copies)])
+
+        def repeat_block_input(h: Tensor) -> Tensor:
+            run.source = torch.arange(run.size, device=h.device).repeat(1 + copies)
+            run.base = h.repeat(1 + copies, 1, 1)
+            return run.base
+
+        def replace_slices(h: Tensor) -> Tensor:
+            run.write = h[: run.size]
+            run.copies = splice(run.write if run.read is None else run.read, run.write)
+            return torch.cat([run.write, *(c.rows.to(h.dtype) for c in run.copies)])
+
+        def note(h: Tensor) -> None:
+            run.read = h[: run.size]
+
+        try:
+            if read != write:
+                handles += self._at(read, note, run)
+            if write.site in ("resid_pre", "resid_post"):
+                handles += self._at(write, fork_residual, run)
+            else:
+                handles.append(_before(self.blocks[write.layer], repeat_block_input))
+                handles += self._at(write, replace_slices, run)
+            first = write.layer + (write.site == "resid_post")
+            for block in self.blocks[first:]:
+                handles.append(_repeat_arguments(block, run))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _replaced(self, hook: HookPoint, rows: Tensor) -> Iterator[None]:
+        """Every activation at `hook` replaced by `rows`."""
+        handles = self._at(hook, lambda h: rows.to(h.dtype), _Run(len(rows)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _at(self, hook: HookPoint, change: Callable[[Tensor], Tensor | None], run: _Run) -> list[Any]:
+        """Call `change` with the activations at `hook`; what it returns (unless None) stands there instead."""
+        block = self.blocks[hook.layer]
+        if hook.site == "resid_pre":
+            return [_before(block, change)]
+        if hook.site == "resid_post":
+            return [_after(block, change)]
+        name, end = self._sites[hook.site]
+        module = block.get_submodule(name)
+        if end == "in":
+            return [_before(module, change)]
+        if end == "out":
+            return [_after(module, change)]
+
+        def keep_base(h: Tensor) -> None:
+            run.base = h
+
+        def through_attention(out: Tensor) -> Tensor | None:
+            assert run.base is not None
+            changed = change(run.base + out)
+            return None if changed is None else changed - run.base
+
+        return [_before(block, keep_base), _after(module, through_attention)]
+
+
+def _find_blocks(model: Any) -> nn.ModuleList:
+    """The decoder's layers: the one ModuleList as long as the config says."""
+    n = model.config.get_text_config().num_hidden_layers
+    found = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    if not found:
+        raise SaebenchError(
+            f"model type '{model.config.model_type}' has no list of {n} layers that saebench can find; "
+            "only decoder-only language models are supported"
+        )
+    return found[0]
+
+
+def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Pre-hook on a module's first argument, given by position or as hidden_states."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        value = args[0] if args else kwargs["hidden_states"]
+        changed = change(value)
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Hook on a module's output: a bare tensor, or the first of a tuple."""
+
+    def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        changed = change(output[0] if isinstance(output, tuple) else output)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return module.register_forward_hook(hook)
+
+
+def _repeat_arguments(block: nn.Module, run: _Run) -> Any:
+    """Give every row of a forked batch its own context's masks and positions.
+
+    A Llama with SDPA passes nothing of the batch's size; eager attention and others pass masks [B, 1, T, T].
+    """
+
+    def repeat(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(repeat(v) for v in value)
+        assert run.source is not None
+        if isinstance(value, Tensor) and value.ndim > 1 and 1 < run.size == len(value) != len(run.source):
+            return value[run.source]
+        return value
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if run.source is None:
+            return None
+        return tuple(repeat(a) for a in args), {name: repeat(v) for name, v in kwargs.items()}
+
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())

@@ -1,0 +1,159 @@
+"""A task file -> a Task: which text, cut how, and which metrics. A changed task is a new version, or a new name."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from saebench.errors import UsageError, one_line, unknown
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """Where documents come from: exactly one of a parquet file and a hub data set.
+
+    Attributes:
+        file: parquet with columns document and text; relative to the task file.
+        sha256: the file's hash.
+        where: column = value filters.
+        hub, revision, subset, split, text_column: a data set on the Hugging Face hub at a pinned commit.
+        documents: how many documents of a hub data set are read, from its beginning.
+    """
+
+    file: str | None = None
+    sha256: str | None = None
+    where: Mapping[str, str] | None = None
+    hub: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    documents: int = 500
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    """How documents become contexts.
+
+    Attributes:
+        length: T, tokens a context, the BOS included.
+        bos: whether each context begins with BOS.
+        count: how many, spread evenly over the documents.
+        max_norm: tokens whose activation is longer than this many median norms are not scored; None scores them all.
+    """
+
+    length: int
+    bos: bool
+    count: int
+    max_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement that anybody can repeat.
+
+    Attributes:
+        name, version: how it is asked for; `name@version` is what numbers are compared within.
+        corpus, contexts: None for a run on token ids as they are.
+        metrics: computed unless others are asked for.
+        folder: where its relative paths begin.
+    """
+
+    name: str
+    version: int
+    metrics: tuple[str, ...]
+    corpus: CorpusSpec
+    contexts: ContextSpec
+    title: str = ""
+    description: str = ""
+    folder: Path = Path()
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def sha256(self) -> str:
+        """Hash of everything that changes what is measured; titles do not."""
+        body = {
+            "name": self.name,
+            "version": self.version,
+            "corpus": asdict(self.corpus),
+            "contexts": asdict(self.contexts),
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def builtin_tasks() -> dict[str, Path]:
+    """Task files that come with saebench, by name."""
+    folder = Path(str(files("saebench.tasks")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_task(spec: str) -> Task:
+    """A task by name (`fidelity`), name and version (`fidelity@1`), or path to a TOML file.
+
+    Raises:
+        UsageError: no such task or version, or a file that is not a valid task.
+    """
+    if spec.endswith(".toml"):
+        return _read(Path(spec))
+    name, _, version = spec.partition("@")
+    known = builtin_tasks()
+    if name not in known:
+        raise unknown("task", name, known)
+    task = _read(known[name])
+    if version and version != str(task.version):
+        raise UsageError(
+            f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
+        )
+    return task
+
+
+def _read(path: Path) -> Task:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not readable as a task: {one_line(error)}") from error
+    try:
+        corpus = CorpusSpec(**raw.pop("corpus"))
+        contexts = ContextSpec(**raw.pop("contexts"))
+        metrics = tuple(raw.pop("metrics"))
+        task = Task(corpus=corpus, contexts=contexts, metrics=metrics, folder=path.parent, **raw)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
+    _check(task, path)
+    return task
+
+
+def _check(task: Task, path: Path) -> None:
+    corpus, contexts = task.corpus, task.contexts
+    problems = {
+        "name and version must be a string and a whole number": not (
+            isinstance(task.name, str) and isinstance(task.version, int)
+        ),
+        "name may hold letters, digits, '-' and '_' only": not str(task.name)
+        .replace("-", "")
+        .replace("_", "")
+        .isalnum(),
+        "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
+        "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
+        "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
+        "contexts.length must be 2 or more": not _whole(contexts.length, 2),
+        "contexts.count must be 1 or more": not _whole(contexts.count, 1),
+        "contexts.max_norm must be positive": contexts.max_norm is not None and not contexts.max_norm > 0,
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise UsageError(f"{path}: {problem}")
+
+
+def _is_commit(revision: Any) -> bool:
+    return isinstance(revision, str) and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
