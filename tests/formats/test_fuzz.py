@@ -117,7 +117,24 @@ def reword(root: Path, dice: random.Random) -> None:
     file = dice.choice(configs)
     data = json.loads(file.read_text())
     inner = dice.choice([data, *[v for v in data.values() if isinstance(v, dict) and v]])
-    bad = ["false", "7.5", 7.5, -1, 0, 2**70, None, [], {}, [[[]]], float("nan"), "../../../etc", "a\nb", True, 1e308, ""]
+    bad = [
+        "false",
+        "7.5",
+        7.5,
+        -1,
+        0,
+        2**70,
+        None,
+        [],
+        {},
+        [[[]]],
+        float("nan"),
+        "../../../etc",
+        "a\nb",
+        True,
+        1e308,
+        "",
+    ]
     inner[dice.choice([*inner, "some_new_key"])] = dice.choice(bad)
     file.write_text(json.dumps(data))
     return None
@@ -217,10 +234,14 @@ def lie(root: Path, dice: random.Random) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
                 head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({huge}, 8), }}".ljust(117) + "\n"
-                archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.encode() + bytes(10**6))
+                archive.writestr(
+                    f"{name}.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.encode() + bytes(10**6)
+                )
     else:
         base = torch.zeros(2)
-        lying = {name: base.expand(min(huge, 2**20), 2) for name in ("encoder.weight", "W_enc", "b_pre", "decoder.weight")}
+        lying = {
+            name: base.expand(min(huge, 2**20), 2) for name in ("encoder.weight", "W_enc", "b_pre", "decoder.weight")
+        }
         torch.save(lying, file)
 
 
