@@ -26,6 +26,11 @@ class Norms:
     median: float
     high: float
 
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:.4g}"
+        return f"{self.low:.4g} … {self.median:.4g} … {self.high:.4g}"
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -93,9 +98,7 @@ class Inspection:
             f"  hook          {self.hook or 'not said'}{f' → {self.hook_out}' if self.hook_out else ''}",
         ]
         out += [f"  {name:<13} {value}" for name, value in self._optional() if value is not None]
-        out += [
-            f"  ‖{name}‖".ljust(16) + f"{n.low:.4g} … {n.median:.4g} … {n.high:.4g}" for name, n in self.norms.items()
-        ]
+        out += [f"  ‖{name}‖".ljust(16) + str(norms) for name, norms in self.norms.items()]
         out += ["conventions that change numbers:"]
         width = max((len(f.name) for f in self.facts), default=0)
         out += [f"  {f.name:<{width}}  {f.value}  [{f.source}]" for f in self.facts]

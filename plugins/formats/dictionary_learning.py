@@ -72,6 +72,7 @@ class DictionaryLearning(Format):
         if norm_factor is not None:
             facts.append(Fact("training scale undone", repr(norm_factor), "ae.pt norm_factor"))
         sae = _READERS[kind](file, trainer, norm_factor or 1.0, facts, options)
+        facts.append(Fact("subtracts b_dec", str(sae.subtracts_b_dec).lower(), f"inferred: {kind} is written so"))
         meta = Metadata(dtype=file.dtype,
             architecture=architecture, model=trainer.text("lm_name"), hook=_hook(trainer, buffer),
             context_length=buffer.integer("ctx_len"), declared_l0=trainer.number("k"),
