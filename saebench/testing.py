@@ -281,21 +281,26 @@ def _refusal(format: Format, path: Path, options: LoadOptions) -> str:
 
 def _damaged(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Copies of a checkpoint, each spoilt in one way, and what was done to it."""
-    names = [p.relative_to(path) for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [Path(".")]
-    for name in names:
-        copy = folder / path.name
+    weights, configs = (".safetensors", ".pt", ".pth", ".npz"), (".json",)
+    for what, suffixes, change in (
+        ("the weights cut in half", weights, lambda data: data[: len(data) // 2]),
+        ("the weights emptied", weights, lambda data: b""),
+        ("the config cut in half", configs, lambda data: data[: len(data) // 2]),
+        ("an unknown config key", configs, _with_a_strange_key),
+    ):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
-        file = copy / name
-        data = file.read_bytes()
-        if file.suffix == ".json":
-            config = json.loads(data)
-            config["a_key_that_nobody_knows"] = 1
-            file.write_text(json.dumps(config))
-            yield f"an unknown key in {file.name}", copy
-            file.write_bytes(data[: len(data) // 2])
-            yield f"{file.name} cut in half", copy
-        elif file.suffix in (".safetensors", ".pt", ".pth", ".npz"):
-            file.write_bytes(data[: len(data) // 2])
-            yield f"{file.name} cut in half", copy
+        copy = folder / path.name
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copy(path, copy)
+        files = [f for f in (copy, *copy.rglob("*")) if f.is_file() and f.suffix in suffixes]
+        for file in files:
+            file.write_bytes(change(file.read_bytes()))
+        if files:
+            yield what, copy
+
+
+def _with_a_strange_key(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"a_key_that_nobody_knows": 1}).encode()
