@@ -164,7 +164,7 @@ def transcoders():
         from circuit_tracer.transcoder.activation_functions import JumpReLU
         from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
     except ImportError:
-        return print("circuit-tracer is not installed: its own two references are left as they are")
+        raise SystemExit("circuit-tracer is not installed: its own two references are left as they are") from None
     for name, threshold, skip in (("circuit-tracer-relu-skip", False, True), ("circuit-tracer-jumprelu", True, False)):
         folder = case("transcoders", name)
         act = JumpReLU(0.2 + r(D_SAE).abs()) if threshold else torch.nn.functional.relu
@@ -177,7 +177,6 @@ def transcoders():
                     p.copy_(r(*p.shape))
         coder.to_safetensors(str(folder / "layer_3.safetensors"))
         keep(folder, coder, {"path": "layer_3.safetensors"})
-    return None
 
 
 gemma_scope()
