@@ -15,6 +15,7 @@ from saebench.hookpoint import HookPoint
 from saebench.readers import CheckpointError as CheckpointError
 from saebench.readers import Config as Config
 from saebench.readers import LoadOptions as LoadOptions
+from saebench.readers import MissingError as MissingError
 from saebench.readers import NpzFile as NpzFile
 from saebench.readers import SafetensorsFile as SafetensorsFile
 from saebench.readers import TorchFile as TorchFile
@@ -86,9 +87,7 @@ def load_sae(
         raise UsageError(f"no such file or folder: {local}")
     chosen: Format = registry().get("formats", format) if format else _recognise(local)
     options = LoadOptions(k, scale, frozenset(ignore_keys))
-    sae = _read(chosen, local, options)
-    check_sae(sae, local)
-    _check_used(sae, options, local)
+    sae = read_as(chosen, local, options)
     meta = replace(sae.metadata, format=chosen.name, path=source)
     if hook:
         meta = replace(meta, hook=str(HookPoint.parse(hook)))
@@ -117,15 +116,24 @@ def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
         raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
-def _read(chosen: Format, path: Path, options: LoadOptions) -> SAE:
+def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
+    """The SAE at `path` as that format reads it, checked; whatever a damaged file brings about is a CheckpointError.
+
+    Raises:
+        UsageError: an option that contradicts the checkpoint or that it has no use for.
+        CheckpointError: it cannot be read exactly.
+    """
     try:
-        return chosen.load(path, options)
+        sae = chosen.load(path, options)
+        check_sae(sae, path)
+        _check_used(sae, options, path)
     except SaebenchError:
         raise
-    except (Exception, MemoryError) as error:  # whatever a damaged file brings about, it is one line
+    except (Exception, MemoryError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as {chosen.name}: {type(error).__name__}: {one_line(error)}"
         ) from error
+    return sae
 
 
 def _recognise(path: Path) -> Format:

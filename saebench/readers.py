@@ -7,6 +7,7 @@ done to a tensor never reaches the file), so loading holds one copy of them.
 
 import json
 import math
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
@@ -29,6 +30,7 @@ _MAP_FROM = 2**28
 _JSON_LIMIT = 2**24
 # Random weights hardly compress: an archive that claims more than this many times its own size is lying.
 _EXPANSION_LIMIT = 50
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class CheckpointError(SaebenchError):
@@ -37,6 +39,18 @@ class CheckpointError(SaebenchError):
     def __init__(self, message: str):
         text = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
         super().__init__(text if len(text) <= 600 else text[:599] + "…")
+
+
+class MissingError(CheckpointError):
+    """A checkpoint that lacks something a user can supply.
+
+    Attributes:
+        option: the name of what supplies it, "k" or "scale".
+    """
+
+    def __init__(self, option: str, message: str):
+        super().__init__(f"{message}: supply it with --{option}")
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -180,13 +194,19 @@ class Weights(ABC):
 
     Attributes:
         path: the file.
-        shapes: tensor names and shapes.
+        shapes, dtypes: of each tensor, by name.
         values: what else lies beside the tensors (a torch file may hold plain numbers and strings).
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
     values: dict[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the largest tensor: that of the weights."""
+        return self.dtypes[max(self.shapes, key=lambda name: math.prod(self.shapes[name]))]
 
     @abstractmethod
     def _open(self, name: str) -> AbstractContextManager[Tensor]:
@@ -271,7 +291,9 @@ class SafetensorsFile(Weights):
     def __init__(self, path: Path):
         self.path, self.values = path, {}
         with self._file() as file:
-            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self.shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+            self.dtypes = {name: _SAFETENSORS_DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
 
     @contextmanager
     def _file(self) -> Iterator[Any]:
@@ -299,6 +321,7 @@ class TorchFile(Weights):
         self.path, self.root = path, root
         state = self._state()
         self.shapes = {n: tuple(v.shape) for n, v in state.items() if isinstance(v, Tensor)}
+        self.dtypes = {n: str(v.dtype).removeprefix("torch.") for n, v in state.items() if isinstance(v, Tensor)}
         self.values = {n: v for n, v in state.items() if not isinstance(v, Tensor)}
 
     def _state(self) -> dict[str, Any]:
@@ -318,7 +341,9 @@ class TorchFile(Weights):
 def _torch_archive(path: Path) -> dict[str, Any]:
     try:
         sizes = _stored_sizes(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():  # it also warns of what it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch raises a dozen types for a damaged archive
@@ -372,6 +397,7 @@ class NpzFile(Weights):
                 with archive.open(member) as file:
                     self._headers[member.filename.removesuffix(".npy")] = self._header(member, file)
         self.shapes = {name: shape for name, (shape, _, _) in self._headers.items()}
+        self.dtypes = {name: dtype.name for name, (_, dtype, _) in self._headers.items()}
 
     @contextmanager
     def _archive(self) -> Iterator[zipfile.ZipFile]:

@@ -272,7 +272,8 @@ class LayerNorm:
         if not self.restores:
             return u
         mean, sd = stats
-        return u * (sd + self.eps if self.eps_on_output else sd) + mean
+        restored: Tensor = u * (sd + self.eps if self.eps_on_output else sd) + mean
+        return restored
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,7 @@ class Metadata:
         path: where it was read from.
         model: the language model it was trained on, as the checkpoint names it.
         hook: the hook point it reads, in either dialect; hook_out the one it writes, where that differs (a transcoder).
+        dtype: in what precision the file holds the weights (in memory they are float32).
         transcoder: whether it is known to write elsewhere than it reads, even if it does not say where.
         declared_l0: the k, or the expected L0, that the checkpoint declares.
         facts: every convention that changes numbers, with its source.
@@ -335,6 +337,7 @@ class Metadata:
     training_tokens: int | None = None
     declared_l0: float | None = None
     group_sizes: tuple[int, ...] | None = None
+    dtype: str | None = None
     transcoder: bool = False
     facts: tuple[Fact, ...] = ()
 

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saebench.checkpoint import CheckpointError, Format, LoadOptions, read_as
+from saebench.errors import SaebenchError
 from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
@@ -96,7 +100,8 @@ class SyntheticText:
         latents = sae.encode(x)
         predicted = scored.clone()
         predicted[:, -1] = False
-        token_losses = TokenLosses(*losses, predicted)
+        clean, spliced, zero, mean, kl = losses
+        token_losses = TokenLosses(clean, spliced, zero, mean, kl, predicted)
         ids = at.numpy().astype(np.int64)
         return Batch(
             self.token_ids[at], self.special[at], scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
@@ -134,9 +139,9 @@ def check_metric(
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
-    Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged instances
-    equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON; values at
-    tokens that are not scored do not enter.
+    Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged
+    instances equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON;
+    values at tokens that are not scored do not enter.
 
     Args:
         metric: the class.
@@ -190,3 +195,113 @@ def _same(expected: Values, found: Values, where: str) -> None:
     for key, value in expected.items():
         close = math.isclose(value, found[key], rel_tol=1e-5, abs_tol=1e-7)
         assert close, f"score '{key[0]}' is {found[key]!r} {where}, expected {value!r}"
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def check_format(
+    format: Format,
+    path: Path,
+    *,
+    options: LoadOptions | None = None,
+    x: Tensor | None = None,
+    latents: Tensor | None = None,
+    out: Tensor | None = None,
+) -> None:
+    """Prove that a format keeps its contract on one good checkpoint; raises AssertionError with what is wrong.
+
+    Checked: it recognises the checkpoint and not an empty folder; it reads the same function twice; every convention names its
+    source; latents and reconstruction are those of the library that wrote it; what it writes it reads back; and a damaged
+    copy (cut short, an unknown config key) is refused with one line, never with another exception.
+
+    Args:
+        format: the format.
+        path: a checkpoint of it, a file or a folder.
+        options: what the checkpoint needs and does not hold.
+        x: [n, d_in] activations; `latents` [n, d_sae] and `out` [n, d_out] are what the library that wrote the
+            checkpoint makes of them. A test without them proves little.
+    """
+    options = options or LoadOptions()
+    sae = read_as(format, path, options)
+    assert sae.sha256() == read_as(format, path, options).sha256(), "two loads of one checkpoint differ"
+    assert sae.metadata.facts, "no convention is said: give Metadata(facts=...) with where each was read"
+    for fact in sae.metadata.facts:
+        assert fact.value, f"convention '{fact.name}' has no value"
+        assert fact.source, f"convention '{fact.name}' has no source"
+    if x is not None:
+        if latents is not None:
+            _near(sae.encode(x).dense(), latents, "latents")
+        if out is not None:
+            _near(sae(x), out, "the reconstruction")
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder, "empty")
+        empty.mkdir()
+        assert format.matches(path), f"matches({path}) is False"
+        assert not format.matches(empty), "an empty folder matches"
+        assert not format.matches(empty / "absent"), "a path that does not exist matches"
+        _check_writing(format, sae, Path(folder, "written"))
+        _check_damage(format, path, options, Path(folder, "damaged"))
+
+
+def _near(found: Tensor, wanted: Tensor, what: str) -> None:
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(wanted.shape)}"
+    worst = float((found - wanted).abs().max())
+    assert worst <= 1e-5 * float(wanted.abs().max()), f"{what} differ from the library's by up to {worst:g}"
+
+
+def _check_writing(format: Format, sae: SAE, folder: Path) -> None:
+    if type(format).save is Format.save:
+        return
+    try:
+        format.save(sae, folder)
+    except CheckpointError:
+        return  # it says that it cannot hold this one
+    again = read_as(format, folder, LoadOptions())
+    x = torch.randn(32, sae.d_in, generator=torch.Generator().manual_seed(0))
+    _near(again.encode(x).dense(), sae.encode(x).dense(), "latents after writing and reading")
+    _near(again(x), sae(x), "reconstructions after writing and reading")
+
+
+def _check_damage(format: Format, path: Path, options: LoadOptions, folder: Path) -> None:
+    for damage, damaged in _damaged(path, folder):
+        format.matches(damaged)  # must not raise
+        refusal = _refusal(format, damaged, options)
+        assert refusal, f"{damage}: was read as if nothing were wrong"
+        assert len(refusal.splitlines()) == 1, f"{damage}: the refusal has more than one line"
+
+
+def _refusal(format: Format, path: Path, options: LoadOptions) -> str:
+    """Why the format refuses what lies at `path`; empty where it does not."""
+    try:
+        read_as(format, path, options)
+    except SaebenchError as error:
+        return str(error)
+    return ""
+
+
+def _damaged(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Copies of a checkpoint, each spoilt in one way, and what was done to it."""
+    weights, configs = (".safetensors", ".pt", ".pth", ".npz"), (".json",)
+    for what, suffixes, change in (
+        ("the weights cut in half", weights, lambda data: data[: len(data) // 2]),
+        ("the weights emptied", weights, lambda data: b""),
+        ("the config cut in half", configs, lambda data: data[: len(data) // 2]),
+        ("an unknown config key", configs, _with_a_strange_key),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        copy = folder / path.name
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copy(path, copy)
+        files = [f for f in (copy, *copy.rglob("*")) if f.is_file() and f.suffix in suffixes]
+        for file in files:
+            file.write_bytes(change(file.read_bytes()))
+        if files:
+            yield what, copy
+
+
+def _with_a_strange_key(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"a_key_that_nobody_knows": 1}).encode()

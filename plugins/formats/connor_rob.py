@@ -51,7 +51,7 @@ class ConnorRob(Format):
         return SAE(
             file.get("W_enc", d_in, d_sae), file.get("W_dec", d_sae, d_in).contiguous(), file.get("b_enc", d_sae),
             file.get("b_dec", d_in), ReLU(), True,
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="standard", model=cfg.text("model_name"), hook=cfg.text("act_name"),
                 context_length=cfg.integer("seq_len"),
                 facts=(Fact("subtracts b_dec", "true", "inferred: this format always does"),),

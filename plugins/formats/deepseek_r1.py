@@ -38,7 +38,7 @@ class DeepSeekR1(Format):
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, file.transposed("decoder.weight", d_in, d_sae),
             file.get("encoder.bias", d_sae), file.get("decoder.bias", d_in), ReLU(), False,
-            metadata=Metadata(architecture="standard", hook=hook, facts=tuple(facts)),
+            metadata=Metadata(dtype=file.dtype, architecture="standard", hook=hook, facts=tuple(facts)),
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, TorchFile, folder_of
+from saebench.checkpoint import CheckpointError, Config, MissingError, TorchFile, folder_of
 from saebench.sae import Activation, Fact, Gated, JumpReLU, Metadata, ReLU, TopK
 
 _TRAINER = {
@@ -72,9 +72,10 @@ class DictionaryLearning(Format):
         if norm_factor is not None:
             facts.append(Fact("training scale undone", repr(norm_factor), "ae.pt norm_factor"))
         sae = _READERS[kind](file, trainer, norm_factor or 1.0, facts, options)
-        meta = Metadata(
+        facts.append(Fact("subtracts b_dec", str(sae.subtracts_b_dec).lower(), f"inferred: {kind} is written so"))
+        meta = Metadata(dtype=file.dtype,
             architecture=architecture, model=trainer.text("lm_name"), hook=_hook(trainer, buffer),
-            context_length=buffer.integer("ctx_len"), declared_l0=trainer.number("k", trainer.number("target_l0")),
+            context_length=buffer.integer("ctx_len"), declared_l0=trainer.number("k"),
             group_sizes=file.integers("group_sizes") if "group_sizes" in file else None, facts=tuple(facts),
         )  # fmt: skip
         if meta.group_sizes and (sum(meta.group_sizes) != sae.d_sae or min(meta.group_sizes) < 1):
@@ -90,7 +91,7 @@ def _open(path: Path, options: LoadOptions) -> tuple[TorchFile, float | None]:
     if "ae" not in file.values:
         return file, None
     file.check({"ae", "norm_factor"}, {"step", "optimizer", "config"}, options)
-    factor = file.values.get("norm_factor")
+    factor: Any = file.values.get("norm_factor")
     if type(factor) not in (int, float) or not 0 < factor < float("inf"):
         raise CheckpointError(f"{path}: a backup from the middle of a run whose 'norm_factor' is {factor!r}")
     return TorchFile(path, root="ae"), float(factor)
@@ -183,7 +184,7 @@ def _k(file: TorchFile, trainer: Config, facts: list[Fact], options: LoadOptions
         raise CheckpointError(f"{file.path}: 'k' is {held}, but config.json says trainer.k = {said}")
     k = int(held) if held is not None else said or options.k
     if k is None:
-        raise CheckpointError(f"{file.path}: 'k' is missing: supply it with --k")
+        raise MissingError("k", f"{file.path}: 'k' is missing")
     facts.append(Fact("k", str(k), "ae.pt k" if held is not None else "config.json trainer.k" if said else "--k"))
     return k
 

@@ -48,7 +48,7 @@ class GemmaScope(Format):
         model, hook, hook_out = _place(parts)
         return SAE(
             W_enc, W_dec, file.get("b_enc", d_sae), file.get("b_dec", d_out), JumpReLU(threshold), False,
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="jumprelu", model=model, hook=hook, hook_out=hook_out, declared_l0=_l0(parts),
                 transcoder=d_in != d_out or "transcoders" in "/".join(parts), facts=tuple(facts),
             ),

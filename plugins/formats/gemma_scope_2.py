@@ -55,7 +55,7 @@ class GemmaScope2(Format):
             file.get("w_enc", d_in, d_sae), file.get("w_dec", d_sae, d_out).contiguous(), file.get("b_enc", d_sae),
             file.get("b_dec", d_out), JumpReLU(threshold), False,
             W_skip=file.get("affine_skip_connection", d_in, d_out) if skips else None,
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="jumprelu", model=_model(cfg), hook=hook_in,
                 hook_out=hook_out if transcoder else None, transcoder=transcoder,
                 declared_l0=cfg.number("l0") if cfg else None,

@@ -40,7 +40,7 @@ class Goodfire(Format):
         return SAE(
             file.get("encoder_linear.weight", d_sae, d_in).T, W_dec, file.get("encoder_linear.bias", d_sae),
             file.get("decoder_linear.bias", d_in), ReLU(), False,
-            metadata=Metadata(architecture="standard", model=model, hook=hook, facts=tuple(facts)),
+            metadata=Metadata(dtype=file.dtype, architecture="standard", model=model, hook=hook, facts=tuple(facts)),
         )  # fmt: skip
 
 

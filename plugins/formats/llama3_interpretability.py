@@ -9,7 +9,7 @@ is in the file. The published SAE (65,536 latents, k 64) reads the output of blo
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, TorchFile, shapes_of
+from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
 from saebench.readers import torch_file_of
 from saebench.sae import Fact, LayerNorm, Metadata, TopK
 
@@ -34,14 +34,12 @@ class Llama3Interpretability(Format):
         file.check(_TENSORS, (), options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         if options.k is None:
-            raise CheckpointError(
-                f"{source}: the file does not hold its k: supply it with --k (the published SAE's is 64)"
-            )
+            raise MissingError("k", f"{source}: the file does not hold its k (the published SAE's is 64)")
         W_dec = file.transposed("decoder.weight", d_in, d_sae)
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("encoder.bias", d_sae), file.get("b_pre", d_in),
             TopK(options.k), True, LayerNorm(eps=_EPS, unbiased=True, eps_on_output=True),
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="topk", declared_l0=options.k,
                 facts=(
                     Fact("k", str(options.k), "--k"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, SafetensorsFile, TorchFile, Weights
+from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, TorchFile, Weights
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU, TopK
 
 # Its own order of preference.
@@ -106,7 +106,7 @@ def _build(cfg: Config, file: Weights, biased: bool, options: LoadOptions) -> SA
     hook, hook_out = cfg.text("hook_point_in"), cfg.text("hook_point_out")
     return SAE(
         W_enc.T, W_dec, b_enc, b_dec, activation, subtracts,
-        metadata=Metadata(
+        metadata=Metadata(dtype=file.dtype,
             architecture=cfg.text("act_fn") or "unknown", hook=hook, hook_out=hook_out if hook_out != hook else None,
             declared_l0=cfg.integer("top_k") if isinstance(activation, TopK) else None, facts=tuple(facts),
         ),
@@ -131,7 +131,7 @@ def _activation(cfg: Config, facts: list[Fact], options: LoadOptions) -> Activat
         return ReLU()
     k = cfg.integer("top_k") or options.k
     if k is None:
-        raise CheckpointError(f"{cfg.path}: 'top_k' is missing: supply it with --k")
+        raise MissingError("k", f"{cfg.path}: 'top_k' is missing")
     facts.append(Fact("k", str(k), "hyperparams.json top_k" if cfg.has("top_k") else "--k"))
     return TopK(k)
 

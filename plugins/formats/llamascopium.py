@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, SafetensorsFile, folder_of, shapes_of
+from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, NormTopK, NoTransform, ReLU, TokenScale, TopK, Transform
 
 _WEIGHTS = "sae_weights.safetensors"
@@ -94,7 +94,7 @@ def _build(cfg: Config, file: SafetensorsFile, options: LoadOptions) -> SAE:
     return SAE(
         W_E.mul_(s_in) if s_in != 1 else W_E, W_D.div_(s_out) if s_out != 1 else W_D, b_E, b_D / s_out, activation,
         False, transform,
-        metadata=Metadata(
+        metadata=Metadata(dtype=file.dtype,
             architecture=cfg.text("act_fn") or "unknown", hook=hook, hook_out=hook_out if hook_out != hook else None,
             declared_l0=getattr(activation, "k", None), facts=tuple(facts),
         ),
@@ -143,7 +143,7 @@ def _activation(
         return JumpReLU(threshold if norm is None else threshold / norm)
     k = cfg.integer("top_k") or options.k
     if k is None:
-        raise CheckpointError(f"{cfg.path}: 'top_k' is missing: supply it with --k")
+        raise MissingError("k", f"{cfg.path}: 'top_k' is missing")
     facts.append(Fact("k", str(k), "config.json top_k" if cfg.has("top_k") else "--k"))
     return TopK(k) if norm is None else NormTopK(k, norm)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, TorchFile, shapes_of
+from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
 from saebench.readers import torch_file_of
 from saebench.sae import Activation, Fact, Identity, LayerNorm, Metadata, NoTransform, ReLU, SignedTopK, TopK
 
@@ -50,7 +50,7 @@ class OpenAI(Format):
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("latent_bias", d_sae), file.get("pre_bias", d_in),
             activation, True, LayerNorm(eps=1e-5) if normalizes else NoTransform(),
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="topk" if normalizes else "standard", declared_l0=getattr(activation, "k", None),
                 facts=facts,
             ),
@@ -74,9 +74,10 @@ def _activation(file: TorchFile, options: LoadOptions) -> tuple[Activation, tupl
             f"{file.path}: 'activation_state_dict' contradicts 'activation.k' or 'activation.postact_fn'"
         )
     k = state.get("k", options.k)
+    if k is None:
+        raise MissingError("k", f"{file.path}: 'activation_state_dict.k' is missing")
     if type(k) is not int or k < 1:
-        hint = ": supply it with --k" if k is None else ", expected a whole number from 1"
-        raise CheckpointError(f"{file.path}: 'activation_state_dict.k' is {k!r}{hint}")
+        raise CheckpointError(f"{file.path}: 'activation_state_dict.k' is {k!r}, expected a whole number from 1")
     after = state.get("postact_fn", "ReLU")
     facts = (fact, Fact("k", str(k), "activation_state_dict.k" if "k" in state else "--k"), Fact("after top-k", str(after), "activation_state_dict.postact_fn"))  # fmt: skip # noqa: E501
     if after == "ReLU":

@@ -6,12 +6,12 @@ k is only in the repository's name (`…-W32K-L0_50`): it is read from the path 
 import re
 from pathlib import Path
 
-from saebench.plugins.formats.connor_rob import config_of
-
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, TorchFile, shapes_of
+from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
 from saebench.readers import oriented, torch_file_of
 from saebench.sae import Fact, Metadata, TopK
+
+from .connor_rob import config_of
 
 _TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 _REPOSITORY = re.compile(r"SAE-Res-(.+)-W\d+K-L0_(\d+)")
@@ -40,10 +40,10 @@ class QwenScope(Format):
         layer = re.fullmatch(r"layer(\d+)\.sae", source.stem)
         k = int(repository[2]) if repository else options.k
         if k is None:
-            raise CheckpointError(f"{source}: the file does not hold its k: supply it with --k")
+            raise MissingError("k", f"{source}: the file does not hold its k")
         return SAE(
             W_enc, W_dec, file.get("b_enc", d_sae), file.get("b_dec", d_in), TopK(k), False,
-            metadata=Metadata(
+            metadata=Metadata(dtype=file.dtype,
                 architecture="topk", declared_l0=k, model=f"Qwen/{repository[1]}" if repository else None,
                 hook=f"blocks.{layer[1]}.hook_resid_post" if layer else None,
                 facts=(

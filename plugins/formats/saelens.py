@@ -8,18 +8,17 @@ Training checkpoints have the same files and are not folded: their input scaling
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from saebench.plugins.formats import saelens_legacy
 from safetensors.torch import save_file
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, SafetensorsFile, folder_of, shapes_of
+from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import (
     AbsTopK,
     Activation,
@@ -34,6 +33,8 @@ from saebench.sae import (
     TopK,
     Transform,
 )
+
+from . import saelens_legacy
 
 _WEIGHTS = "sae_weights.safetensors"
 _MATTERS = {
@@ -189,7 +190,9 @@ def _assemble(
     return SAE(
         parts.W_enc, parts.W_dec.contiguous(), torch.zeros(d_sae) if parts.b_enc is None else parts.b_enc, parts.b_dec,
         activation, parts.subtracts_b_dec, transform, skip,
-        metadata=_metadata(cfg, architecture, activation, d_sae, tuple(parts.facts)),
+        metadata=replace(
+            _metadata(cfg, architecture, activation, d_sae, tuple(parts.facts)), dtype=weights.dtype
+        ),
     )  # fmt: skip
 
 
@@ -215,11 +218,14 @@ def _normalization(
     if kind == "expected_average_only_in":
         source = "activation_scaler.json scaling_factor" if scale is not None else "--scale"
         scale = scale if scale is not None else options.scale
-        if scale is None or scale <= 0:
-            raise CheckpointError(
-                f"{cfg.path}: 'normalize_activations' is expected_average_only_in, and the scale (√d_in / mean ‖x‖ over "
-                "its training data) was not saved or is not positive: supply it with --scale"
+        if scale is None:
+            raise MissingError(
+                "scale",
+                f"{cfg.path}: 'normalize_activations' is expected_average_only_in, and the scale it means "
+                "(√d_in / mean ‖x‖ over its training data) was not saved",
             )
+        if scale <= 0:
+            raise CheckpointError(f"{folder}: the input scale is {scale}, expected a positive number")
         parts.fold_scale(scale)
         parts.facts.append(Fact("input scale", repr(scale), source))
     if kind == "covariance_whitening":
@@ -249,7 +255,7 @@ def _activation(
     if architecture in ("topk", "abstopk"):
         k = cfg.integer("k") or options.k
         if k is None:
-            raise CheckpointError(f"{cfg.path}: 'k' is missing: supply it with --k")
+            raise MissingError("k", f"{cfg.path}: 'k' is missing")
         parts.facts.append(Fact("k", str(k), "cfg.json k" if cfg.has("k") else "--k"))
         return TopK(k) if architecture == "topk" else AbsTopK(k)
     if "batchtopk" in architecture:
@@ -290,7 +296,7 @@ def _metadata(cfg: Config, architecture: str, activation: Activation, d_sae: int
     widths = cfg.data.get("matryoshka_widths") or details.data.get("matryoshka_widths")
     declared = getattr(activation, "k", None)
     if declared is None:
-        declared = cfg.number("k") if "batchtopk" in architecture else details.number("k", details.number("target_l0"))
+        declared = cfg.number("k") if "batchtopk" in architecture else details.number("k")
     reshape = cfg.choice("reshape_activations", {"none", "hook_z"}, "none")
     if reshape == "hook_z":
         facts += (Fact("heads", "flattened: [n_heads · d_head]", "cfg.json reshape_activations"),)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench import SAE, Format, HookPoint, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, SafetensorsFile, folder_of
+from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of
 from saebench.errors import UsageError
 from saebench.sae import Fact, GroupMax, Metadata, SignedTopK, TopK
 
@@ -50,7 +50,7 @@ class Sparsify(Format):
             weights.get("encoder.weight", d_sae, d_in).T, weights.get("W_dec", d_sae, d_in).contiguous(),
             weights.get("encoder.bias", d_sae), weights.get("b_dec", d_in), activation, not transcode,
             W_skip=weights.get("W_skip", d_in, d_in).T if skips else None,
-            metadata=Metadata(
+            metadata=Metadata(dtype=weights.dtype,
                 architecture="topk" if not isinstance(activation, GroupMax) else "groupmax", hook=hook,
                 hook_out=hook_out, transcoder=transcode, declared_l0=activation.k, facts=facts, **_run(place),
             ),
@@ -72,7 +72,7 @@ def _activation(cfg: Config, d_sae: int, options: LoadOptions) -> tuple[TopK | G
     kind = cfg.choice("activation", {"topk", "groupmax"}, "topk")
     k = cfg.integer("k") or options.k
     if k is None:
-        raise CheckpointError(f"{cfg.path}: 'k' is missing: supply it with --k")
+        raise MissingError("k", f"{cfg.path}: 'k' is missing")
     facts = (
         Fact("activation", kind, "cfg.json activation" if cfg.has("activation") else "inferred: once the only one"),
         Fact("k", str(k), "cfg.json k" if cfg.has("k") else "--k"),

@@ -56,7 +56,7 @@ class Transcoders(Format):
         return SAE(
             W_enc, _decoder(decoder, f"W_dec{split}", d_sae, d_out), encoder.get(f"b_enc{split}", d_sae),
             encoder.get(f"b_dec{split}", d_out), activation, False, W_skip=W_skip,
-            metadata=Metadata(
+            metadata=Metadata(dtype=encoder.dtype,
                 architecture="jumprelu" if isinstance(activation, JumpReLU) else "standard", model=model, hook=hook,
                 hook_out=hook_out, transcoder=True,
                 facts=(
@@ -101,8 +101,8 @@ def _run(folder: Path, layer: str | None) -> tuple[str | None, str | None, str |
     path = folder / "config.yaml"
     if not path.is_file() or path.stat().st_size > 2**20:
         return None, None, None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = dict(m.groups() for line in lines if (m := re.fullmatch(r"(\w+):\s*[\"']?([\w./-]+)[\"']?\s*", line)))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    said = dict(re.findall(r"^(\w+):[ \t]*[\"']?([\w./-]+)[\"']?[ \t]*$", text, re.MULTILINE))
 
     def hook(key: str) -> str | None:
         name = said.get(key)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 D_IN, D_SAE, N = 8, 24, 12
@@ -164,7 +164,7 @@ def transcoders():
         from circuit_tracer.transcoder.activation_functions import JumpReLU
         from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder
     except ImportError:
-        return print("circuit-tracer is not installed: its own two references are left as they are")
+        raise SystemExit("circuit-tracer is not installed: its own two references are left as they are") from None
     for name, threshold, skip in (("circuit-tracer-relu-skip", False, True), ("circuit-tracer-jumprelu", True, False)):
         folder = case("transcoders", name)
         act = JumpReLU(0.2 + r(D_SAE).abs()) if threshold else torch.nn.functional.relu
@@ -177,7 +177,6 @@ def transcoders():
                     p.copy_(r(*p.shape))
         coder.to_safetensors(str(folder / "layer_3.safetensors"))
         keep(folder, coder, {"path": "layer_3.safetensors"})
-    return None
 
 
 gemma_scope()

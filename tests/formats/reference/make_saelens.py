@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent / "saelens"
 D_IN, D_SAE, D_OUT, N = 8, 24, 6, 12
