@@ -1,7 +1,8 @@
 """Two records side by side: paired differences with intervals, and what they come to in a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.leaderboard import Cell, Column, boards, select
@@ -59,6 +60,21 @@ class Comparison:
                 f"they differ in {_join(both)}, so compare them at equal {_join([d.column.key for d in differs])}"
             )
         return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `difference` is B − A."""
+        lines = [
+            {
+                "score": line.column.name,
+                "a": line.a.value,
+                "b": line.b.value,
+                "difference": None if line.difference is None else asdict(line.difference),
+                "verdict": line.verdict,
+                "reason": line.reason,
+            }
+            for line in self.lines
+        ]
+        return {"a": self.a, "b": self.b, "scores": lines, "sentence": self.sentence}
 
 
 def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:

@@ -6,7 +6,7 @@ any Hugging Face causal LM works. What does not survive a fork (checked on a few
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,11 +151,8 @@ class Subject:
         def stop(x_read: Tensor, x_write: Tensor) -> list[Copy]:
             raise _Stop
 
-        with self._hooked(run, read, write, stop, copies=0):
-            try:
-                self._hidden(token_ids)
-            except _Stop:
-                pass
+        with self._hooked(run, read, write, stop, copies=0), suppress(_Stop):
+            self._hidden(token_ids)
         assert run.write is not None
         return (run.write if run.read is None else run.read), run.write
 

@@ -100,7 +100,8 @@ class SyntheticText:
         latents = sae.encode(x)
         predicted = scored.clone()
         predicted[:, -1] = False
-        token_losses = TokenLosses(*losses, predicted)
+        clean, spliced, zero, mean, kl = losses
+        token_losses = TokenLosses(clean, spliced, zero, mean, kl, predicted)
         ids = at.numpy().astype(np.int64)
         return Batch(
             self.token_ids[at], self.special[at], scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
@@ -138,9 +139,9 @@ def check_metric(
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
-    Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged instances
-    equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON; values at
-    tokens that are not scored do not enter.
+    Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged
+    instances equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON;
+    values at tokens that are not scored do not enter.
 
     Args:
         metric: the class.

@@ -20,7 +20,7 @@ torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "2")))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Caches of tiny models stay out of the user's; the dequantised real model is worth keeping, so it is linked in."""
     from saebench.models import cache_folder
 
@@ -29,7 +29,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     (real / "models").mkdir(parents=True, exist_ok=True)
     (own / "models").symlink_to(real / "models")
     os.environ["SAEBENCH_CACHE"] = str(own)
-    yield own
+    return own
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from math import comb
 import numpy as np
 import pytest
 import torch
-
 from saebench.plugins.metrics.fidelity import Fidelity
 from saebench.plugins.metrics.geometry import Geometry, effective_rank, nearest_cosine
 from saebench.plugins.metrics.sparsity import Sparsity
+
 from saebench.testing import SyntheticText, check_metric, identity_sae, random_sae
 
 
