@@ -50,8 +50,8 @@ def test_capture_equals_the_models_own_hidden_states(subjects, name: str):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("shape", [(1, 6), (2, 6), (6, 6), (4, 1)])
-def test_a_fork_equals_plain_runs_of_each_context_alone(subjects, name: str, shape: tuple[int, int]):
+@pytest.mark.parametrize("shape", [(1, 6), (6, 6), (4, 1)])
+def test_a_fork_equals_plain_runs_with_each_copy_in_place(subjects, name: str, shape: tuple[int, int]):
     subject, ids = subjects[name], random_ids(*shape)
     for place in places(subject):
         clean, copies = subject.fork(ids, place, place, changes, copies=3)
@@ -124,31 +124,32 @@ def test_a_transcoder_reads_one_place_and_writes_another(subjects, name: str, re
 )
 def test_reading_after_writing_is_refused(subjects, read: tuple[int, str], write: tuple[int, str]):
     subject, ids = subjects["llama"], random_ids(2, 6)
-    here, there = HookPoint(*read), HookPoint(*write)
+    here, there, before = HookPoint(*read), HookPoint(*write), count_hooks(subject)
     with pytest.raises(SaebenchError, match="comes after"):
         subject.capture(ids, here, there)
     with pytest.raises(SaebenchError, match="comes after"):
         subject.fork(ids, here, there, changes, copies=3)
-    assert count_hooks(subject) == 0
+    assert count_hooks(subject) == before
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post", *INSIDE])
 def test_hooks_are_gone_afterwards_whatever_happens(subjects, site: str):
     subject, ids, place = subjects["llama"], random_ids(2, 6), HookPoint(1, site)
     before = subject.model(input_ids=ids, use_cache=False).logits
+    hooks = count_hooks(subject)  # transformers keeps some of its own
 
     def broken(x_read: Tensor, x: Tensor) -> list[Copy]:
         raise ValueError("from inside")
 
     subject.capture(ids, place)
-    assert count_hooks(subject) == 0
+    assert count_hooks(subject) == hooks
     subject.fork(ids, place, place, changes, copies=3)
-    assert count_hooks(subject) == 0
+    assert count_hooks(subject) == hooks
     with pytest.raises(ValueError, match="from inside"):
         subject.fork(ids, place, place, broken, copies=3)
-    assert count_hooks(subject) == 0
+    assert count_hooks(subject) == hooks
     subject.check(place)
-    assert count_hooks(subject) == 0
+    assert count_hooks(subject) == hooks
     assert torch.equal(subject.model(input_ids=ids, use_cache=False).logits, before)
 
 

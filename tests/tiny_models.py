@@ -132,19 +132,13 @@ def look(subject: Subject, layer: int, site: str, token_ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logits_with(subject: Subject, layer: int, site: str, token_ids: Tensor, rows: Tensor) -> Tensor:
-    """The model's own logits when `rows` stand at a place: one context at a time, nothing shared."""
-    place = family(subject)[site]
-    out = []
-    for ids, row in zip(token_ids, rows, strict=True):
-        if site == "resid_mid":  # the stream bypasses every module there: set what attention adds instead
-            pre = look(subject, layer, "resid_pre", ids[None])
-            attention = family(subject)["attn_out"]
-            with hooked(subject, layer, attention, lambda h, pre=pre, row=row: row[None] - pre):
-                out.append(subject.model(input_ids=ids[None], use_cache=False).logits[0])
-        else:
-            with hooked(subject, layer, place, lambda h, row=row: row[None].to(h.dtype)):
-                out.append(subject.model(input_ids=ids[None], use_cache=False).logits[0])
-    return torch.stack(out).float()
+    """The model's own logits when `rows` stand at a place: a plain run of the whole model."""
+    places = family(subject)
+    if site == "resid_mid":  # the stream bypasses every module there: set what attention adds instead
+        pre = look(subject, layer, "resid_pre", token_ids)
+        site, rows = "attn_out", rows - pre
+    with hooked(subject, layer, places[site], lambda h: rows.to(h.dtype)):
+        return subject.model(input_ids=token_ids, use_cache=False).logits.float()
 
 
 def count_hooks(subject: Subject) -> int:
