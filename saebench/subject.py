@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
+from saebench.linear import linear, use_onednn
 from saebench.models import LoadedModel
 
 # Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
@@ -109,6 +109,7 @@ class Subject:
         self.model = loaded.model
         self.device = next(self.model.parameters()).device
         self.forks = True
+        use_onednn(self.model)
         self.blocks = _find_blocks(self.model)
         self._sites = _FAMILIES.get(self.model.config.model_type, {})
         self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -194,7 +195,7 @@ class Subject:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., V] of final hidden states [..., d]."""
         head = self.model.get_output_embeddings()
-        logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        logits = linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
