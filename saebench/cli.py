@@ -398,6 +398,36 @@ def _plugin_rows(kind: str) -> list[dict[str, str]]:
 
 
 @main.command()
+@click.argument("path")
+@click.option("--format", help="The checkpoint's format. Default: recognised from its files.")
+@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
+@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
+@click.option("--hook", help="Where the SAE reads, for a checkpoint that does not say.")
+@click.option("--model", help="Run this model over a little text and count the latents that fire.")
+@click.option("--ignore-key", "ignore_keys", multiple=True, help="A config key that changes nothing; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@_debug_option
+def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options: Any) -> None:
+    """What a checkpoint is, where each convention was read, and what it does not say.
+
+    \b
+    Examples:
+      saebench inspect results/baselines/smollm2-135m-layer15-topk32
+      saebench inspect sae.pth --k 64 --hook model.layers.22.input_layernorm --json
+      saebench inspect sae/ --model smollm2-135m-instruct
+    """
+    with _errors(debug):
+        from saebench.inspection import inspect_sae
+
+        found = inspect_sae(path, model=model, measure=model is not None, **options)
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+            return
+        for line in found.lines():
+            click.echo(line)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a plugin is broken.")
 @_debug_option
