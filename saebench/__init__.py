@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from saebench.checkpoint import Format as Format
     from saebench.checkpoint import LoadOptions as LoadOptions
     from saebench.checkpoint import load_sae as load_sae
+    from saebench.checkpoint import save_sae as save_sae
     from saebench.errors import SaebenchError as SaebenchError
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
@@ -41,6 +42,7 @@ _HOME = {
     "load_records": "results",
     "load_sae": "checkpoint",
     "run": "runner",
+    "save_sae": "checkpoint",
 }
 __all__ = sorted(_HOME)
 

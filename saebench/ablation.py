@@ -1,9 +1,9 @@
 """Losses with the hook point zeroed, and with the calibration mean in its place: what every loss_recovered is measured against.
 
-Neither depends on an SAE, so they are computed once for a (model, hook point, text) and cached. On the residual stream they hardly
-depend on the text either: once every position holds the same vector (and BOS its own), nothing of the context is left above
-the hook point, and one row of the model serves all contexts. Only a context that keeps another position's own activation
-(an unscored outlier) needs a row to itself.
+Neither depends on an SAE, so they are computed once for a (model, hook point, text) and cached. On the residual stream
+they hardly depend on the text either: once every position holds the same vector (and BOS its own), nothing of the context
+is left above the hook point, and one row of the model serves all contexts. Only a context that keeps another position's
+own activation (an unscored outlier) needs a row to itself.
 """
 
 import hashlib

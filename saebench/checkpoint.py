@@ -1,40 +1,32 @@
-"""From a path to a canonical SAE: which format it is, and the checks that hold for every format.
+"""From a path to a canonical SAE and back: which format it is, and the checks that hold for every format.
 
 A format plugin turns files into an `SAE` (saebench/sae.py). What it must never do is guess: whatever the checkpoint needs
 and does not hold (a k, a scale) is an error that names the option which supplies it.
 """
 
-import json
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import ClassVar
 
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
+from saebench.readers import CheckpointError as CheckpointError
+from saebench.readers import Config as Config
+from saebench.readers import LoadOptions as LoadOptions
+from saebench.readers import MissingError as MissingError
+from saebench.readers import NpzFile as NpzFile
+from saebench.readers import SafetensorsFile as SafetensorsFile
+from saebench.readers import TorchFile as TorchFile
+from saebench.readers import Weights as Weights
+from saebench.readers import finite
+from saebench.readers import folder_of as folder_of
+from saebench.readers import read_json as read_json
+from saebench.readers import shapes_of as shapes_of
 from saebench.registry import registry
-from saebench.sae import SAE, TopK
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What the user supplies for what a checkpoint does not say.
-
-    Attributes:
-        k: active latents per token, for a TopK checkpoint that does not hold it.
-        scale: what activations are multiplied by before the encoder, for a checkpoint that needs and does not hold it.
-        ignore_keys: config keys the format does not know and the user vouches for.
-    """
-
-    k: int | None = None
-    scale: float | None = None
-    ignore_keys: frozenset[str] = frozenset()
+from saebench.remote import fetch, is_remote
+from saebench.sae import SAE
 
 
 class Format(ABC):
@@ -54,9 +46,14 @@ class Format(ABC):
             CheckpointError: damaged, ambiguous or incomplete; says which file and key, and which option would help.
         """
 
+    def save(self, sae: SAE, path: Path) -> None:
+        """Write the SAE into the folder `path`; what the format cannot say exactly is an error.
 
-class CheckpointError(SaebenchError):
-    """A checkpoint that cannot be read exactly."""
+        Raises:
+            CheckpointError: the format cannot hold this SAE.
+            UsageError: the format is read-only (the default).
+        """
+        raise UsageError(f"format '{self.name}' can only be read; write --format saelens")
 
 
 def load_sae(
@@ -73,31 +70,25 @@ def load_sae(
     """Load any SAE checkpoint exactly, or raise.
 
     Args:
-        path: a checkpoint file or folder.
+        path: a checkpoint file or folder, `hf:REPO/PATH` for one on the Hugging Face hub, or `saelens:RELEASE/ID` for
+            one that sae-lens has registered (needs `pip install sae-lens`).
         format: the format's name; None recognises it from the files.
         k, scale, ignore_keys: see `LoadOptions`.
         hook, model: override what the checkpoint says about where it was trained.
         device: where the tensors go.
 
     Raises:
-        UsageError: no such path, unknown format.
+        UsageError: no such path, unknown format, an option that contradicts the checkpoint or that it has no use for.
         CheckpointError: no format or several match, or the checkpoint cannot be read exactly.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"no such file or folder: {path}")
-    chosen = registry().get("formats", format) if format else _recognise(path)
+    source = str(path)
+    local = fetch(source) if is_remote(source) else Path(path)
+    if not local.exists():
+        raise UsageError(f"no such file or folder: {local}")
+    chosen: Format = registry().get("formats", format) if format else _recognise(local)
     options = LoadOptions(k, scale, frozenset(ignore_keys))
-    try:
-        sae: SAE = chosen.load(path, options)
-    except SaebenchError:
-        raise
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as {chosen.name}: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    check_sae(sae, path)
-    meta = replace(sae.metadata, format=chosen.name, path=str(path))
+    sae = read_as(chosen, local, options)
+    meta = replace(sae.metadata, format=chosen.name, path=source)
     if hook:
         meta = replace(meta, hook=str(HookPoint.parse(hook)))
     if model:
@@ -105,18 +96,71 @@ def load_sae(
     return replace(sae, metadata=meta).to(device)
 
 
+def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
+    """Write an SAE into the folder `path`, made if need be, in a format that other tools read.
+
+    Args:
+        sae: the SAE.
+        path: the folder; files of the same names in it are replaced, atomically each.
+        format: the name of a format that can be written.
+
+    Raises:
+        CheckpointError: the format cannot hold this SAE exactly.
+        UsageError: unknown or read-only format.
+    """
+    chosen: Format = registry().get("formats", format)
+    check_sae(sae, Path(path))
+    try:
+        chosen.save(sae, Path(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
+    """The SAE at `path` as that format reads it, checked; whatever a damaged file brings about is a CheckpointError.
+
+    Raises:
+        UsageError: an option that contradicts the checkpoint or that it has no use for.
+        CheckpointError: it cannot be read exactly.
+    """
+    try:
+        sae = chosen.load(path, options)
+        check_sae(sae, path)
+        _check_used(sae, options, path)
+    except SaebenchError:
+        raise
+    except (Exception, MemoryError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as {chosen.name}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    return sae
+
+
 def _recognise(path: Path) -> Format:
     formats = registry().formats
     found = [f for f in formats.values() if f.matches(path)]
     if len(found) == 1:
         return found[0]
-    if not found:
-        raise CheckpointError(
-            f"{path}: no format recognises it (known: {', '.join(sorted(formats))}); "
-            "check the path, or name the format with --format"
-        )
-    names = ", ".join(sorted(f.name for f in found))
-    raise CheckpointError(f"{path}: could be {names}; choose one with --format")
+    if found:
+        names = ", ".join(sorted(f.name for f in found))
+        raise CheckpointError(f"{path}: could be {names}; choose one with --format")
+    inside = _inside(path, list(formats.values()))
+    if inside:
+        raise CheckpointError(f"{path}: holds no SAE itself, but {inside} does: name that folder")
+    raise CheckpointError(
+        f"{path}: no format recognises it (known: {', '.join(sorted(formats))}); "
+        "check the path, or name the format with --format"
+    )
+
+
+def _inside(path: Path, formats: list[Format]) -> Path | None:
+    """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
+    if not path.is_dir():
+        return None
+    for child in sorted(path.iterdir())[:100]:
+        if any(f.matches(child) for f in formats):
+            return child
+    return None
 
 
 def check_sae(sae: SAE, path: Path) -> None:
@@ -125,103 +169,23 @@ def check_sae(sae: SAE, path: Path) -> None:
     Raises:
         CheckpointError: it does not hold.
     """
+    if not sae.d_in or not sae.d_sae or not sae.d_out:
+        raise CheckpointError(f"{path}: an SAE of {sae.d_in} inputs and {sae.d_sae} latents is empty")
     for name, tensor in sae.tensors():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating point weights")
-        if not bool(torch.isfinite(tensor).all()):
+        if not finite(tensor):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
-    if isinstance(sae.activation, TopK) and not 1 <= sae.activation.k <= sae.d_sae:
-        raise CheckpointError(f"{path}: k is {sae.activation.k}, but the SAE has {sae.d_sae} latents")
+    k = getattr(sae.activation, "k", None)
+    if k is not None and not 1 <= k <= sae.d_sae:
+        raise CheckpointError(f"{path}: k is {k}, but the SAE has {sae.d_sae} latents")
 
 
-# --- reading files, for formats --------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return value
-
-
-def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes from a safetensors header; empty if the file is not readable."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError):
-        return {}
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped, float16 and bfloat16 widened to float32.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: widen(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors: {one_line(error)}") from error
-
-
-def read_torch(path: Path) -> dict[str, Any]:
-    """The dictionary inside a torch file, with `weights_only`: tensors and plain values, never code.
-
-    Raises:
-        CheckpointError: missing, damaged, or it needs more than tensors.
-    """
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except Exception as error:  # torch raises a dozen types for a damaged pickle
-        raise CheckpointError(f"{path}: not readable as torch weights: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(value).__name__}")
-    return value
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """float16, bfloat16 and float64 as float32, the SAE's own dtype; others as they are."""
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def check_keys(
-    config: Mapping[str, Any],
-    known: Collection[str],
-    options: LoadOptions,
-    path: Path,
-) -> None:
-    """Refuse a config key the format does not know: it may change every number.
-
-    Raises:
-        CheckpointError: names the key and the option that overrides.
-    """
-    strange = sorted(set(config) - set(known) - options.ignore_keys)
-    if strange:
-        raise CheckpointError(
-            f"{path}: unknown key '{strange[0]}' may change what the SAE computes; "
-            f"if it does not, pass --ignore-key {strange[0]}"
-        )
-
-
-def take(tensors: Mapping[str, Tensor], path: Path, **shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The named tensors, with the shapes they must have (name=shape).
-
-    Raises:
-        CheckpointError: one is missing or has another shape.
-    """
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise CheckpointError(f"{path}: tensor '{name}' is missing")
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(f"{path}: '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
-    return tuple(tensors[name] for name in shapes)
+def _check_used(sae: SAE, options: LoadOptions, path: Path) -> None:
+    """An option that the checkpoint had no use for is a misunderstanding, and no number should come of one."""
+    k = getattr(sae.activation, "k", None)
+    if options.k is not None and options.k != k:
+        what = "is no TopK SAE" if k is None else f"has k = {k}"
+        raise UsageError(f"--k {options.k}: {path} {what}")
+    if options.scale is not None and not any(fact.source == "--scale" for fact in sae.metadata.facts):
+        raise UsageError(f"--scale {options.scale}: {path} needs no scale")

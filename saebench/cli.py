@@ -1,10 +1,11 @@
 """The command line: the only place that prints. Heavy imports wait until a command needs them."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,17 @@ from saebench.errors import SaebenchError, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from saebench.leaderboard import Board
     from saebench.plan import Request
     from saebench.results import Record
 
 
-def _console() -> "Console":
+def _console(file: Any = None) -> "Console":
+    """A rich console on stderr, or on `file`; wide enough for a table where there is no terminal to ask."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    file = file or sys.stderr
+    return Console(file=file, highlight=False, width=None if file.isatty() else 140)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -167,6 +171,7 @@ def _run(request: "Request", as_json: bool) -> None:
 
     rank, _ = ranks.start()
     console = _console()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars say nothing about this run
     outcome = execute(request, _Progress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
@@ -226,11 +231,12 @@ class _Progress:
 
 def _show(records: "list[Record]", console: "Console") -> None:
     """The table at the end of a run, how to read it, and where the records lie."""
-    from saebench.run_table import reading_help, record_table, runs_table
+    from saebench.run_table import reading_help, run_tables
 
     if not records:
         return
-    console.print(record_table(records[0]) if len(records) == 1 else runs_table(records))
+    for table in run_tables(records):
+        console.print(table)
     console.print(reading_help(records), markup=False)
     for record in records:
         for warning in record.sae["warnings"]:
@@ -247,6 +253,106 @@ def _dry_run(request: "Request", as_json: bool) -> None:
         return
     for line in plan.lines():
         click.echo(line)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "format_", default="table", show_default=True, help="table, or a report: see `saebench list reports`."
+)
+@click.option(
+    "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
+)
+@click.option("--task", help="Only this task, name or name@version.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
+@_debug_option
+def leaderboard(
+    folders: tuple[Path, ...], format_: str, scores: tuple[str, ...], task: str | None, output: Path | None, debug: bool
+) -> None:
+    """All records in folders (default: results/), side by side, with ranks that only the data can give.
+
+    \b
+    Examples:
+      saebench leaderboard
+      saebench leaderboard results/ theirs/ --task fidelity --score explained_variance
+      saebench leaderboard --format csv --output board.csv
+    """
+    with _errors(debug):
+        from saebench.leaderboard import boards
+        from saebench.registry import registry
+        from saebench.results import load_records, write_atomically
+
+        records = load_records(folders or (Path("results"),))
+        if task:
+            records = [r for r in records if task in (r.task["name"], f"{r.task['name']}@{r.task['version']}")]
+        found = boards(records)
+        if not found:
+            raise SaebenchError(
+                "no record found: make one with `saebench run --sae PATH`, or name another folder or --task"
+            )
+        if format_ != "table":
+            text = registry().get("reports", format_).render(found)
+            data = text if isinstance(text, bytes) else text.encode()
+            write_atomically(output, data) if output else click.echo(data, nl=False)
+            return
+        _print_boards(found, scores, output)
+
+
+def _print_boards(found: "list[Board]", scores: tuple[str, ...], output: Path | None) -> None:
+    from saebench.tables import board_table, notes
+
+    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as file:
+        console = _console(file)
+        for board in found:
+            console.print(board_table(board, scores))
+            for note in notes(board):
+                console.print(f"note: {note}", markup=False)
+
+
+@main.command()
+@click.argument("saes", nargs=-1, required=True, metavar="A B [C…]")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of the records.",
+)
+@click.option("--task", help="Only this task, name or name@version.")
+@click.option(
+    "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@_debug_option
+def compare(
+    saes: tuple[str, ...], results: Path, task: str | None, scores: tuple[str, ...], as_json: bool, debug: bool
+) -> None:
+    """What differs between SAEs, paired on the contexts that both were measured on.
+
+    A, B … are record files, or names of SAEs in the results folder.
+
+    \b
+    Examples:
+      saebench compare first-sae second-sae
+      saebench compare a.json b.json --score explained_variance
+    """
+    with _errors(debug):
+        from saebench.compare import compare as compare_records
+        from saebench.results import find_records
+
+        found = compare_records(find_records(saes, results, task), scores)
+        if as_json:
+            click.echo(json.dumps([c.to_json() for c in found], indent=1, allow_nan=False))
+            return
+        from saebench.tables import comparison_table
+
+        console = _console(sys.stdout)
+        for comparison in found:
+            console.print(comparison_table(comparison))
+            console.print(comparison.sentence, markup=False)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -289,6 +395,36 @@ def _plugin_rows(kind: str) -> list[dict[str, str]]:
         doc = (item.__doc__ if isinstance(item, type) else type(item).__doc__) or ""
         rows.append({"name": name, "about": doc.strip().split("\n")[0]})
     return rows
+
+
+@main.command()
+@click.argument("path")
+@click.option("--format", help="The checkpoint's format. Default: recognised from its files.")
+@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
+@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
+@click.option("--hook", help="Where the SAE reads, for a checkpoint that does not say.")
+@click.option("--model", help="Run this model over a little text and count the latents that fire.")
+@click.option("--ignore-key", "ignore_keys", multiple=True, help="A config key that changes nothing; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@_debug_option
+def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options: Any) -> None:
+    """What a checkpoint is, where each convention was read, and what it does not say.
+
+    \b
+    Examples:
+      saebench inspect results/baselines/smollm2-135m-layer15-topk32
+      saebench inspect sae.pth --k 64 --hook model.layers.22.input_layernorm --json
+      saebench inspect sae/ --model smollm2-135m-instruct
+    """
+    with _errors(debug):
+        from saebench.inspection import inspect_sae
+
+        found = inspect_sae(path, model=model, measure=model is not None, **options)
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+            return
+        for line in found.lines():
+            click.echo(line)
 
 
 @main.command()

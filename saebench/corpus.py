@@ -5,7 +5,7 @@ A context never crosses a document, and nothing is padded: a document's tail tha
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,12 @@ class Contexts:
 
     def head(self, n: int | None) -> "Contexts":
         """The first n contexts (all of them for None)."""
-        if n is None or n >= len(self):
-            return self
-        return Contexts(
-            self.token_ids[:n],
-            self.document_id[:n],
-            self.special[:n],
-            self.documents,
-            self.dropped_tokens,
-            self.available,
+        return self if n is None or n >= len(self) else self.take(np.arange(n))
+
+    def take(self, rows: np.ndarray) -> "Contexts":
+        """The contexts of these numbers."""
+        return replace(
+            self, token_ids=self.token_ids[rows], document_id=self.document_id[rows], special=self.special[rows]
         )
 
     def fingerprint(self) -> str:

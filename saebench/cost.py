@@ -1,7 +1,7 @@
 """The cost model: what a run will do, in floating-point operations, before it does it.
 
-One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual stream the
-two ablations cost one context each (saebench/ablation.py); elsewhere they are two more copies until they are cached.
+One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
+stream the two ablations cost one context each (saebench/ablation.py); elsewhere two more copies, until they are cached.
 """
 
 from collections.abc import Sequence

@@ -5,9 +5,10 @@ from typing import Any
 
 from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import UsageError
+from saebench.measure import BATCH, LANES
 from saebench.models import DTYPES, default_device, default_dtype, load_config
 from saebench.plan import Failure, Job, Request, make_jobs, read_task, wanted_metrics
-from saebench.runner import BATCH, LANES, check_request
+from saebench.runner import check_request
 
 
 @dataclass(frozen=True)

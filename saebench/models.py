@@ -31,7 +31,7 @@ class LoadedModel:
     """A causal language model with its tokenizer and what identifies it.
 
     Attributes:
-        id: the name it was asked for by.
+        id: the alias or hub id it was asked for by; a local folder's or file's own name.
         sha256: hash of the weight files and the config they came with.
         revision: the hub commit, where it came from a hub.
     """
@@ -80,9 +80,13 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
         model = model.to(device).eval().requires_grad_(False)
     except SaebenchError:
         raise
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except torch.OutOfMemoryError as error:
+        raise SaebenchError(f"model '{spec}' does not fit into the memory of {device}: try --dtype bfloat16") from error
+    except Exception as error:  # a damaged file makes transformers raise almost anything
         raise SaebenchError(f"model '{spec}' at {path} cannot be loaded: {one_line(error)}") from error
-    return LoadedModel(model, tokenizer, spec, sha, revision)
+    # A local path says nothing to others and would stand in records: its own name does; the hash identifies it anyway.
+    name = path.resolve().stem if Path(spec).expanduser().exists() else spec
+    return LoadedModel(model, tokenizer, name, sha, revision)
 
 
 def load_config(spec: str, revision: str | None = None) -> Any:
@@ -158,7 +162,9 @@ def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    # A model alone will do for a run on token ids.
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return model, transformers.AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
 
 
 def _dequantised(gguf: Path) -> Path:

@@ -1,6 +1,7 @@
 """Several processes, one result: `torchrun -m saebench run …` gives each rank its own contexts; rank 0 merges and writes."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ def gather(value: Any) -> list[Any]:
     out: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, out)
     return out or []
+
+
+def common(names: Iterable[str]) -> list[str]:
+    """The names that every rank has, on every rank."""
+    everyone = gather(sorted(names))
+    shared = [name for name in everyone[0] if all(name in other for other in everyone)] if everyone else []
+    found: list[str] = agree(shared)
+    return found
 
 
 def agree(value: Any) -> Any:

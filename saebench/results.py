@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from saebench.errors import SaebenchError, one_line
+from saebench.errors import SaebenchError, one_line, unknown
 
 SCHEMA = 1
 
@@ -72,14 +72,17 @@ class Record:
     path: Path | None = None
 
     @property
+    def task_label(self) -> str:
+        return f"{self.task['name']}@{self.task['version']}"
+
+    @property
     def group(self) -> tuple[str, ...]:
         """What must be equal for two records' numbers to be comparable."""
-        task = f"{self.task['name']}@{self.task['version']}"
         dtypes = f"{self.settings['model_dtype']}/{self.settings['sae_dtype']}"
         return (
             str(self.model["sha256"]),
             self.hook_out,
-            task,
+            self.task_label,
             str(self.task["sha256"]),
             str(self.corpus["fingerprint"]),
             dtypes,
@@ -179,7 +182,8 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path}: JSON, but not a saebench record")
     if body["schema"] != SCHEMA:
         raise RecordError(
-            f"{path}: written with schema {body['schema']!r}, this saebench reads {SCHEMA}: run it again, or use the saebench it names"
+            f"{path}: written with schema {body['schema']!r}, this saebench reads {SCHEMA}: "
+            "run it again, or use the saebench it names"
         )
     names = {f.name for f in fields(Record)} - {"path"}
     if set(body) != names:
@@ -237,6 +241,41 @@ def load_records(paths: Iterable[str | Path]) -> list[Record]:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*@*.json") if not _hidden(p, path))
         found += [read_record(file) for file in files]
     return found
+
+
+def find_records(names: Iterable[str], results: Path, task: str | None = None) -> list[Record]:
+    """One record for each name: a record file, or an SAE's name (or name-sha8) among the records of a folder.
+
+    All of them on one task: the one named, or the only one that every SAE was measured on.
+
+    Raises:
+        RecordError: no such record, or several; names them.
+    """
+    several: list[list[Record]] = []
+    everything: list[Record] | None = None
+    for name in names:
+        if name.endswith(".json"):
+            several.append(load_records([name]))
+            continue
+        if everything is None:
+            everything = load_records([results])
+        found = [r for r in everything if name in (r.sae["name"], f"{r.sae['name']}-{r.sae['sha256'][:8]}")]
+        if not found:
+            known = sorted({str(r.sae["name"]) for r in everything})
+            raise unknown("SAE", name, known)
+        several.append(found)
+    if task:
+        several = [[r for r in found if task in (r.task["name"], r.task_label)] for found in several]
+    groups = [{(r.group, r.partial): r for r in found} for found in several]
+    shared = set(groups[0]).intersection(*groups[1:]) if groups else set()
+    if len(shared) == 1:
+        [one] = shared
+        return [group[one] for group in groups]
+    if len(several) > 0 and all(len(found) == 1 for found in several):
+        return [found[0] for found in several]  # compare says in what they differ
+    labels = sorted({r.path.as_posix() if r.path else "?" for found in several for r in found})
+    problem = "share several measurements" if shared else "share no measurement"
+    raise RecordError(f"these SAEs {problem}: name the record files, or a --task; found {', '.join(labels)}")
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -116,6 +116,12 @@ class ReLU:
         return Latents.from_dense(pre.relu())
 
 
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and indices [n, k] of each row's k largest scores, in no particular order."""
+    values, indices = scores.topk(k, dim=-1, sorted=False)
+    return values, indices
+
+
 @dataclass(frozen=True)
 class TopK:
     """z = ReLU of the k largest pre-activations of each token, 0 elsewhere (Gao et al. 2024, arXiv 2406.04093, eq. 2)."""
@@ -123,8 +129,56 @@ class TopK:
     k: int
 
     def __call__(self, pre: Tensor) -> Latents:
-        values, indices = pre.topk(self.k, dim=-1, sorted=False)
+        values, indices = top_k(pre, self.k)
         return Latents.from_topk(values.relu(), indices, pre.shape[-1])
+
+
+@dataclass(frozen=True)
+class SignedTopK:
+    """z = the k largest pre-activations of each token, negative ones too, 0 elsewhere."""
+
+    k: int
+
+    def __call__(self, pre: Tensor) -> Latents:
+        values, indices = top_k(pre, self.k)
+        return Latents.from_topk(values, indices, pre.shape[-1])
+
+
+@dataclass(frozen=True)
+class AbsTopK:
+    """z = the k pre-activations of each token that are largest in magnitude, with their signs (arXiv 2510.00404)."""
+
+    k: int
+
+    def __call__(self, pre: Tensor) -> Latents:
+        _, indices = top_k(pre.abs(), self.k)
+        return Latents.from_topk(pre.gather(-1, indices), indices, pre.shape[-1])
+
+
+@dataclass(frozen=True)
+class NormTopK:
+    """z = ReLU of the pre-activations whose product with `norm` is among the token's k largest (Llamascopium).
+
+    Attributes:
+        k: how many.
+        norm: [d_sae] the decoder rows' norms, which decide the selection and leave the value alone.
+    """
+
+    k: int
+    norm: Tensor
+
+    def __call__(self, pre: Tensor) -> Latents:
+        values, indices = top_k(pre * self.norm, self.k)
+        chosen = pre.gather(-1, indices)
+        return Latents.from_topk(torch.where(values > 0, chosen, 0.0), indices, pre.shape[-1])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """z = pre: a dense code, as OpenAI's format allows."""
+
+    def __call__(self, pre: Tensor) -> Latents:
+        return Latents.from_dense(pre)
 
 
 @dataclass(frozen=True)
@@ -200,11 +254,13 @@ class LayerNorm:
         eps: added to the standard deviation, outside the root.
         unbiased: whether sd divides by d − 1.
         eps_on_output: whether the way out multiplies by sd + eps rather than sd.
+        restores: whether there is a way out; a transcoder's output lies elsewhere and stays as it is.
     """
 
     eps: float = 1e-5
     unbiased: bool = True
     eps_on_output: bool = False
+    restores: bool = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         mean = x.mean(-1, keepdim=True)
@@ -213,8 +269,11 @@ class LayerNorm:
         return centred / (sd + self.eps), (mean, sd)
 
     def inverse(self, u: Tensor, stats: Any) -> Tensor:
+        if not self.restores:
+            return u
         mean, sd = stats
-        return u * (sd + self.eps if self.eps_on_output else sd) + mean
+        restored: Tensor = u * (sd + self.eps if self.eps_on_output else sd) + mean
+        return restored
 
 
 @dataclass(frozen=True)
@@ -223,9 +282,11 @@ class TokenScale:
 
     Attributes:
         norm: the length given to every token; None means √d.
+        restores: whether the way out undoes it; a transcoder's output lies elsewhere and stays as it is.
     """
 
     norm: float | None = None
+    restores: bool = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         target = math.sqrt(x.shape[-1]) if self.norm is None else self.norm
@@ -233,7 +294,7 @@ class TokenScale:
         return x * scale, scale
 
     def inverse(self, u: Tensor, stats: Any) -> Tensor:
-        return u / stats
+        return u / stats if self.restores else u
 
 
 # --- the SAE ---------------------------------------------------------------------------------------------------------
@@ -258,6 +319,8 @@ class Metadata:
         path: where it was read from.
         model: the language model it was trained on, as the checkpoint names it.
         hook: the hook point it reads, in either dialect; hook_out the one it writes, where that differs (a transcoder).
+        dtype: in what precision the file holds the weights (in memory they are float32).
+        transcoder: whether it is known to write elsewhere than it reads, even if it does not say where.
         declared_l0: the k, or the expected L0, that the checkpoint declares.
         facts: every convention that changes numbers, with its source.
         group_sizes: widths of the nested prefixes of a Matryoshka SAE.
@@ -274,6 +337,8 @@ class Metadata:
     training_tokens: int | None = None
     declared_l0: float | None = None
     group_sizes: tuple[int, ...] | None = None
+    dtype: str | None = None
+    transcoder: bool = False
     facts: tuple[Fact, ...] = ()
 
 
@@ -325,7 +390,9 @@ class SAE:
 
     @property
     def is_transcoder(self) -> bool:
-        return self.metadata.hook_out is not None and self.metadata.hook_out != self.metadata.hook
+        """Whether it predicts another place than the one it reads."""
+        meta = self.metadata
+        return meta.transcoder or (meta.hook_out is not None and meta.hook_out != meta.hook)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Latents:

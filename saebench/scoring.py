@@ -1,7 +1,6 @@
 """A metric's declared scores -> numbers with intervals in a record."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,28 +9,28 @@ from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
 from saebench.results import Record
 from saebench.stats import ratio_interval
-from saebench.stream import Lane
 
 
-def finish_metric(
-    record: Record, metric: Metric, lane: Lane, seed: int, tokenizer: Any, cache: Path
-) -> pd.DataFrame | None:
+def finish_metric(record: Record, metric: Metric, error: str | None, env: Env) -> pd.DataFrame | None:
     """Put one metric's scores into the record, or its error; returns the units to keep beside it.
 
     A metric that fails leaves an error and no number; what the record held of it before is replaced.
+
+    Args:
+        error: why it failed during the pass, if it did.
     """
     name = metric.name
     record.scores = [row for row in record.scores if row["metric"] != name]
     record.errors.pop(name, None)
     record.metrics[name] = {"version": metric.version, "units": None}
     try:
-        if message := lane.errors.get(name):
-            raise SaebenchError(message)
+        if error:
+            raise SaebenchError(error)
         units = metric.units()
-        rows = [_row(metric, s, units) for s in metric.scores(Env(lane.sae, tokenizer, seed, cache))]
-    except Exception as error:  # a stranger's metric must not cost the others their numbers
-        kind = "" if isinstance(error, SaebenchError) else f"{type(error).__name__}: "
-        record.errors[name] = kind + one_line(error)
+        rows = [_row(metric, s, units) for s in metric.scores(env)]
+    except Exception as problem:  # a stranger's metric must not cost the others their numbers
+        kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
+        record.errors[name] = kind + one_line(problem)
         return None
     record.scores += rows
     return units if len(units) else None

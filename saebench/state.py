@@ -1,7 +1,7 @@
 """A pass that was killed goes on where it stopped: metrics' sums and the place in the text, saved now and then.
 
-One file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Files are named by what the
-pass measures and by which SAEs were in it; a later run takes the file that knows most of its SAEs.
+One file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Files are
+named by what the pass measures and by which SAEs were in it; a later run takes the file that knows most of its SAEs.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from saebench.results import write_atomically
 class StateFolder:
     """Saved states of one results folder.
 
-    A state is `{"done": int, "tally": [..], "lanes": {lane key: {metric: its state}}, "errors": {lane key: {metric: message}}}`.
+    A state is what `Pass.snapshot` gives: `done`, `tally`, and for each lane's key its metrics' states and errors. A lane's
+    key begins with its record's fingerprint and a colon.
     """
 
     def __init__(self, results: Path) -> None:
@@ -44,10 +45,10 @@ class StateFolder:
         return best
 
     def drop(self, group: str, finished: set[str]) -> None:
-        """Delete the states whose every lane is finished."""
+        """Delete the states whose every lane belongs to a finished record (of these fingerprints)."""
         for path in self.folder.glob(f"{group}-*.safetensors"):
             state = _read(path)
-            if state is None or set(state["lanes"]) <= finished:
+            if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= finished:
                 path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -2,17 +2,17 @@
 
 A score is offset + scale · Σnum/Σden over units, and units of one cluster (the contexts of one document) are not
 independent. Everything here rests on one estimator of the standard error of R = Σnum/Σden, the cluster-robust CR2 with
-Bell and McCaffrey's degrees of freedom (Bell & McCaffrey 2002, Survey Methodology 28(2); Imbens & Kolesár 2016, Review of
-Economics and Statistics 98(4)). With A_g, B_g the cluster sums of num and den, D = ΣB_g, w_g = B_g/D:
+Bell and McCaffrey's degrees of freedom (Bell & McCaffrey 2002, Survey Methodology 28(2); Imbens & Kolesár 2016, Review
+of Economics and Statistics 98(4)). With A_g, B_g the cluster sums of num and den, D = ΣB_g, w_g = B_g/D:
 
     ψ_g = (A_g − R·B_g) / (D·√(1 − w_g)),   se² = Σψ_g²,   (R̂ − R)/se ~ t with df degrees of freedom
 
 where √(1 − w_g) undoes the pull of a cluster on R, and df matches the first two moments of se² under a working model
 in which a document's units move together (var ∝ B_g²). Few documents or one large one mean few degrees of freedom.
 
-Why not a bootstrap: by simulation (tests/test_stats.py) this holds 94–97 % coverage from 10 to 200 clusters, with
-unequal, skewed and correlated data, where a percentile bootstrap falls to 85 % and a studentised one to 90 %; it is narrower
-than the latter, needs no seed, and its p-values have no floor, so that Holm over hundreds of pairs can use them.
+Why not a bootstrap: by simulation (tests/test_stats.py) this holds 94 to 97 % coverage from 10 to 200 clusters, with
+unequal, skewed and correlated data, where a percentile bootstrap falls to 85 % and a studentised one to 90 %; it needs
+no seed, and its p-values have no floor, so that Holm over hundreds of pairs can use them.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,8 @@ from saebench.errors import SaebenchError
 LEVEL = 0.95
 # metrics.md promises every score to 1e-5 relative (rounding inside the model): a smaller difference is none.
 RESOLUTION = 1e-5
+# With more of the denominator than this in one document, the others say nothing about it (and `_freedom` would cancel).
+_LARGEST = 0.99
 
 
 class Declared(Protocol):
@@ -111,7 +113,7 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
     """
     sums = _sums([units], score)
     est = _Estimate.of(sums)
-    n = int(round(float(_column(units, score.count).sum()))) if score.count else len(units)
+    n = round(float(_column(units, score.count).sum())) if score.count else len(units)
     value = score.offset + score.scale * float(est.ratio[0])
     if reason := est.no_interval():
         return Interval(value, None, None, n, est.clusters, reason)
@@ -143,22 +145,6 @@ def paired_difference(
     return Difference(value, value - half, value + half, float(_p_values(est, 0)[0]), n, est.clusters)
 
 
-def p_values(units: Sequence[pd.DataFrame], score: Declared) -> np.ndarray:
-    """Two-sided p-values of no difference for every pair of SAEs, [S, S] symmetric with 1 on the diagonal.
-
-    All pairs are judged on the units that all SAEs share. NaN where no interval can be made.
-
-    Raises:
-        SaebenchError: as `paired_difference`.
-    """
-    est = _Estimate.of(_sums(_shared(units), score))
-    size = len(units)
-    out = np.eye(size)
-    for i in range(size - 1):
-        out[i, i + 1 :] = out[i + 1 :, i] = np.nan if est.no_interval() else _p_values(est, i)
-    return out
-
-
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down adjusted p-values (Holm 1979): comparing them with α keeps the chance of any false positive ≤ α.
 
@@ -188,18 +174,17 @@ def ranks(
     """
     if direction is None or not units:
         return [None] * len(units)
-    if len(units) == 1:
-        return [None if ratio_interval(units[0], score).no_interval else 1]
-    pairs = np.triu_indices(len(units), 1)
-    p = p_values(units, score)
-    if np.isnan(p[pairs]).any():
+    est = _Estimate.of(_sums(_shared(units), score))
+    if est.no_interval():
         return [None] * len(units)
-    differ = np.zeros(p.shape, dtype=bool)
-    differ[pairs] = holm(p[pairs]) <= alpha
+    size = len(units)
+    pairs = np.triu_indices(size, 1)
+    p = np.concatenate([_p_values(est, i) for i in range(size)])  # in the order of `pairs`
+    differ = np.zeros((size, size), dtype=bool)
+    differ[pairs] = holm(p) <= alpha
     differ |= differ.T
-    frames = _shared(units)
-    values = score.scale * _Estimate.of(_sums(frames, score)).ratio
-    better = values[None, :] > values[:, None] if direction == "higher" else values[None, :] < values[:, None]
+    gain = score.scale * (est.ratio[None, :] - est.ratio[:, None])
+    better = gain > 0 if direction == "higher" else gain < 0
     return [1 + int(count) for count in (differ & better).sum(1)]
 
 
@@ -311,8 +296,8 @@ class _Estimate:
     def no_interval(self) -> str | None:
         if self.clusters < 2:
             return "all units lie in one document"
-        if (self.weight > 1 - 1e-9).any():
-            return "one document holds the whole denominator"
+        if (self.weight > _LARGEST).any():
+            return f"one document holds more than {_LARGEST:.0%} of the denominator"
         return None
 
 

@@ -4,8 +4,9 @@ Every SAE of one (model, hook point) goes through together. A batch of contexts 
 into one stream per SAE (saebench/subject.py), and what comes out is handed to each SAE's metrics.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.losses import Losses, spliced_losses
-from saebench.metric import Batch, Metric, TokenLosses
+from saebench.metric import Batch, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, Latents
 from saebench.subject import Copy, Subject
 
@@ -27,11 +28,13 @@ class Lane:
     """One SAE on its way through the pass.
 
     Attributes:
+        key: what it measures; a saved state is found again by it.
         sae: on the model's device, float32.
         metrics: by name; those that need no batch are not here.
         errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
     """
 
+    key: str
     sae: SAE
     metrics: dict[str, Metric]
     errors: dict[str, str] = field(default_factory=dict)
@@ -127,6 +130,37 @@ class Pass:
             self.done += len(rows)
             after_batch()
         return batch_size
+
+    # --- state: what is saved while the pass runs, and sent between ranks at its end ----------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything the pass has come to, as plain values and arrays."""
+        return {
+            "done": self.done,
+            "tally": [self.tally.scored, self.tally.outliers, self.tally.special],
+            "lanes": {lane.key: {m.name: get_state(m) for m in lane.alive} for lane in self.lanes},
+            "errors": {lane.key: lane.errors for lane in self.lanes},
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a snapshot that knows every lane of this pass."""
+        self.done = saved["done"]
+        self.tally = Tally(*saved["tally"])
+        for lane in self.lanes:
+            lane.errors = dict(saved["errors"][lane.key])
+            for metric in lane.alive:
+                set_state(metric, saved["lanes"][lane.key][metric.name])
+
+    def absorb(self, other: Mapping[str, Any]) -> None:
+        """Add another rank's snapshot: the same lanes over other contexts."""
+        self.tally = Tally(*(a + b for a, b in zip(astuple(self.tally), other["tally"], strict=True)))
+        for lane in self.lanes:
+            for name, message in other["errors"][lane.key].items():
+                lane.errors.setdefault(name, message)
+            for metric in lane.alive:
+                fresh = type(metric)(lane.sae)
+                set_state(fresh, other["lanes"][lane.key][metric.name])
+                metric.merge(fresh)
 
     # --- compute: nothing here changes state, so that a batch can be tried again ----------------------------------------
 

@@ -6,7 +6,7 @@ any Hugging Face causal LM works. What does not survive a fork (checked on a few
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,11 +152,8 @@ class Subject:
         def stop(x_read: Tensor, x_write: Tensor) -> list[Copy]:
             raise _Stop
 
-        with self._hooked(run, read, write, stop, copies=0):
-            try:
-                self._hidden(token_ids)
-            except _Stop:
-                pass
+        with self._hooked(run, read, write, stop, copies=0), suppress(_Stop):
+            self._hidden(token_ids)
         assert run.write is not None
         return (run.write if run.read is None else run.read), run.write
 
@@ -248,9 +245,16 @@ class Subject:
         """Install the hooks of one pass, take them off again whatever happens."""
         handles: list[Any] = []
 
+        def as_read(h: Tensor) -> Tensor:
+            if read == write:
+                return h
+            if run.read is None:
+                raise SaebenchError(f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook")
+            return run.read
+
         def fork_residual(h: Tensor) -> Tensor:
             run.write = h
-            run.copies = splice(h if run.read is None else run.read, h)
+            run.copies = splice(as_read(h), h)
             run.source = torch.cat([torch.arange(run.size, device=h.device), *(c.source for c in run.copies)])
             return torch.cat([h, *(c.rows.to(h.dtype) for c in run.copies)])
 
@@ -261,7 +265,7 @@ class Subject:
 
         def replace_slices(h: Tensor) -> Tensor:
             run.write = h[: run.size]
-            run.copies = splice(run.write if run.read is None else run.read, run.write)
+            run.copies = splice(as_read(run.write), run.write)
             return torch.cat([run.write, *(c.rows.to(h.dtype) for c in run.copies)])
 
         def note(h: Tensor) -> None:

@@ -1,0 +1,55 @@
+"""llama3_interpretability_sae: a bare state dictionary of its TopKSparseAutoencoder.
+
+Facts from the repository's sae.py: each token is centred and divided by (unbiased standard deviation + eps), and the way
+out multiplies by the same; eps was an argument of its loader with 1e-6 as the class's own value. Neither k nor the site
+is in the file. The published SAE (65,536 latents, k 64) reads the output of block 22's input_layernorm of Llama 3.2 3B:
+--k 64 --hook model.layers.22.input_layernorm --model meta-llama/Llama-3.2-3B.
+"""
+
+from pathlib import Path
+
+from saebench import SAE, Format, LoadOptions, hookimpl
+from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
+from saebench.readers import torch_file_of
+from saebench.sae import Fact, LayerNorm, Metadata, TopK
+
+_TENSORS = {"b_pre", "encoder.weight", "encoder.bias", "decoder.weight"}
+_EPS = 1e-6
+
+
+class Llama3Interpretability(Format):
+    """llama3_interpretability_sae."""
+
+    name = "llama3_interpretability"
+
+    def matches(self, path: Path) -> bool:
+        file = torch_file_of(path)
+        return file is not None and "b_pre" in shapes_of(file)
+
+    def load(self, path: Path, options: LoadOptions) -> SAE:
+        source = torch_file_of(path)
+        if source is None:
+            raise CheckpointError(f"{path}: not a torch file")
+        file = TorchFile(source)
+        file.check(_TENSORS, (), options)
+        d_sae, d_in = file.shape("encoder.weight", 2)
+        if options.k is None:
+            raise MissingError("k", f"{source}: the file does not hold its k (the published SAE's is 64)")
+        W_dec = file.transposed("decoder.weight", d_in, d_sae)
+        return SAE(
+            file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("encoder.bias", d_sae), file.get("b_pre", d_in),
+            TopK(options.k), True, LayerNorm(eps=_EPS, unbiased=True, eps_on_output=True),
+            metadata=Metadata(dtype=file.dtype,
+                architecture="topk", declared_l0=options.k,
+                facts=(
+                    Fact("k", str(options.k), "--k"),
+                    Fact("subtracts b_dec", "true", "inferred: this library always does"),
+                    Fact("input normalization", f"(x − mean)/(sd + {_EPS})", "inferred: its class's own eps"),
+                ),
+            ),
+        )  # fmt: skip
+
+
+@hookimpl
+def saebench_formats() -> list[Format]:
+    return [Llama3Interpretability()]

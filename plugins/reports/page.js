@@ -1,0 +1,103 @@
+"use strict";
+// Sorting, filtering, details and hover. Text goes in through textContent only.
+const boards = JSON.parse(document.getElementById("data").textContent);
+const dialog = document.getElementById("details"), tip = document.getElementById("tip");
+
+function element(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text ?? "";
+  return made;
+}
+
+// Numbers by size, names by letters; what has no value is last in either order.
+function sortBy(table, index, descending) {
+  const body = table.tBodies[0], plain = index < 2;
+  const keyed = [...body.rows].map(row => {
+    const cell = row.cells[index];
+    return [plain ? cell.textContent : cell.dataset.v === undefined ? NaN : +cell.dataset.v, row];
+  });
+  const turn = descending ? -1 : 1;
+  keyed.sort(([a], [b]) => plain ? turn * a.localeCompare(b, undefined, { numeric: true })
+    : Number.isNaN(a) ? (Number.isNaN(b) ? 0 : 1) : Number.isNaN(b) ? -1 : turn * (a - b));
+  body.append(...keyed.map(([, row]) => row));
+  [...table.tHead.rows[0].cells].forEach((head, i) =>
+    head.setAttribute("aria-sort", i !== index ? "none" : descending ? "descending" : "ascending"));
+}
+
+// Of the rows that the filter keeps, only the first so many are laid out until all are asked for.
+function shorten(section) {
+  const table = section.querySelector("table.board"), button = section.querySelector(".all");
+  const kept = [...table.tBodies[0].rows].filter(row => !row.classList.contains("hidden"));
+  kept.forEach((row, i) => row.classList.toggle("more", i >= +table.dataset.shown));
+  button.hidden = kept.length <= +table.dataset.shown;
+}
+
+function filter(section) {
+  const get = name => section.querySelector(`.filters .${name}`).value;
+  const name = get("name").toLowerCase(), kind = get("kind");
+  const low = +get("low"), high = get("high") === "" ? Infinity : +get("high");
+  const l0 = get("l0") === "" ? Infinity : +get("l0");
+  const shown = new Set();
+  for (const row of section.querySelectorAll("tbody tr")) {
+    const d = row.dataset, sparse = l0 === Infinity || (d.l0 !== "" && +d.l0 <= l0);
+    const keep = row.cells[0].textContent.toLowerCase().includes(name) && (!kind || d.kind === kind)
+      && +d.latents >= low && +d.latents <= high && sparse;
+    row.classList.toggle("hidden", !keep);
+    if (keep) shown.add(d.row);
+  }
+  for (const point of section.querySelectorAll("svg [data-row]"))
+    point.classList.toggle("hidden", !shown.has(point.dataset.row));
+  section.querySelector("output").textContent = `${shown.size} SAEs`;
+  shorten(section);
+}
+
+function open(board, index) {
+  const { columns } = boards[board], row = boards[board].rows[index];
+  document.getElementById("details-name").textContent = row.name;
+  dialog.querySelector("dl").replaceChildren(
+    ...Object.entries(row.about).flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+  dialog.querySelector("tbody").replaceChildren(...row.cells.map(([value, interval, rank, n], i) => {
+    const line = element("tr");
+    const texts = [columns[i], value, interval, rank == null ? "" : `#${rank}`, n == null ? "" : n.toLocaleString("en")];
+    line.append(...texts.map(text => element("td", text)));
+    return line;
+  }));
+  location.replace(`#${board}-${index}`);
+  dialog.showModal();
+}
+dialog.addEventListener("close", () => history.replaceState(null, "", location.pathname + location.search));
+
+function hover(board, index, event) {
+  const row = boards[board].rows[index];
+  const about = Object.entries(row.about).slice(0, 6).map(([name, value]) => `${name}: ${value}`);
+  tip.textContent = [row.name, ...about].join("\n");
+  tip.hidden = false;
+  tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
+  tip.style.top = `${Math.min(event.clientY + 12, innerHeight - tip.offsetHeight - 8)}px`;
+}
+
+for (const section of document.querySelectorAll("section[data-board]")) {
+  const board = +section.dataset.board;
+  [...section.querySelectorAll("table.board thead th")].forEach((head, index) =>
+    head.firstChild.addEventListener("click", () => {
+      sortBy(head.closest("table"), index, head.getAttribute("aria-sort") === "ascending");
+      shorten(section);
+    }));
+  section.querySelector(".all").addEventListener("click", () => {
+    section.querySelector("table.board").dataset.shown = "Infinity";
+    shorten(section);
+  });
+  section.querySelector(".filters").addEventListener("input", () => filter(section));
+  section.addEventListener("click", event => {
+    const found = event.target.closest("use[data-row], .open");
+    if (found) open(board, +found.closest("[data-row]").dataset.row);
+  });
+  section.addEventListener("mousemove", event => {
+    const found = event.target.closest("use[data-row], .open");
+    if (found) hover(board, +found.closest("[data-row]").dataset.row, event); else tip.hidden = true;
+  });
+  section.addEventListener("mouseleave", () => { tip.hidden = true; });
+}
+
+const link = /^#(\d+)-(\d+)$/.exec(location.hash);
+if (link && boards[+link[1]]?.rows[+link[2]]) open(+link[1], +link[2]);

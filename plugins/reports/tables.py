@@ -1,0 +1,147 @@
+"""Boards as Markdown, CSV and JSON.
+
+Names come out of other people's files: in Markdown they cannot start a cell, a link or a tag, in CSV no formula.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from saebench import hookimpl
+from saebench.leaderboard import Board, Cell, Column, Report, Row, select
+from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
+
+
+class Markdown:
+    """A table a board, with the headlines: for READMEs and issues."""
+
+    name = "markdown"
+
+    def render(self, boards: Sequence[Board]) -> str:
+        return "\n".join(self._board(board) for board in boards)
+
+    def _board(self, board: Board) -> str:
+        columns = select(board.columns, ())
+        names = [_escape(heading(c, columns)) for c in columns]
+        lines = [f"### {_escape(caption(board))}", "", _line(["SAE", "architecture", "latents", *names])]
+        lines.append(_line(["---", "---", *["--:"] * (len(columns) + 1)]))
+        for row in board.rows:
+            about = [_escape(clean(row.name)), *(_escape(clean(row.record.sae.get(k) or "?")) for k in _ABOUT)]
+            lines.append(_line([*about, *(_cell(row.cells[c]) for c in columns)]))
+        lines += ["", f"_{_escape(LEGEND)}_", ""]
+        lines += [f"- {_escape(note)}" for note in notes(board)]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+_ABOUT = ("architecture", "d_sae")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is: no table cell, emphasis, link, HTML tag or entity begins in it."""
+    safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", safe).replace("://", ":\u200b//")
+
+
+def _cell(cell: Cell) -> str:
+    rank = "" if cell.rank is None else f" **\\#{cell.rank}**"
+    interval = interval_text(cell)
+    return f"{value_text(cell)}{rank}" + (f"<br>{interval}" if interval else "")
+
+
+# --- long form -------------------------------------------------------------------------------------------------------
+
+
+def _long(board: Board) -> Iterator[dict[str, Any]]:
+    """Every score of every SAE, curves too, one after the other."""
+    for row in board.rows:
+        about = _sae(board, row)
+        for column in board.columns:
+            yield about | _score(column, row.cells[column])
+
+
+def _sae(board: Board, row: Row) -> dict[str, Any]:
+    sae = row.record.sae
+    return {
+        "model": board.model, "revision": board.revision, "hook": board.hook, "task": board.task,
+        "corpus": board.corpus, "dtypes": board.dtypes, "sae": row.name, "sha256": sae["sha256"],
+        "architecture": sae.get("architecture"), "d_sae": sae.get("d_sae"), "fingerprint": row.record.fingerprint,
+    }  # fmt: skip
+
+
+def _score(column: Column, cell: Cell) -> dict[str, Any]:
+    return {
+        "metric": column.metric, "version": column.version, "key": column.key, "at": column.at, "state": cell.state,
+        "value": cell.value, "low": cell.low, "high": cell.high, "rank": cell.rank, "n": cell.n, "unit": column.unit,
+        "direction": column.direction, "reason": cell.reason,
+    }  # fmt: skip
+
+
+class Csv:
+    """Long form: a line for each score of each SAE, numbers in full precision."""
+
+    name = "csv"
+
+    def render(self, boards: Sequence[Board]) -> str:
+        rows = [line for board in boards for line in _long(board)]
+        out = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: _harmless(v) for k, v in row.items()} for row in rows)
+        return out.getvalue()
+
+
+def _harmless(value: object) -> object:
+    """Text that no spreadsheet takes for a formula; numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    text = clean(value, 300)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+class Json:
+    """Everything: boards with their rows and scores, what was left out and why."""
+
+    name = "json"
+
+    def render(self, boards: Sequence[Board]) -> str:
+        return json.dumps([self._board(board) for board in boards], indent=1, allow_nan=False) + "\n"
+
+    def _board(self, board: Board) -> dict[str, Any]:
+        return {
+            "model": board.model,
+            "revision": board.revision,
+            "hook": board.hook,
+            "task": board.task,
+            "corpus": board.corpus,
+            "dtypes": board.dtypes,
+            "partial_left_out": board.partial,
+            "notes": board.notes,
+            "rows": [self._row(row) for row in board.rows],
+        }
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        keys = ("name", "format", "architecture", "sha256", "d_in", "d_sae")
+        return {
+            "name": row.name,
+            "fingerprint": row.record.fingerprint,
+            "sae": {key: _short(row.record.sae.get(key)) for key in keys},
+            "scores": [_score(column, cell) for column, cell in row.cells.items()],
+        }
+
+
+def _short(value: object) -> object:
+    """Text of a sane length; anything else as it is."""
+    return value[:1000] if isinstance(value, str) else value
+
+
+@hookimpl
+def saebench_reports() -> list[Report]:
+    return [Markdown(), Csv(), Json()]

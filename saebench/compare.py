@@ -1,0 +1,147 @@
+"""Two records side by side: paired differences with intervals, and what they come to in a sentence."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.leaderboard import Cell, Column, boards, select
+from saebench.results import Record
+from saebench.stats import Difference, paired_difference
+
+# A record's group (`Record.group`), in words, in its order.
+_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One score of both, and B − A on the contexts that both share (None, with a reason, where it cannot be made)."""
+
+    column: Column
+    a: Cell
+    b: Cell
+    difference: Difference | None
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """better, worse (B against A), differs (no side is better), same (no difference was seen) or unknown."""
+        p = None if self.difference is None else self.difference.p_value
+        if self.difference is None or p is None:
+            return "unknown"
+        if p > 0.05:
+            return "same"
+        if self.column.direction is None:
+            return "differs"
+        return "better" if (self.difference.value > 0) == (self.column.direction == "higher") else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A, score by score."""
+
+    a: str
+    b: str
+    lines: list[Line]
+
+    @property
+    def sentence(self) -> str:
+        """What the lines say: who is better in what and by how much, and what has to be kept in mind."""
+        parts = []
+        for verdict, words in (("better", f"{self.b} is better than {self.a} in"), ("worse", f"{self.a} is better in")):
+            if found := [_by(line) for line in self.lines if line.verdict == verdict]:
+                parts.append(f"{words} {_join(found)}")
+        if same := [line.column.key for line in self.lines if line.verdict == "same"]:
+            parts.append(f"no difference was seen in {_join(same)}")
+        differs = [line for line in self.lines if line.verdict == "differs"]
+        if differs:
+            both = [f"{line.column.key} ({line.a.value:.4g} and {line.b.value:.4g})" for line in differs]
+            parts.append(
+                f"they differ in {_join(both)}, so compare them at equal {_join([d.column.key for d in differs])}"
+            )
+        return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `difference` is B − A."""
+        lines = [
+            {
+                "score": line.column.name,
+                "a": line.a.value,
+                "b": line.b.value,
+                "difference": None if line.difference is None else asdict(line.difference),
+                "verdict": line.verdict,
+                "reason": line.reason,
+            }
+            for line in self.lines
+        ]
+        return {"a": self.a, "b": self.b, "scores": lines, "sentence": self.sentence}
+
+
+def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:
+    """The first record against each of the others, on the scores asked for (the headlines if none is).
+
+    Raises:
+        UsageError: fewer than two records, or an unknown score.
+        SaebenchError: the records are not comparable; says in what they differ.
+    """
+    if len(records) < 2:
+        raise UsageError("compare needs two records or more")
+    first = records[0]
+    for other in records[1:]:
+        _comparable(first, other)
+    return [_compare(first, other, scores) for other in records[1:]]
+
+
+def _comparable(a: Record, b: Record) -> None:
+    differing = [
+        f"{name} ({_short(one)} and {_short(two)})"
+        for name, one, two in zip(_GROUP, a.group, b.group, strict=True)
+        if one != two
+    ]
+    if a.fingerprint == b.fingerprint:
+        raise SaebenchError(f"{a.sae['name']}: the same measurement twice, there is nothing to compare")
+    if a.partial != b.partial:
+        differing.append("one is partial (--limit)")
+    if differing:
+        raise SaebenchError(
+            f"{a.sae['name']} and {b.sae['name']} are not comparable: they differ in {_join(differing)}; "
+            "run both with the same model, hook point, task and dtype"
+        )
+
+
+def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
+    # As a board of two: names are told apart and missing scores explained in the same way.
+    [board] = boards([replace(a, partial=False), replace(b, partial=False)])
+    one, two = board.rows
+    lines = []
+    for column in select(board.columns, scores):
+        left, right = one.cells[column], two.cells[column]
+        difference, reason = None, left.reason or right.reason
+        declared = one.ratios.get(column)
+        if declared is not None and declared == two.ratios.get(column):
+            try:
+                units = [record.units(column.metric) for record in (b, a)]
+                if units[0] is not None and units[1] is not None:
+                    difference = paired_difference(units[0], units[1], declared)
+                    reason = difference.no_interval
+            except SaebenchError as error:
+                reason = one_line(error)
+        lines.append(Line(column, left, right, difference, reason))
+    return Comparison(one.name, two.name, lines)
+
+
+def _by(line: Line) -> str:
+    found = line.difference
+    assert found is not None
+    if found.low is None or found.high is None:
+        return f"{line.column.key} by {abs(found.value):.3g}"
+    low, high = sorted((abs(found.low), abs(found.high)))
+    return f"{line.column.key} by {low:.3g} to {high:.3g}"
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:12] + "…"

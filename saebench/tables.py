@@ -1,0 +1,136 @@
+"""Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from saebench.compare import Comparison, Line
+from saebench.leaderboard import Board, Cell, Column, select
+
+_ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+
+
+def clean(text: object, limit: int = 80) -> str:
+    """A name from somebody's file as one harmless line: no control or bidi characters, not longer than `limit`."""
+    start = str(text)[: 4 * limit]
+    kept = "".join(" " if c.isspace() else c for c in start if c.isspace() or unicodedata.category(c)[0] != "C")
+    line = " ".join(kept.split()) or "unnamed"
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def number(value: float, places: int | None = None) -> str:
+    """Four significant digits, or so many places after the point."""
+    if places is None:
+        return f"{value:.4g}"
+    return f"{value:.{places}f}"
+
+
+def _places(cell: Cell) -> int | None:
+    """Digits after the point so that the interval shows two digits of its width; None: use significant digits."""
+    if cell.low is None or cell.high is None or cell.high <= cell.low:
+        return None
+    places = 1 - math.floor(math.log10((cell.high - cell.low) / 2))
+    return min(places, 6) if places >= 0 else 0
+
+
+def value_text(cell: Cell) -> str:
+    """The value, or the state where there is none."""
+    return cell.state if cell.value is None else number(cell.value, _places(cell))
+
+
+def interval_text(cell: Cell) -> str:
+    """The interval as `low … high`; empty where there is none."""
+    if cell.low is None or cell.high is None:
+        return ""
+    places = _places(cell)
+    return f"{number(cell.low, places)} … {number(cell.high, places)}"
+
+
+def heading(column: Column, columns: Sequence[Column]) -> str:
+    """A column's name: its key, with the metric, the version and the place on the curve where they are needed."""
+    name = clean(column.key, 40)
+    same = [c for c in columns if c != column and c.key == column.key and c.at == column.at]
+    if same:
+        name = f"{clean(column.metric, 40)}.{name}"
+    if any(c.metric == column.metric for c in same):
+        name += f" v{column.version}"
+    if column.at is not None:
+        name += f" @{column.at:g}"
+    return f"{name} {_ARROWS[column.direction]}".rstrip()
+
+
+def notes(board: Board) -> list[str]:
+    """What a reader of the board must know besides its numbers, one line each."""
+    lines = [clean(note, 300) for note in board.notes]
+    if board.partial:
+        lines.insert(0, f"{board.partial} partial record(s), made with --limit, are left out")
+    return lines
+
+
+def caption(board: Board) -> str:
+    """What all rows of the board share."""
+    revision = f" @ {clean(board.revision, 12)}" if board.revision else ""
+    return f"{clean(board.model)}{revision} · {clean(board.hook)} · {clean(board.task)} · {clean(board.dtypes)}"
+
+
+LEGEND = (
+    "#n: rank, one plus the number of SAEs that are significantly better (paired over documents, Holm, 5 %). "
+    "Below each value: its 95 % interval."
+)
+
+
+def board_table(board: Board, scores: Sequence[str] = ()) -> Table:
+    """A board for a terminal: the scores asked for, or the headlines.
+
+    Raises:
+        UsageError: an unknown score.
+    """
+    columns = select(board.columns, scores)
+    table = Table(title=Text(caption(board)), caption=Text(LEGEND, style="dim"), caption_justify="left")
+    table.add_column("SAE", overflow="fold")
+    table.add_column("latents", justify="right")
+    for column in columns:
+        table.add_column(Text(heading(column, columns)), justify="right", overflow="fold")
+    for row in board.rows:
+        cells = [_terminal(row.cells[column]) for column in columns]
+        table.add_row(Text(clean(row.name)), Text(clean(row.record.sae.get("d_sae", "?"), 12)), *cells)
+    return table
+
+
+def _terminal(cell: Cell) -> Text:
+    if cell.value is None:
+        return Text(cell.state, style="red" if cell.state == "failed" else "dim")
+    text = Text(value_text(cell))
+    if cell.rank is not None:
+        text.append(f" #{cell.rank}", style="bold green" if cell.rank == 1 else "")
+    if interval := interval_text(cell):
+        text.append(f"\n{interval}", style="dim")
+    return text
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Two SAEs side by side for a terminal, with B − A."""
+    a, b = clean(comparison.a, 40), clean(comparison.b, 40)
+    table = Table(caption=Text("B − A: paired over documents, 95 % interval", style="dim"), caption_justify="left")
+    for name in ("score", a, b, "B − A", "p", ""):
+        table.add_column(Text(name), justify="left" if name in ("score", "") else "right", overflow="fold")
+    columns = [line.column for line in comparison.lines]
+    for line in comparison.lines:
+        cells = [Text(value_text(cell)) for cell in (line.a, line.b)]
+        table.add_row(Text(heading(line.column, columns)), *cells, *_difference(line))
+    return table
+
+
+def _difference(line: Line) -> list[Text]:
+    found = line.difference
+    if found is None:
+        return [Text(""), Text(""), Text(clean(line.reason or ""), style="dim")]
+    shown = Cell("scored", found.value, found.low, found.high)
+    interval = interval_text(shown)
+    value = f"{value_text(shown)}\n{interval}" if interval else value_text(shown)
+    p = "" if found.p_value is None else f"{found.p_value:.1e}" if found.p_value < 1e-3 else f"{found.p_value:.3f}"
+    words = {"better": "B is better", "worse": "A is better", "differs": "differ", "same": "no difference seen"}
+    return [Text(value), Text(p), Text(words.get(line.verdict, clean(line.reason or "")))]

@@ -1,0 +1,307 @@
+"""For authors of plugins, and for us: tiny models and SAEs, and `check_metric`, which proves a metric keeps its contract."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.checkpoint import CheckpointError, Format, LoadOptions, read_as
+from saebench.errors import SaebenchError
+from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
+from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
+from saebench.stats import ratio_interval
+
+Values = dict[tuple[str, float | None], float]
+
+
+def tiny_llama(folder: Path, *, layers: int = 4, width: int = 32, vocabulary: int = 97, seed: int = 0) -> Path:
+    """Save a random Llama (no tokenizer: use token ids) that runs in milliseconds; returns its folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for (
+        parameter
+    ) in model.parameters():  # the default initialisation is so small that every layer is nearly the identity
+        parameter.data.normal_(std=0.3 if parameter.ndim > 1 else 0.1).add_(0.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def random_sae(d_in: int = 32, d_sae: int = 64, *, k: int | None = 8, seed: int = 0, **metadata: Any) -> SAE:
+    """A random TopK SAE (a ReLU one for k None) with tied unit-norm weights and no parameter at a neutral value."""
+    generator = torch.Generator().manual_seed(seed)
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
+    W_enc = W_dec.T.clone() + 0.01 * torch.randn(d_in, d_sae, generator=generator)
+    b_enc, b_dec = (0.1 * torch.randn(n, generator=generator) for n in (d_sae, d_in))
+    activation = ReLU() if k is None else TopK(k)
+    return SAE(W_enc, W_dec, b_enc, b_dec, activation, True, metadata=Metadata(declared_l0=k, **metadata))
+
+
+def identity_sae(d: int, **metadata: Any) -> SAE:
+    """An SAE of 2d latents whose reconstruction is its input, bit for bit."""
+    eye = torch.eye(d)
+    W_enc = torch.cat([eye, -eye], 1)
+    return SAE(
+        W_enc, W_enc.T.contiguous(), torch.zeros(2 * d), torch.zeros(d), ReLU(), False, metadata=Metadata(**metadata)
+    )
+
+
+def constant_sae(value: Tensor, **metadata: Any) -> SAE:
+    """An SAE without a firing latent, whose reconstruction is always `value` [d]."""
+    d = len(value)
+    silent = JumpReLU(torch.tensor(math.inf).clamp(max=3e38))
+    zeros = torch.zeros(d, d)
+    return SAE(zeros, zeros.clone(), torch.zeros(d), value, silent, False, metadata=Metadata(**metadata))
+
+
+class SyntheticText:
+    """Made-up contexts with activations and losses, for metrics: BOS first, a few outliers that are not scored.
+
+    Attributes:
+        x: [contexts, length, d] activations.
+        scored, special: [contexts, length] bool.
+    """
+
+    def __init__(self, d: int = 16, contexts: int = 12, length: int = 9, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
+        self.x = torch.randn(contexts, length, d, generator=generator) + 0.5
+        self.special = torch.zeros(contexts, length, dtype=torch.bool)
+        self.special[:, 0] = True
+        outlier = torch.rand(contexts, length, generator=generator) < 0.05
+        self.scored = ~self.special & ~outlier
+        self.x[outlier & ~self.special] *= 30
+        self.token_ids = torch.randint(3, 50, (contexts, length), generator=generator)
+        self.losses = 1 + torch.rand(5, contexts, length, generator=generator)
+        self.mean = self.x[self.scored].mean(0) + 0.1
+        self.poison: Tensor | None = None
+
+    def batch(self, sae: SAE, rows: Collection[int]) -> Batch:
+        """The batch of these contexts, with everything a metric may need."""
+        at = torch.tensor(sorted(rows))
+        x, scored = self.x[at].clone(), self.scored[at]
+        losses = self.losses[:, at].clone()
+        if self.poison is not None:
+            x[self.poison[at]] = 1e4
+            losses[:, ~scored] = 1e4
+        latents = sae.encode(x)
+        predicted = scored.clone()
+        predicted[:, -1] = False
+        clean, spliced, zero, mean, kl = losses
+        token_losses = TokenLosses(clean, spliced, zero, mean, kl, predicted)
+        ids = at.numpy().astype(np.int64)
+        return Batch(
+            self.token_ids[at], self.special[at], scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
+            x, latents, sae.decode(latents, x), token_losses,
+        )  # fmt: skip
+
+    def values(self, metric_class: type[Metric], sae: SAE, batches: list[list[int]], parts: int = 1) -> Values:
+        """Scores of a metric over these batches, given to `parts` instances in turn and merged."""
+        metrics = [metric_class(sae) for _ in range(parts)]
+        if metric_class.needs:
+            for i, rows in enumerate(batches):
+                metrics[i % parts].update(self.batch(sae, rows))
+        for other in metrics[1:]:
+            metrics[0].merge(other)
+        return score_values(metrics[0], sae)
+
+
+def score_values(metric: Metric, sae: SAE) -> Values:
+    """{(key, at): value} of every score, as the harness computes them."""
+    units = metric.units()
+    out: Values = {}
+    for score in metric.scores(Env(sae)):
+        value = ratio_interval(units, score).value if score.num is not None else score.value
+        assert value is not None, f"score '{score.key}' has neither columns nor a value"
+        out[score.key, score.at] = float(value)
+    return out
+
+
+def check_metric(
+    metric: type[Metric],
+    *,
+    identity: Mapping[str, float] | None = None,
+    mean_predictor: Mapping[str, float] | None = None,
+    reads_outliers: Collection[str] = (),
+) -> None:
+    """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
+
+    Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged
+    instances equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON;
+    values at tokens that are not scored do not enter.
+
+    Args:
+        metric: the class.
+        identity: expected scores (by key) of an SAE that reconstructs exactly.
+        mean_predictor: expected scores of an SAE that always answers with the mean of the scored tokens.
+        reads_outliers: keys of scores that are meant to count unscored tokens too.
+    """
+    text, sae = SyntheticText(), random_sae(16, 48)
+    everything = list(range(len(text.x)))
+    whole = text.values(metric, sae, [everything])
+    assert whole, "the metric has no scores"
+    json.dumps([[k, a, v] for (k, a), v in whole.items()], allow_nan=False)
+    shuffled = list(reversed(everything))
+    others = {
+        "single contexts": text.values(metric, sae, [[i] for i in everything]),
+        "another order": text.values(metric, sae, [shuffled[i : i + 5] for i in range(0, len(shuffled), 5)]),
+        "three merged instances": text.values(metric, sae, [[i, i + 1] for i in everything[::2]], parts=3),
+        "a restored instance": _restored(metric, sae, text),
+    }
+    for how, found in others.items():
+        _same(whole, found, f"in {how}")
+    text.poison = ~text.scored
+    poisoned = text.values(metric, sae, [everything])
+    fixed = {key: value for key, value in whole.items() if key[0] not in reads_outliers}
+    _same(fixed, {k: v for k, v in poisoned.items() if k in fixed}, "with other values at tokens that are not scored")
+    text.poison = None
+    mean = constant_sae(text.x[text.scored].double().mean(0).float())
+    for expected, known in ((identity, identity_sae(16)), (mean_predictor, mean)):
+        if expected:
+            found = text.values(metric, known, [everything])
+            _same(
+                {(k, None): v for k, v in expected.items()},
+                {(k, None): found[k, None] for k in expected},
+                "for a known SAE",
+            )
+
+
+def _restored(metric: type[Metric], sae: SAE, text: SyntheticText) -> Values:
+    half = len(text.x) // 2
+    first, second = metric(sae), metric(sae)
+    if metric.needs:
+        first.update(text.batch(sae, range(half)))
+    set_state(second, get_state(first))
+    if metric.needs:
+        second.update(text.batch(sae, range(half, len(text.x))))
+    return score_values(second, sae)
+
+
+def _same(expected: Values, found: Values, where: str) -> None:
+    assert expected.keys() == found.keys(), f"other scores {where}: {sorted(map(str, expected.keys() ^ found.keys()))}"
+    for key, value in expected.items():
+        close = math.isclose(value, found[key], rel_tol=1e-5, abs_tol=1e-7)
+        assert close, f"score '{key[0]}' is {found[key]!r} {where}, expected {value!r}"
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def check_format(
+    format: Format,
+    path: Path,
+    *,
+    options: LoadOptions | None = None,
+    x: Tensor | None = None,
+    latents: Tensor | None = None,
+    out: Tensor | None = None,
+) -> None:
+    """Prove that a format keeps its contract on one good checkpoint; raises AssertionError with what is wrong.
+
+    Checked: it recognises the checkpoint and not an empty folder; it reads the same function twice; every convention names its
+    source; latents and reconstruction are those of the library that wrote it; what it writes it reads back; and a damaged
+    copy (cut short, an unknown config key) is refused with one line, never with another exception.
+
+    Args:
+        format: the format.
+        path: a checkpoint of it, a file or a folder.
+        options: what the checkpoint needs and does not hold.
+        x: [n, d_in] activations; `latents` [n, d_sae] and `out` [n, d_out] are what the library that wrote the
+            checkpoint makes of them. A test without them proves little.
+    """
+    options = options or LoadOptions()
+    sae = read_as(format, path, options)
+    assert sae.sha256() == read_as(format, path, options).sha256(), "two loads of one checkpoint differ"
+    assert sae.metadata.facts, "no convention is said: give Metadata(facts=...) with where each was read"
+    for fact in sae.metadata.facts:
+        assert fact.value, f"convention '{fact.name}' has no value"
+        assert fact.source, f"convention '{fact.name}' has no source"
+    if x is not None:
+        if latents is not None:
+            _near(sae.encode(x).dense(), latents, "latents")
+        if out is not None:
+            _near(sae(x), out, "the reconstruction")
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder, "empty")
+        empty.mkdir()
+        assert format.matches(path), f"matches({path}) is False"
+        assert not format.matches(empty), "an empty folder matches"
+        assert not format.matches(empty / "absent"), "a path that does not exist matches"
+        _check_writing(format, sae, Path(folder, "written"))
+        _check_damage(format, path, options, Path(folder, "damaged"))
+
+
+def _near(found: Tensor, wanted: Tensor, what: str) -> None:
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(wanted.shape)}"
+    worst = float((found - wanted).abs().max())
+    assert worst <= 1e-5 * float(wanted.abs().max()), f"{what} differ from the library's by up to {worst:g}"
+
+
+def _check_writing(format: Format, sae: SAE, folder: Path) -> None:
+    if type(format).save is Format.save:
+        return
+    try:
+        format.save(sae, folder)
+    except CheckpointError:
+        return  # it says that it cannot hold this one
+    again = read_as(format, folder, LoadOptions())
+    x = torch.randn(32, sae.d_in, generator=torch.Generator().manual_seed(0))
+    _near(again.encode(x).dense(), sae.encode(x).dense(), "latents after writing and reading")
+    _near(again(x), sae(x), "reconstructions after writing and reading")
+
+
+def _check_damage(format: Format, path: Path, options: LoadOptions, folder: Path) -> None:
+    for damage, damaged in _damaged(path, folder):
+        format.matches(damaged)  # must not raise
+        refusal = _refusal(format, damaged, options)
+        assert refusal, f"{damage}: was read as if nothing were wrong"
+        assert len(refusal.splitlines()) == 1, f"{damage}: the refusal has more than one line"
+
+
+def _refusal(format: Format, path: Path, options: LoadOptions) -> str:
+    """Why the format refuses what lies at `path`; empty where it does not."""
+    try:
+        read_as(format, path, options)
+    except SaebenchError as error:
+        return str(error)
+    return ""
+
+
+def _damaged(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Copies of a checkpoint, each spoilt in one way, and what was done to it."""
+    weights, configs = (".safetensors", ".pt", ".pth", ".npz"), (".json",)
+    for what, suffixes, change in (
+        ("the weights cut in half", weights, lambda data: data[: len(data) // 2]),
+        ("the weights emptied", weights, lambda data: b""),
+        ("the config cut in half", configs, lambda data: data[: len(data) // 2]),
+        ("an unknown config key", configs, _with_a_strange_key),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        copy = folder / path.name
+        if path.is_dir():
+            shutil.copytree(path, copy)
+        else:
+            shutil.copy(path, copy)
+        files = [f for f in (copy, *copy.rglob("*")) if f.is_file() and f.suffix in suffixes]
+        for file in files:
+            file.write_bytes(change(file.read_bytes()))
+        if files:
+            yield what, copy
+
+
+def _with_a_strange_key(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"a_key_that_nobody_knows": 1}).encode()

@@ -1,0 +1,74 @@
+"""Shared fixtures: a tiny random Llama for logic, the real model for a few end-to-end tests."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saebench.sae import SAE, TopK
+from saebench.testing import random_sae, tiny_llama
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk32"
+HOOK = "blocks.1.hook_resid_post"
+
+torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "2")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Caches of tiny models stay out of the user's; the dequantised real model is worth keeping, so it is linked in."""
+    from saebench.models import cache_folder
+
+    real = cache_folder()
+    own = tmp_path_factory.mktemp("cache")
+    (real / "models").mkdir(parents=True, exist_ok=True)
+    (own / "models").symlink_to(real / "models")
+    os.environ["SAEBENCH_CACHE"] = str(own)
+    return own
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 contexts of 16 token ids for the tiny Llama, none of them special."""
+    path = tmp_path_factory.mktemp("tokens") / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(3, 97, (24, 16)))
+    return path
+
+
+def write_sae(folder: Path, sae: SAE, hook: str = HOOK, model: str = "tiny") -> Path:
+    """An SAE as a SAELens v6 folder, written by hand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in sae.tensors()}, folder / "sae_weights.safetensors")
+    assert isinstance(sae.activation, TopK)
+    cfg = {
+        "architecture": "topk",
+        "k": sae.activation.k,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.subtracts_b_dec,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "metadata": {"hook_name": hook, "model_name": model},
+    }
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_saes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two random TopK SAEs for the tiny Llama, on disk."""
+    base = tmp_path_factory.mktemp("saes")
+    return [write_sae(base / name, random_sae(seed=seed)) for name, seed in (("first", 1), ("second", 2))]

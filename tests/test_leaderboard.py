@@ -1,0 +1,279 @@
+"""Boards mix nothing that is not comparable, lose nothing in silence, and hostile names stay text."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from saebench.compare import compare
+from saebench.errors import SaebenchError, UsageError
+from saebench.leaderboard import Report, boards, select
+from saebench.registry import registry
+from saebench.stats import Ratio
+from saebench.tables import board_table, clean, comparison_table, notes
+from tests.synthetic import Make, declared, make_record, units
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return partial(make_record, tmp_path)
+
+
+def render(name: str, found: list[Any]) -> str:
+    report: Report = registry().get("reports", name)
+    return report.render(found)
+
+
+def terminal(table: Any, width: int = 200) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=True)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# --- boards ----------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_with_ties_and_values_as_recorded(make: Make) -> None:
+    records = [make("good", 0.0, 1), make("twin", 0.0, 2), make("bad", 0.05, 3)]
+    [board] = boards(records)
+    ev = next(c for c in board.columns if c.key == "explained_variance")
+    assert [row.cells[ev].rank for row in board.rows] == [1, 1, 3]
+    assert [row.cells[ev].value for row in board.rows] == [r.score("explained_variance")["value"] for r in records]
+    l0 = next(c for c in board.columns if c.key == "l0")
+    dead = next(c for c in board.columns if c.key == "dead_fraction")
+    assert all(row.cells[c].rank is None for row in board.rows for c in (l0, dead))
+    assert [c.key for c in select(board.columns, ())] == ["explained_variance", "l0", "dead_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("model", {"model": {"id": "tiny", "sha256": "other", "revision": "r2"}}),
+        ("hook", {"hook_out": "blocks.0.hook_resid_post"}),
+        ("task", {"task": {"name": "fidelity", "version": 2, "sha256": "t"}}),
+        ("definition", {"task": {"name": "fidelity", "version": 1, "sha256": "u"}}),
+        ("corpus", {"corpus": {"fingerprint": "d"}}),
+        ("dtypes", {"settings": {"model_dtype": "bfloat16", "sae_dtype": "float32", "max_norm": 10.0, "seed": 0,
+                                 "limit": None}}),
+    ],
+)  # fmt: skip
+def test_nothing_else_is_mixed(make: Make, what: str, change: dict[str, Any]) -> None:
+    one, other = make("a"), make("b", 0.01, **change)
+    assert [len(b.rows) for b in boards([one, other])] == [1, 1]
+    with pytest.raises(SaebenchError, match=rf"not comparable: they differ in .*{what}"):
+        compare([one, other])
+
+
+def test_partial_missing_failed_are_told_apart(make: Make) -> None:
+    whole = make("whole")
+    only = {"fidelity": {"version": 1, "units": None}}
+    missing = make("missing", 0.01, metrics=dict(only), scores=whole.scores[:2])
+    failed = make("failed", 0.02, scores=whole.scores[:2], errors={"use": "out of\nmemory"})
+    partial = make("partial", 0.03, partial=True)
+    [board] = boards([whole, missing, failed, partial])
+    dead = next(c for c in board.columns if c.key == "dead_fraction")
+    assert [(row.name, row.cells[dead].state) for row in board.rows] == [
+        ("whole", "scored"), ("missing", "missing"), ("failed", "failed"),
+    ]  # fmt: skip
+    assert board.partial == 1
+    assert notes(board) == ["1 partial record(s), made with --limit, are left out", "failed: use failed: out of memory"]
+    for text in (terminal(board_table(board)), render("markdown", [board]), render("csv", [board])):
+        assert "failed" in text
+        assert "missing" in text
+    with pytest.raises(SaebenchError, match="partial"):
+        compare([whole, partial])
+
+
+def test_only_partial_records_make_an_empty_board_that_says_so(make: Make) -> None:
+    [board] = boards([make("a", partial=True)])
+    assert (board.rows, board.partial) == ([], 1)
+    for name in ("markdown", "csv", "json"):
+        render(name, [board])
+    terminal(board_table(board))
+    assert boards([]) == []
+
+
+def test_versions_of_a_metric_are_columns_of_their_own(make: Make) -> None:
+    one = make("a")
+    newer = [row | {"version": 2} for row in one.scores]
+    metrics = {"fidelity": {"version": 2, "units": None}, "use": {"version": 2, "units": None}}
+    [board] = boards([one, make("b", 0.01, scores=newer, metrics=metrics)])
+    ev = [c for c in board.columns if c.key == "explained_variance"]
+    assert [c.version for c in ev] == [1, 2]
+    assert [[row.cells[c].state for c in ev] for row in board.rows] == [["scored", "missing"], ["missing", "scored"]]
+    assert board.rows[1].cells[ev[0]].reason == "measured with fidelity version 2, not 1"
+    assert "explained_variance v2" in render("markdown", [board]).replace("\\", "")
+
+
+def test_duplicates_are_merged_and_conflicts_refused(make: Make) -> None:
+    one = make("a", folder="mine")
+    only = {"fidelity": {"version": 1, "units": None}}
+    theirs = make("a", folder="theirs", metrics=only, scores=one.scores[:2])
+    [board] = boards([theirs, one])
+    assert len(board.rows) == 1
+    assert board.rows[0].record is one, "the fuller record is kept"
+    rounded = [row | {"value": row["value"] * (1 + 1e-6)} for row in one.scores]
+    assert len(boards([one, replace(one, scores=rounded)])[0].rows) == 1
+
+    forged = [one.scores[0] | {"value": 0.99}, *one.scores[1:]]
+    [board] = boards([one, replace(one, scores=forged), make("b", 0.01)])
+    assert [row.name for row in board.rows] == ["b"]
+    assert re.match(
+        r"a: refused, two records of one fingerprint disagree: explained_variance is 0\.\d+", board.notes[0]
+    )
+
+
+def test_units_that_are_not_the_records_own_cost_the_rank_and_nothing_else(make: Make) -> None:
+    records = [make("a", 0.0, 1), make("b", 0.0, 2), make("c", 0.05, 3)]
+    path = records[1].path
+    assert path is not None
+    (path.parent / records[1].metrics["fidelity"]["units"]["file"]).write_bytes(b"PAR1")
+    [board] = boards(records)
+    ev = next(c for c in board.columns if c.key == "explained_variance")
+    assert [row.cells[ev].rank for row in board.rows] == [1, None, 2]
+    assert all(row.cells[ev].value is not None for row in board.rows)
+    assert "b: no ranks in fidelity" in board.notes[0]
+
+
+def test_one_name_twice_is_told_apart(make: Make) -> None:
+    [board] = boards([make("trainer_0", 0.0), make("trainer_0", 0.01), make("x")])
+    names = [row.name for row in board.rows]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"trainer_0 [0-9a-f]{8}", name) for name in names[:2])
+    assert names[2] == "x"
+    [board] = boards([replace(make("a"), fingerprint=f"seed {i}") for i in range(3)])
+    assert len({row.name for row in board.rows}) == 3, "the same weights with another seed"
+
+
+def test_scores_are_chosen_by_key_metric_or_both(make: Make) -> None:
+    [board] = boards([make("a")])
+    assert [c.key for c in select(board.columns, ["l0", "use"])] == ["l0", "dead_fraction", "dead_fraction_curve"]
+    assert [c.key for c in select(board.columns, ["use.dead_fraction"])] == ["dead_fraction"]
+    with pytest.raises(UsageError, match="did you mean 'explained_variance'"):
+        select(board.columns, ["explaned_variance"])
+
+
+def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
+    records = []
+    for name, shift in (("a", 0.0), ("b", 0.05)):
+        score = declared("theirs", "surprise", units(shift), Ratio("sse", "variance"), "lower")
+        record = make(name, shift)
+        records.append(replace(record, scores=[*record.scores, score]))
+        entry = record.metrics["fidelity"]
+        records[-1].metrics["theirs"] = entry
+    [board] = boards(records)
+    [surprise] = [c for c in select(board.columns, ()) if c.metric == "theirs"]
+    assert [row.cells[surprise].rank for row in board.rows] == [1, 2]
+    assert "surprise" in terminal(board_table(board))
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def test_compare_says_who_is_better_by_how_much_and_what_to_mind(make: Make) -> None:
+    a, b = make("a", 0.03, 1), make("b", 0.0, 2)
+    [found] = compare([a, b])
+    by_key = {line.column.key: line for line in found.lines}
+    line = by_key["explained_variance"]
+    assert line.difference is not None
+    assert line.difference.value == pytest.approx(
+        b.score("explained_variance")["value"] - a.score("explained_variance")["value"]
+    )
+    assert line.verdict == "better"
+    assert line.difference.low is not None
+    assert 0.02 < line.difference.low < 0.03
+    assert by_key["dead_fraction"].verdict == "unknown"
+    assert re.fullmatch(
+        r"b is better than a in explained_variance by 0\.02\d+ to 0\.03\d+; "
+        r"they differ in l0 \(33 and 30\), so compare them at equal l0\.",
+        found.sentence,
+    )
+    [back] = compare([b, a])
+    assert back.sentence.startswith("b is better in explained_variance by 0.02")
+    assert "B is better" in terminal(comparison_table(found))
+    assert len(compare([a, b, make("c", 0.0, 3)])) == 2
+
+
+def test_compare_sees_no_difference_between_twins(make: Make) -> None:
+    [found] = compare([make("a", 0.0, 1), make("b", 0.0, 2)], ["explained_variance"])
+    assert found.sentence == "no difference was seen in explained_variance."
+
+
+def test_compare_refuses_one_record_and_itself(make: Make) -> None:
+    one = make("a")
+    with pytest.raises(UsageError, match="two records"):
+        compare([one])
+    with pytest.raises(SaebenchError, match="the same measurement twice"):
+        compare([one, one])
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "| a | b |\n\n# heading",
+    "[x](https://example.org) ![y](z)",
+    "=cmd|' /C calc'!A0",
+    "@SUM(1+1)",
+    "\x1b[31mred\x1b[0m\u202etxt\x00",
+    "[bold red]markup[/] [link=https://example.org]x[/link]",
+    "../../etc/passwd",
+    "x" * 10_000_000,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names_stay_text(make: Make, name: str) -> None:
+    record = make("plain")
+    record.sae |= {"name": name, "architecture": name}
+    record.errors["use"] = name
+    [board] = boards([record])
+
+    shown = terminal(board_table(board))
+    assert "\x1b[31m" not in shown
+    assert "\x1b]8" not in shown
+    assert "\u202e" not in shown
+    assert len(shown) < 20_000
+
+    markdown = render("markdown", [board])
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1, "no cell was added"
+    assert "<script" not in markdown
+    assert "https://" not in markdown
+    assert not re.search(r"(?<!\\)\]\(", markdown)
+    assert markdown.count("# heading") == markdown.count("\\# heading")
+    assert len(markdown) < 20_000
+
+    table = list(csv.DictReader(io.StringIO(render("csv", [board]))))
+    assert len(table) == len(board.columns)
+    assert not any(str(v).startswith(("=", "+", "@", "\t")) for line in table for v in line.values())
+    assert not any(line["sae"].startswith("-") for line in table)
+
+    [again] = json.loads(render("json", [board]))
+    assert again["rows"][0]["sae"]["name"] == name[:1000]
+    assert not any(ord(c) < 32 and c != "\n" for c in render("json", [board]))
+
+
+def test_csv_and_json_carry_every_number_in_full(make: Make) -> None:
+    record = make("a")
+    [board] = boards([record])
+    table = list(csv.DictReader(io.StringIO(render("csv", [board]))))
+    assert [float(line["value"]) for line in table] == [row["value"] for row in record.scores]
+    assert [line["at"] for line in table] == ["", "", "", "1000.0"]
+    [again] = json.loads(render("json", [board]))
+    assert [s["low"] for s in again["rows"][0]["scores"]] == [row["low"] for row in record.scores]
+
+
+def test_clean_keeps_a_name_and_drops_what_moves_the_cursor() -> None:
+    assert clean("modèle 文 x²") == "modèle 文 x²"
+    assert clean("a\r\n\tb\x07\u200b\u2066c") == "a bc"
+    assert clean("") == clean("\x00") == "unnamed"
+    assert clean("y" * 100, 10) == "y" * 9 + "…"
