@@ -42,9 +42,9 @@ _HF_SUFFIX = {
 }
 _TL_SUFFIX = {form.split("{}.")[1]: site for site, form in _PRINTED.items() if form.startswith("blocks")}
 
-_TL = re.compile(r"^blocks\.(\d+)\.(.+)$")
-_HF = re.compile(r"^(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.(\d+)((?:\.[a-z_0-9]+)*)$")
-_DICTIONARY_LEARNING = re.compile(r"^(resid_post|resid_pre|mlp_out|attn_out)_layer_(\d+)$")
+_TL = re.compile(r"^blocks\.([0-9]{1,6})\.(.+)$")
+_HF = re.compile(r"^(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.([0-9]{1,6})((?:\.[a-z_0-9]+)*)$")
+_DICTIONARY_LEARNING = re.compile(r"^(resid_post|resid_pre|mlp_out|attn_out)_layer_([0-9]{1,6})$")
 
 RESIDUAL_SITES = frozenset({"resid_pre", "resid_mid", "resid_post"})
 
@@ -68,7 +68,7 @@ class HookPoint:
         Raises:
             UsageError: the name belongs to neither dialect, or to a place that has no exact counterpart.
         """
-        name = name.strip()
+        name = " ".join(name.split())  # an error is one line, whatever a config holds
         if match := _TL.match(name):
             site = _TL_SUFFIX.get(match[2])
             if site:

@@ -164,7 +164,7 @@ def _save(figure: "Figure", target: Any, kind: str, salt: str = "saebench") -> N
 def _axes(x: str, y: str) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
     axes.patch.set_alpha(0)

@@ -20,7 +20,8 @@ from saebench.results import write_atomically
 class StateFolder:
     """Saved states of one results folder.
 
-    A lane's key begins with its record's fingerprint and a colon. A state is `{"done": int, "tally": [..], "lanes": {lane key: {metric: its state}}, "errors": {lane key: {metric: message}}}`.
+    A state is what `Pass.snapshot` gives: `done`, `tally`, and for each lane's key its metrics' states and errors. A lane's
+    key begins with its record's fingerprint and a colon.
     """
 
     def __init__(self, results: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
+from saebench.linear import linear, use_onednn
 from saebench.models import LoadedModel
 
 # Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
@@ -109,6 +109,7 @@ class Subject:
         self.model = loaded.model
         self.device = next(self.model.parameters()).device
         self.forks = True
+        use_onednn(self.model)
         self.blocks = _find_blocks(self.model)
         self._sites = _FAMILIES.get(self.model.config.model_type, {})
         self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -194,7 +195,7 @@ class Subject:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., V] of final hidden states [..., d]."""
         head = self.model.get_output_embeddings()
-        logits = F.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        logits = linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
@@ -244,9 +245,16 @@ class Subject:
         """Install the hooks of one pass, take them off again whatever happens."""
         handles: list[Any] = []
 
+        def as_read(h: Tensor) -> Tensor:
+            if read == write:
+                return h
+            if run.read is None:
+                raise SaebenchError(f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook")
+            return run.read
+
         def fork_residual(h: Tensor) -> Tensor:
             run.write = h
-            run.copies = splice(h if run.read is None else run.read, h)
+            run.copies = splice(as_read(h), h)
             run.source = torch.cat([torch.arange(run.size, device=h.device), *(c.source for c in run.copies)])
             return torch.cat([h, *(c.rows.to(h.dtype) for c in run.copies)])
 
@@ -257,7 +265,7 @@ class Subject:
 
         def replace_slices(h: Tensor) -> Tensor:
             run.write = h[: run.size]
-            run.copies = splice(run.write if run.read is None else run.read, run.write)
+            run.copies = splice(as_read(run.write), run.write)
             return torch.cat([run.write, *(c.rows.to(h.dtype) for c in run.copies)])
 
         def note(h: Tensor) -> None:

@@ -211,6 +211,11 @@ def test_holm_is_its_definition(p: list[float]) -> None:
         assert set(np.flatnonzero(adjusted <= alpha)) == rejected
 
 
+def test_holm_stops_at_the_first_that_fails() -> None:
+    """0.02 · 3 fails at 5 %, so 0.031 · 1 is not looked at any more."""
+    assert holm([0.031, 0.02, 0.03]) == pytest.approx([0.06, 0.06, 0.06])
+
+
 def test_holm_leaves_out_what_was_not_tested() -> None:
     assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
 

@@ -3,6 +3,8 @@
 Definitions: metrics.md, "Fidelity". Every score is a ratio of sums over contexts, so each has an interval over documents.
 """
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 import torch
@@ -85,32 +87,35 @@ class Fidelity(Metric):
         return u
 
     def scores(self, env: Env) -> list[Score]:
-        def per_token(key: str, column: str, **more: object) -> Score:
-            return Score.ratio(key, column, "tokens", count="tokens", **more)  # type: ignore[arg-type]
-
-        def per_prediction(key: str, column: str, **more: object) -> Score:
-            return Score.ratio(key, column, "predictions", count="predictions", unit="nats/token", **more)  # type: ignore[arg-type]
-
-        share = {"unit": "fraction", "direction": "higher"}
+        nats = "nats/token"
+        variance = "variance of the token"
         return [
-            Score.ratio("explained_variance", "sse", "variance", offset=1, scale=-1, count="tokens", **share),  # type: ignore[arg-type]
-            Score.ratio(
-                "explained_variance_all", "sse_all", "variance_all", offset=1, scale=-1, count="tokens_all", **share
-            ),  # type: ignore[arg-type]
-            per_token("mse", "sse", unit="squared activation", direction="lower"),
-            per_token("cosine", "cosine", unit="cosine", direction="higher"),
-            per_token("l2_ratio", "l2_ratio", unit="ratio"),
+            _share("explained_variance", "sse", "variance", "tokens", offset=1, scale=-1),
+            _share("explained_variance_all", "sse_all", "variance_all", "tokens_all", offset=1, scale=-1),
+            _mean("mse", "sse", "tokens", "squared activation", "lower"),
+            _mean("cosine", "cosine", "tokens", "cosine", "higher"),
+            _mean("l2_ratio", "l2_ratio", "tokens", "ratio"),
             Score.ratio("relative_reconstruction_bias", "square_hat", "dot", unit="ratio", count="tokens"),
-            per_token("normalized_mse", "normalized_mse", unit="variance of the token", direction="lower"),
-            per_prediction("ce_clean", "clean"),
-            per_prediction("ce_spliced", "spliced", direction="lower"),
-            per_prediction("ce_zero", "zero"),
-            per_prediction("ce_mean", "mean"),
-            per_prediction("ce_increase", "increase", direction="lower"),
-            per_token("kl", "kl", unit="nats/token", direction="lower"),
-            Score.ratio("loss_recovered_zero", "zero_recovered", "zero_lost", count="predictions", **share),  # type: ignore[arg-type]
-            Score.ratio("loss_recovered_mean", "mean_recovered", "mean_lost", count="predictions", **share),  # type: ignore[arg-type]
+            _mean("normalized_mse", "normalized_mse", "tokens", variance, "lower"),
+            _mean("ce_clean", "clean", "predictions", nats),
+            _mean("ce_spliced", "spliced", "predictions", nats, "lower"),
+            _mean("ce_zero", "zero", "predictions", nats),
+            _mean("ce_mean", "mean", "predictions", nats),
+            _mean("ce_increase", "increase", "predictions", nats, "lower"),
+            _mean("kl", "kl", "tokens", nats, "lower"),
+            _share("loss_recovered_zero", "zero_recovered", "zero_lost", "predictions"),
+            _share("loss_recovered_mean", "mean_recovered", "mean_lost", "predictions"),
         ]
+
+
+def _mean(key: str, column: str, per: str, unit: str, direction: Literal["higher", "lower"] | None = None) -> Score:
+    """The mean of a column per token or per prediction."""
+    return Score.ratio(key, column, per, unit=unit, direction=direction, count=per)
+
+
+def _share(key: str, num: str, den: str, count: str, offset: float = 0, scale: float = 1) -> Score:
+    """A fraction of which more is better."""
+    return Score.ratio(key, num, den, offset=offset, scale=scale, unit="fraction", direction="higher", count=count)
 
 
 def _square(v: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,9 @@ class Sparsity(Metric):
             scores.append(plain("l0_quantile", self._l0_quantile(q), tokens, "a quantile is not a ratio of sums",
                                 unit="latents/token", at=q))  # fmt: skip
         scores.append(
-            plain("dead_fraction", np.mean(self.tokens_fired == 0), tokens, unit="fraction", direction="lower")
+            plain("dead_fraction", float(np.mean(self.tokens_fired == 0)), tokens, unit="fraction", direction="lower")
         )
-        scores.append(plain("dense_fraction", np.mean(density > 0.1), unit="fraction", direction="lower"))
+        scores.append(plain("dense_fraction", float(np.mean(density > 0.1)), unit="fraction", direction="lower"))
         for seen, dead in self._dead_curve(tokens):
             scores.append(plain("dead_fraction_curve", dead, round(seen), unit="fraction", at=seen))
         counts, _ = np.histogram(np.log10(density[density > 0]), EDGES)

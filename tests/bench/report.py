@@ -52,15 +52,18 @@ def numbers(peer: dict[str, Any], ours: dict[str, float]) -> list[dict[str, Any]
     out = []
     for a, b in PAIRS + NOT_COMPARABLE:
         x, y = theirs[a], value_of(ours, b)
-        out.append(
-            {"peer": a, "ours": b, "peer_value": x, "our_value": y, "relative": abs(x - y) / abs(x), "comparable": (a, b) in PAIRS}
-        )  # fmt: skip
+        row = {"peer": a, "ours": b, "peer_value": x, "our_value": y, "relative": abs(x - y) / abs(x)}
+        out.append(row | {"comparable": (a, b) in PAIRS})
     return out
 
 
 def speeds(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Per SAE: medians of wall and CPU seconds, the ratio to the peer, and wall over what the cost model gives."""
-    cost = {name: median(r["per_token_s"][name] for r in runs["cost"]) for name in ("full", "below", "above", "sae")}
+    parts = ("full", "below", "above", "sae")
+    cost, cost_cpu = (
+        {name: median(r[unit][name] for r in runs["cost"]) for name in parts}
+        for unit in ("per_token_s", "per_token_cpu_s")
+    )
     peer_wall, peer_cpu = (median(r[u] for r in runs["peer"]) for u in ("wall_s", "cpu_s"))
     n, t = runs["peer"][0]["contexts"] * runs["peer"][0]["context"], runs["peer"][0]["context"]
     out = []
@@ -68,11 +71,11 @@ def speeds(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         if name not in runs:
             continue
         wall, cpu = (median(r[u] for r in runs[name]) for u in ("wall_s", "cpu_s"))
-        model = predict(cost, n, k, t, cached=name != "cold")
+        model, model_cpu = (predict(c, n, k, t, cached=name != "cold") for c in (cost, cost_cpu))
         out.append(
             {"run": name, "saes": k, "repeats": len(runs[name]), "wall_s": wall, "wall_per_sae_s": wall / k,
              "ratio": peer_wall * k / wall, "cpu_ratio": peer_cpu * k / cpu, "target": TARGETS.get(name),
-             "cost_model_s": model, "wall_over_model": wall / model,
+             "cost_model_s": model, "wall_over_model": wall / model, "cpu_over_model": cpu / model_cpu,
              "others_cores": median(r["others_cores"] or 0 for r in runs[name])}
         )  # fmt: skip
     return out
@@ -105,7 +108,7 @@ LABELS = {"cold": "nothing cached", "cached": "ablated losses cached"}
 def speed_table(found: dict[str, Any]) -> list[str]:
     columns = (
         "Run", "SAEs", "Repeats", "Wall, s", "Per SAE, s", "× faster per SAE", "× less CPU time", "Target",
-        "Cost model, s", "Wall / model", "Others, cores",
+        "Cost model, s", "Wall / model", "CPU / model", "Others, cores",
     )  # fmt: skip
     lines = ["## Speed", "", *table_head(columns)]
     for s in found["speed"]:
@@ -120,6 +123,7 @@ def speed_table(found: dict[str, Any]) -> list[str]:
             f"{s['target']:g}" if s["target"] else "",
             f"{s['cost_model_s']:.1f}",
             f"{s['wall_over_model']:.2f}",
+            f"{s['cpu_over_model']:.2f}",
             f"{s['others_cores']:.2f}",
         )
         lines.append(table_row(cells))

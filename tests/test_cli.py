@@ -1,0 +1,190 @@
+"""The command line: answers fast, fails in one line with the right exit code, writes pure JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from saebench.cli import main
+from tests.conftest import HOOK
+
+
+def call(*args: Any) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def one_line(result: Result) -> str:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output + result.stderr
+    return lines[0]
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from click.testing import CliRunner; from saebench.cli import main\n" \
+           "for a in (['--help'], ['run', '--help'], ['--version']): assert CliRunner().invoke(main, a).exit_code == 0\n" \
+           "assert not {'torch', 'pandas', 'transformers', 'rich.progress'} & set(sys.modules), 'heavy import'"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_help_has_an_example():
+    for name, command in main.commands.items():
+        assert "Examples:" in (command.help or ""), name
+        assert call(name, "--help").exit_code == 0
+
+
+def run(sae: Path, llama: Path, tokens: Path, results: Path, *more: Any) -> Result:
+    return call("run", "--sae", sae, "--model", llama, "--tokens", tokens, "--results", results, *more)
+
+
+def test_json_is_pure_and_complete(two_saes, llama, tokens, tmp_path):
+    result = run(two_saes[0], llama, tokens, tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    [record] = json.loads(result.stdout)
+    assert record["sae"]["name"] == "first"
+    assert {s["key"] for s in record["scores"]} >= {"explained_variance", "l0", "dead_fraction", "effective_rank"}
+
+
+def test_table_leaderboard_and_compare(two_saes, llama, tokens, tmp_path):
+    result = run(two_saes[0], llama, tokens, tmp_path, "--sae", two_saes[1])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "explained_variance" in result.stderr
+    board = call("leaderboard", tmp_path)
+    assert "first" in board.stdout
+    assert "#1" in board.stdout
+    table = call("leaderboard", tmp_path, "--format", "csv").stdout.splitlines()
+    assert len(table) > 10
+    assert json.loads(call("leaderboard", tmp_path, "--format", "json").stdout)
+    compared = call("compare", "first", "second", "--results", tmp_path)
+    assert compared.exit_code == 0, compared.stderr
+    assert "B − A" in compared.stdout
+    [pair] = json.loads(call("compare", "first", "second", "--results", tmp_path, "--json").stdout)
+    a, b = pair["scores"][0]["a"], pair["scores"][0]["b"]
+    assert pair["scores"][0]["difference"]["value"] == pytest.approx(b - a)
+
+
+def test_compare_refuses_what_is_not_comparable(two_saes, llama, tokens, tmp_path):
+    run(two_saes[0], llama, tokens, tmp_path)
+    run(two_saes[1], llama, tokens, tmp_path, "--dtype", "bfloat16")
+    result = call("compare", "first", "second", "--results", tmp_path)
+    assert result.exit_code == 1
+    assert "dtypes" in one_line(result)
+
+
+def test_dry_run_computes_nothing(two_saes, llama, tokens, tmp_path):
+    result = run(two_saes[0], llama, tokens, tmp_path / "r", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "forwards" in result.stdout
+    assert not (tmp_path / "r").exists()
+    plan = json.loads(run(two_saes[0], llama, tokens, tmp_path / "r", "--dry-run", "--json").stdout)
+    assert plan["contexts"] == 24
+    [group] = plan["groups"]
+    assert group["hook"] == HOOK
+    # 4 layers of which 2 lie below the hook point: full + above + calibration over 24 contexts + two ablated contexts
+    block = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    above = 2 * block + 32 * 97
+    assert group["multiply_adds"]["above the hook, once per SAE"] == 24 * 16 * above
+    assert group["multiply_adds"]["full forward"] == 24 * 16 * (4 * block + 32 * 97)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["run", "--sae", "/no/such/place"], 2, "no such file or folder"),
+        (["run", "--sae", "{sae}", "--metric", "fidelty"], 2, "did you mean 'fidelity'"),
+        (["run", "--sae", "{sae}", "--task", "fidellity"], 2, "did you mean 'fidelity'"),
+        (["run", "--sae", "{sae}", "--task", "fidelity@99"], 2, "version"),
+        (["run", "--sae", "{sae}", "--model", "{llama}", "--tokens", "/no.npy"], 2, "/no.npy"),
+        (["run", "--sae", "{sae}", "--model", "{llama}", "--tokens", "{tokens}", "--hook", "blocks.77.hook_resid_post"], 2,
+         "layers 0 to 3"),
+        (["run", "--sae", "{sae}", "--model", "{llama}", "--tokens", "{tokens}", "--hook", "nonsense"], 2, "nonsense"),
+        (["run", "--sae", "{sae}", "--model", "no-such-model"], 2, "no-such-model"),
+        (["leaderboard", "/no/such/results"], 1, "no such file"),
+        (["compare", "a", "b", "--results", "/no/such/results"], 1, "no such file"),
+        (["rnu"], 2, "did you mean 'run'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(args, code, words, two_saes, llama, tokens):
+    filled = [a.format(sae=two_saes[0], llama=llama, tokens=tokens) for a in args]
+    result = call(*filled)
+    assert result.exit_code == code, result.stderr
+    assert words in one_line(result)
+
+
+def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
+    from huggingface_hub import errors
+
+    def gated(*_: Any, **__: Any) -> None:
+        raise errors.GatedRepoError.__new__(errors.GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    result = call("run", "--sae", two_saes[0], "--model", "meta-llama/Llama-3.2-1B")
+    assert result.exit_code == 1
+    assert "gated" in one_line(result)
+    assert "HF_TOKEN" in one_line(result)
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise errors.LocalEntryNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    result = call("run", "--sae", two_saes[0], "--model", "meta-llama/Llama-3.2-1B")
+    assert result.exit_code == 1
+    assert "network" in one_line(result)
+
+
+def test_a_truncated_gguf_is_one_line(two_saes, tmp_path):
+    from saebench.registry import registry
+
+    whole = registry().models["smollm2-135m-instruct"].locate()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole.read_bytes()[:5_000_000])
+    result = call("run", "--sae", two_saes[0], "--model", cut)
+    assert result.exit_code == 1
+    assert "cut.gguf" in one_line(result)
+
+
+def test_interrupt_exits_with_130(two_saes, llama, tokens, tmp_path, monkeypatch):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saebench.stream.Pass._update", interrupt)
+    result = run(two_saes[0], llama, tokens, tmp_path)
+    assert result.exit_code == 130
+    assert "run the same command" in result.stderr
+
+
+def test_a_full_disk_is_one_line(two_saes, llama, tokens, tmp_path, monkeypatch):
+    import os
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run(two_saes[0], llama, tokens, tmp_path)
+    assert result.exit_code == 1
+    assert "No space left" in one_line(result)
+
+
+def test_debug_shows_the_traceback(two_saes):
+    result = call("run", "--sae", two_saes[0], "--metric", "fidelty", "--debug")
+    assert result.exception is not None
+    assert "did you mean" in str(result.exception)
+
+
+def test_list_and_plugins():
+    for kind in ("metrics", "tasks", "formats", "models", "reports"):
+        rows = json.loads(call("list", kind, "--json").stdout)
+        assert rows, kind
+        assert all(row["name"] and row["about"] for row in rows), kind
+    assert "fidelity@1" in call("list", "tasks").stdout
+    assert {"fidelity", "sparsity", "geometry"} <= {
+        r["name"] for r in json.loads(call("list", "metrics", "--json").stdout)
+    }
+    found = json.loads(call("plugins", "--json").stdout)
+    assert not [p for p in found if p["error"]]
