@@ -202,6 +202,11 @@ class Subject:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
+    def close(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two results of the model are the same but for its rounding."""
+        tolerance = 2e-3 if self.dtype == "float32" else 5e-2
+        return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+
     # --- trust, but verify --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -215,9 +220,8 @@ class Subject:
         """
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = (torch.arange(16, device=self.device) * 7919 % vocabulary).reshape(2, 8)
-        tolerance = 2e-3 if self.dtype == "float32" else 5e-2
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        if not _close(self.logits(self._hidden(ids)), whole, tolerance):
+        if not self.close(self.logits(self._hidden(ids)), whole):
             raise SaebenchError(
                 f"{self.loaded.id} (model type '{self.model.config.model_type}') changes its logits after the output layer "
                 "in a way saebench does not know; its losses would be wrong"
@@ -234,7 +238,7 @@ class Subject:
             self.forks = False
             return
         pairs = zip((apart[0], *apart[1]), (together[0], *together[1]), strict=True)
-        self.forks = all(_close(a, b, tolerance) for a, b in pairs)
+        self.forks = all(self.close(a, b) for a, b in pairs)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
@@ -381,7 +385,3 @@ def _repeat_arguments(block: nn.Module, run: _Run) -> Any:
         return tuple(repeat(a) for a in args), {name: repeat(v) for name, v in kwargs.items()}
 
     return block.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
