@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from saebench.calibration import Calibration, save_in_cache
+from saebench.calibration import Calibration, load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.hookpoint import HookPoint
 from saebench.losses import log_probabilities, next_tokens, spliced_losses
@@ -40,9 +39,10 @@ class Ablations:
             (subject.loaded.sha256, subject.dtype, str(write), repr(calibration.threshold), mean, contexts.fingerprint())
         )
         self._path = cache / "ablations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-        self.cached = self._path.is_file()
-        if self.cached:
-            self._losses = load_file(self._path)
+        kept = load_from_cache(self._path)
+        self.cached = kept is not None
+        if kept is not None:
+            self._losses = kept
             return
         self._losses = {n: torch.full(contexts.token_ids.shape, torch.nan) for n in ("zero", "mean")}
         if self._shared:
