@@ -36,7 +36,14 @@ class Ablations:
         self._shared = write.site in ("resid_pre", "resid_post")
         mean = hashlib.sha256(calibration.mean.cpu().numpy().tobytes()).hexdigest()
         key = "|".join(
-            (subject.loaded.sha256, subject.dtype, str(write), repr(calibration.threshold), mean, contexts.fingerprint())
+            (
+                subject.loaded.sha256,
+                subject.dtype,
+                str(write),
+                repr(calibration.threshold),
+                mean,
+                contexts.fingerprint(),
+            )
         )
         self._path = cache / "ablations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         kept = load_from_cache(self._path)

@@ -90,7 +90,7 @@ def _misspelt(host: pluggy.PluginManager, module: Any) -> str | None:
 
 def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
     """(kind, object) for everything that one registered plugin returns, checked."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for kind, (hook, attributes) in KINDS.items():
         for impl in getattr(host.hook, hook).get_hookimpls():
             if impl.plugin is not module:

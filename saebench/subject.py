@@ -255,7 +255,9 @@ class Subject:
             if read == write:
                 return h
             if run.read is None:
-                raise SaebenchError(f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook")
+                raise SaebenchError(
+                    f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook"
+                )
             return run.read
 
         def fork_residual(h: Tensor) -> Tensor:

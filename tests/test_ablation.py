@@ -53,7 +53,15 @@ def texts() -> dict[str, Contexts]:
     }
 
 
-def run(subject: Subject, contexts: Contexts, place: HookPoint, calib: Calibration, cache: Path, batch: int = 3, stop: int | None = None):
+def run(
+    subject: Subject,
+    contexts: Contexts,
+    place: HookPoint,
+    calib: Calibration,
+    cache: Path,
+    batch: int = 3,
+    stop: int | None = None,
+):
     """What a pass does with ablations: (zero, mean, scored) [N, T], and the object."""
     ablations = Ablations(subject, contexts, place, calib, cache)
     zero, mean, kept, clean = [], [], [], 0
@@ -83,7 +91,9 @@ def naive(subject: Subject, contexts: Contexts, place: HookPoint, calib: Calibra
     return out[0], out[1], scored
 
 
-def compare(subject: Subject, contexts: Contexts, place: HookPoint, calib: Calibration, cache: Path, batch: int = 3) -> None:
+def compare(
+    subject: Subject, contexts: Contexts, place: HookPoint, calib: Calibration, cache: Path, batch: int = 3
+) -> None:
     zero, mean, scored, _ = run(subject, contexts, place, calib, cache, batch)
     expected_zero, expected_mean, expected_scored = naive(subject, contexts, place, calib)
     assert torch.equal(scored, expected_scored)

@@ -105,7 +105,9 @@ def test_nothing_but_special_tokens_is_an_error(subject, contexts, tmp_path: Pat
         calibrate(subject, replace(contexts, special=np.ones_like(contexts.special)), PLACE, PLACE, 1.1, 5, tmp_path)
 
 
-@pytest.mark.parametrize(("declared", "fits"), [(8, True), (4, True), (16, True), (3.9, False), (16.1, False), (None, True)])
+@pytest.mark.parametrize(
+    ("declared", "fits"), [(8, True), (4, True), (16, True), (3.9, False), (16.1, False), (None, True)]
+)
 def test_l0_may_be_off_by_a_factor_of_two(declared, fits: bool):
     sae = random_sae(16, 64, k=8)
     sae = replace(sae, metadata=replace(sae.metadata, declared_l0=declared, path="my-sae"))

@@ -43,7 +43,9 @@ def direct(head: Head, clean: Tensor, spliced: Tensor, ids: Tensor, scored: Tens
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(0, 3), st.integers(2, 40), st.integers(1, 17), st.integers(0, 99))
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.integers(0, 3), st.integers(2, 40), st.integers(1, 17), st.integers(0, 99)
+)
 def test_equal_to_float64_in_any_chunk(b: int, t: int, k: int, vocabulary: int, chunk: int, seed: int):
     head, (clean, *spliced), ids, scored = setup(b, t, k, vocabulary, seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +59,7 @@ def test_equal_to_float64_in_any_chunk(b: int, t: int, k: int, vocabulary: int, 
     for value, expected in pairs:
         assert value.shape == (b, t)
         assert value.dtype == torch.float32
-        assert torch.allclose(value.double(), expected, rtol=1e-6, atol=2e-6)
+        assert torch.allclose(value.double(), expected, rtol=1e-6, atol=1e-5)  # float32 logits near 10
         assert bool((value[~scored] == 0).all())
 
 

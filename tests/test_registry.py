@@ -225,7 +225,7 @@ def test_strict_raises_and_otherwise_warns_once(module, monkeypatch):
     registry_module._warn_once.cache_clear()
     with pytest.raises(SaebenchError, match="plugin 'bad'"):
         registry(strict=True)
-    with pytest.warns(UserWarning, match="plugin 'bad'") as warned:
+    with pytest.warns(UserWarning, match="plugin 'bad'") as warned:  # noqa: PT031
         registry()
         registry()
     assert len(warned) == 1

@@ -9,7 +9,7 @@ import pytest
 from saebench.errors import UsageError
 from saebench.task import ContextSpec, CorpusSpec, Task, builtin_tasks, load_task
 
-GOOD = '''
+GOOD = """
 name = "mine"
 version = 2
 metrics = ["fidelity"]
@@ -21,7 +21,7 @@ length = 16
 bos = true
 count = 4
 max_norm = 10.0
-'''
+"""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -33,7 +33,9 @@ def write(tmp_path: Path, text: str) -> str:
 
 def test_a_good_one(tmp_path: Path):
     task = load_task(write(tmp_path, GOOD))
-    assert task == Task("mine", 2, ("fidelity",), CorpusSpec("texts.parquet", "00"), ContextSpec(16, True, 4, 10.0), folder=tmp_path)
+    assert task == Task(
+        "mine", 2, ("fidelity",), CorpusSpec("texts.parquet", "00"), ContextSpec(16, True, 4, 10.0), folder=tmp_path
+    )
     assert task.label == "mine@2"
     hub = GOOD.replace('file = "texts.parquet"\nsha256 = "00"', f'hub = "a/b"\nrevision = "{COMMIT}"')
     assert load_task(write(tmp_path, hub)).corpus.hub == "a/b"
@@ -70,7 +72,10 @@ BAD = {
     "file a number": ('file = "texts.parquet"', "file = 3"),
     "hub at a branch": ('file = "texts.parquet"\nsha256 = "00"', 'hub = "a/b"\nrevision = "main"'),
     "hub without revision": ('file = "texts.parquet"\nsha256 = "00"', 'hub = "a/b"'),
-    "hub with no documents": ('file = "texts.parquet"\nsha256 = "00"', f'hub = "a/b"\nrevision = "{COMMIT}"\ndocuments = 0'),
+    "hub with no documents": (
+        'file = "texts.parquet"\nsha256 = "00"',
+        f'hub = "a/b"\nrevision = "{COMMIT}"\ndocuments = 0',
+    ),
     "where a string": ('sha256 = "00"', 'sha256 = "00"\nwhere = "x"'),
     "length 1": ("length = 16", "length = 1"),
     "length a float": ("length = 16", "length = 16.0"),
