@@ -38,6 +38,8 @@ _SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
     "ln1_out": ("input_layernorm", "out"),
     "ln2_out": ("pre_feedforward_layernorm", "out"),
 }
+# There a module of Llama's name is before the norm, or a norm of another place.
+_MOVED = frozenset({"mlp_out", "attn_out", "ln2_out", "resid_mid"})
 _GPT2 = {
     "mlp_out": ("mlp", "out"),
     "attn_out": ("attn", "out"),
@@ -134,6 +136,12 @@ class Subject:
                 f"hook point {hook} is not known for model type '{self.model.config.model_type}': "
                 "known there are blocks.L.hook_resid_pre and blocks.L.hook_resid_post"
                 + "".join(f", {site}" for site in self._sites)
+            )
+
+        if self._sites is _SANDWICH and hook.as_module and hook.site in _MOVED:
+            raise UsageError(
+                f"{self.model.config.model_type} normalises what attention and the MLP add, so the module's name is another "
+                f"place than {hook}: use blocks.{hook.layer}.hook_attn_out, .hook_mlp_out or .hook_resid_mid if that is meant"
             )
 
     # --- the two ways to run ------------------------------------------------------------------------------------------
