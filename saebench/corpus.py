@@ -186,7 +186,9 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
     where = spec.where or {}
     missing = [name for name in ("document", "text", *where) if name not in frame]
     if missing:
-        raise SaebenchError(f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(frame)}")
+        raise SaebenchError(
+            f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}"
+        )
     for column, value in where.items():
         frame = frame[frame[column] == value]
     for row in frame.itertuples():
