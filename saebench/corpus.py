@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -113,7 +114,7 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
     """
     try:
         ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
     if (
         not isinstance(ids, np.ndarray)
@@ -179,7 +180,13 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
             "rebuild it with `make data`"
         )
     frame = pd.read_parquet(path)
-    for column, value in (spec.where or {}).items():
+    where = spec.where or {}
+    missing = [name for name in ("document", "text", *where) if name not in frame]
+    if missing:
+        raise SaebenchError(
+            f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}"
+        )
+    for column, value in where.items():
         frame = frame[frame[column] == value]
     for row in frame.itertuples():
         yield str(row.document), str(row.text)

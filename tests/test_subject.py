@@ -259,3 +259,17 @@ def test_bfloat16_keeps_activations_in_the_models_dtype():
     assert torch.equal(clean, copies[0])
     assert subject.logits(clean).dtype == torch.float32
     assert subject.logits(clean).shape == (2, 5, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "mlp.input", "self_attn", "post_attention_layernorm", "post_attention_layernorm.input"]
+)
+def test_on_gemma_a_modules_name_is_not_llamas_place(subjects, name: str):
+    place = HookPoint.parse(f"model.layers.1.{name}")
+    subjects["llama"].require(place)
+    for family_name in ("gemma2", "gemma3_text"):
+        with pytest.raises(UsageError, match="another place"):
+            subjects[family_name].require(place)
+        subjects[family_name].require(HookPoint.parse("blocks.1.hook_mlp_out"))
+        subjects[family_name].require(HookPoint.parse("model.layers.1"))
+        subjects[family_name].require(HookPoint.parse("model.layers.1.input_layernorm"))
