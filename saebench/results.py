@@ -220,7 +220,9 @@ def _validate(record: Record, path: Path) -> None:
     for i, row in enumerate(record.scores):
         if not isinstance(row, dict) or set(row) != _SCORE_KEYS:
             raise RecordError(f"{path}: score {i} does not have the keys of a score")
-        for name in ("value", "low", "high"):
+        if not isinstance(row["metric"], str) or not isinstance(row["key"], str) or type(row["version"]) is not int:
+            raise RecordError(f"{path}: score {i}: metric and key must be text, version a whole number")
+        for name in ("value", "low", "high", "at"):
             value = row[name]
             if value is None and name != "value":
                 continue

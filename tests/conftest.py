@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk32"
 HOOK = "blocks.1.hook_resid_post"
 
-torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session", autouse=True)

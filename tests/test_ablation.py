@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, contexts_of, logits_with, look, random_ids, tiny
 from torch import Tensor
 
 from saebench.ablation import Ablations
@@ -14,6 +13,7 @@ from saebench.calibration import Calibration
 from saebench.corpus import Contexts
 from saebench.hookpoint import HookPoint
 from saebench.subject import Copy, Subject
+from tests.tiny_models import VOCABULARY, contexts_of, logits_with, look, random_ids, tiny
 
 T = 6
 

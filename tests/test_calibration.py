@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import contexts_of, look, random_ids, tiny
 
 from saebench.calibration import CONTEXTS, SAMPLE, Calibration, calibrate, check_l0
 from saebench.errors import NonFiniteError, SaebenchError
 from saebench.hookpoint import HookPoint
 from saebench.subject import Subject
 from saebench.testing import random_sae
+from tests.tiny_models import contexts_of, look, random_ids, tiny
 
 PLACE = HookPoint(1, "resid_post")
 

@@ -160,7 +160,8 @@ def test_token_files(tmp_path: Path):
 REFUSED = {
     "floats": np.ones((2, 3)), "1-D": np.ones(4, int), "3-D": np.ones((1, 2, 3), int), "empty": np.ones((0, 3), int),
     "one token": np.ones((3, 1), int), "negative": np.array([[0, -1]]), "too large": np.array([[0, 10]]),
-    "booleans": np.ones((2, 2), bool), "beyond int64": np.array([[0, 2**64 - 1]], dtype=np.uint64), "text": np.array([["a", "b"]]),
+    "booleans": np.ones((2, 2), bool), "beyond int64": np.array([[0, 2**64 - 1]], dtype=np.uint64),
+    "text": np.array([["a", "b"]]),
 }  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, count_hooks, family, logits_with, look, random_ids, subject_of, tiny
 from torch import Tensor
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.subject import Copy, Subject
+from tests.tiny_models import LAYERS, VOCABULARY, count_hooks, family, logits_with, look, random_ids, subject_of, tiny
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "mistral", "qwen2")
 INSIDE = ("resid_mid", "attn_out", "mlp_out", "z", "mlp_post", "ln1_out", "ln2_out")
