@@ -16,30 +16,12 @@ from saebench.hookspecs import hookimpl
 from saebench.metric import Metric
 from saebench.registry import GROUP, build, installed, registry
 from saebench.testing import check_metric
+from tests.conftest import EXAMPLE
 
-EXAMPLE = Path(__file__).parent / "example_plugin"
 BUILT_IN = {"fidelity", "sparsity", "geometry"}
 
 
 # --- a real distribution ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip really installed the example, with a broken distribution beside it."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "README.md", "saebench_example_plugin.py"):
-        (source / name).write_bytes((EXAMPLE / name).read_bytes())  # building leaves files behind
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index",
-         "--disable-pip-version-check", "--target", target, source], check=True, timeout=120,
-    )  # fmt: skip
-    (target / "broken_example.py").write_text("import a_module_that_nobody_has\n")
-    info = target / "broken_example-9.9.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-example\nVersion: 9.9\n")
-    (info / "entry_points.txt").write_text("[saebench]\nbroken = broken_example\n")
-    return target
 
 
 def saebench(site: Path | None, *args: str) -> subprocess.CompletedProcess[str]:
