@@ -85,6 +85,8 @@ def main() -> None:
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = _warn
+    # Libraries' own progress bars say nothing about a run; tqdm reads this when it is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,7 +173,6 @@ def _run(request: "Request", as_json: bool) -> None:
 
     rank, _ = ranks.start()
     console = _console()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars say nothing about this run
     outcome = execute(request, _Progress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
