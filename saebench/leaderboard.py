@@ -112,8 +112,8 @@ class Report(Protocol):
 
     name: str
 
-    def render(self, boards: Sequence[Board]) -> str:
-        """The boards as text in this format."""
+    def render(self, boards: Sequence[Board]) -> str | bytes:
+        """The boards as text in this format; bytes for a binary one, which the command line never sends to a terminal."""
 
 
 def boards(records: Iterable[Record]) -> list[Board]:

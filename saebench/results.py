@@ -118,6 +118,12 @@ class Record:
             raise RecordError(f"{path}: not the units that {self.path.name} was made with; run it again with --force")
         return pd.read_parquet(io.BytesIO(data))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows for the record."""
+        from saebench.frame import record_html
+
+        return record_html(self)
+
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)
         del body["path"]

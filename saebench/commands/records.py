@@ -4,12 +4,12 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from saebench.commands.shell import console_on, debug_option, errors
-from saebench.errors import SaebenchError
+from saebench.errors import SaebenchError, UsageError
 
 if TYPE_CHECKING:
     from saebench.leaderboard import Board
@@ -24,38 +24,71 @@ if TYPE_CHECKING:
     "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
 )
 @click.option("--task", help="Only this task, name or name@version.")
+@click.option("--architecture", "architectures", multiple=True, help="Only SAEs of this architecture; repeatable.")
+@click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with so many latents; repeatable.")
+@click.option("--max-l0", type=float, help="Only SAEs with at most so many latents a token, as measured.")
+@click.option("--sort", help="name, architecture, width, or a score (best first).")
 @click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
+@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG and SVG.")
 @debug_option
 def leaderboard(
-    folders: tuple[Path, ...], format_: str, scores: tuple[str, ...], task: str | None, output: Path | None, debug: bool
+    folders: tuple[Path, ...],
+    format_: str,
+    scores: tuple[str, ...],
+    sort: str | None,
+    output: Path | None,
+    plots: Path | None,
+    debug: bool,
+    **filters: Any,
 ) -> None:
     """All records in folders (default: results/), side by side, with ranks that only the data can give.
+
+    Ranks are among the SAEs that the filters leave.
 
     \b
     Examples:
       saebench leaderboard
       saebench leaderboard results/ theirs/ --task fidelity --score explained_variance
-      saebench leaderboard --format csv --output board.csv
+      saebench leaderboard --architecture topk --max-l0 64 --sort explained_variance
+      saebench leaderboard --format html --output board.html --plots figures/
     """
     with errors(debug):
-        from saebench.leaderboard import boards
-        from saebench.registry import registry
-        from saebench.results import load_records, write_atomically
+        found = _boards(folders, sort, filters)
+        if format_ == "table":
+            _print_boards(found, scores, output)
+        else:
+            _write_report(found, format_, output)
+        if plots:
+            from saebench.plots import write_plots
 
-        records = load_records(folders or (Path("results"),))
-        if task:
-            records = [r for r in records if task in (r.task["name"], f"{r.task['name']}@{r.task['version']}")]
-        found = boards(records)
-        if not found:
-            raise SaebenchError(
-                "no record found: make one with `saebench run --sae PATH`, or name another folder or --task"
-            )
-        if format_ != "table":
-            text = registry().get("reports", format_).render(found)
-            data = text if isinstance(text, bytes) else text.encode()
-            write_atomically(output, data) if output else click.echo(data, nl=False)
-            return
-        _print_boards(found, scores, output)
+            for path in write_plots(found, plots):
+                click.echo(f"plot: {path}", err=True)
+
+
+def _boards(folders: tuple[Path, ...], sort: str | None, filters: dict[str, Any]) -> "list[Board]":
+    from saebench.leaderboard import boards
+    from saebench.results import load_records
+    from saebench.selection import keep, sort_boards
+
+    records = load_records(folders or (Path("results"),))
+    if not records:
+        raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
+    found = boards(keep(records, **filters))
+    if not found:
+        flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
+        raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")
+    return sort_boards(found, sort) if sort else found
+
+
+def _write_report(found: "list[Board]", format_: str, output: Path | None) -> None:
+    from saebench.registry import registry
+    from saebench.results import write_atomically
+
+    rendered = registry().get("reports", format_).render(found)
+    if isinstance(rendered, bytes) and output is None and sys.stdout.isatty():
+        raise UsageError(f"--format {format_} is binary and no use on a terminal: write it to a file with --output")
+    data = rendered if isinstance(rendered, bytes) else rendered.encode()
+    write_atomically(output, data) if output else click.echo(data, nl=False)
 
 
 def _print_boards(found: "list[Board]", scores: tuple[str, ...], output: Path | None) -> None:
