@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import looking, records, run
+from saebench.commands import looking, plugins, records, run
 from saebench.commands.shell import warn
 
 
@@ -35,7 +35,10 @@ def main() -> None:
     warnings.showwarning = warn
 
 
-for _command in (run.run, records.leaderboard, records.compare, looking.list_, looking.inspect, looking.plugins):
+for _command in (
+    run.run, records.leaderboard, records.compare, records.submit, looking.list_, looking.inspect,
+    plugins.plugins, plugins.new_plugin,
+):  # fmt: skip
     main.add_command(_command)
 
 

@@ -45,7 +45,7 @@ def load_results(path: str | Path | Iterable[str | Path] = "results") -> pd.Data
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     kinds = dict.fromkeys(_TEXT, "string") | dict.fromkeys(_FLOAT, "float64")
     kinds |= dict.fromkeys(_WHOLE, "Int64") | {"partial": "bool"}
-    return frame.astype(kinds)  # type: ignore[arg-type, return-value]
+    return frame.astype(kinds)
 
 
 def _about(record: Record) -> dict[str, Any]:

@@ -89,6 +89,14 @@ class Record:
             str(self.settings["max_norm"]),
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that could change a number: what the fingerprint hashes."""
+        return {
+            "sae": self.sae["sha256"], "model": self.model["sha256"], "hook": self.hook, "hook_out": self.hook_out,
+            "task": self.task, "corpus": self.corpus["fingerprint"], "settings": self.settings,
+        }  # fmt: skip
+
     def score(self, key: str, metric: str | None = None) -> dict[str, Any]:
         """The score of that key that is not a point of a curve.
 

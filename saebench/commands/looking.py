@@ -1,4 +1,4 @@
-"""Commands that look and compute nothing: `list`, `inspect`, `plugins`."""
+"""Commands that look and compute nothing: `list` and `inspect`."""
 
 import json
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from saebench.commands.shell import debug_option, errors
-from saebench.errors import SaebenchError
 
 
 @click.command("list")
@@ -76,31 +75,3 @@ def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options:
             return
         for line in found.lines():
             click.echo(line)
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if a plugin is broken.")
-@debug_option
-def plugins(as_json: bool, strict: bool, debug: bool) -> None:
-    """Which plugins are installed, what each brings, and why one was left out.
-
-    \b
-    Examples:
-      saebench plugins
-      saebench plugins --json
-    """
-    with errors(debug):
-        from dataclasses import asdict
-
-        from saebench.registry import installed
-
-        found = installed()
-        if as_json:
-            click.echo(json.dumps([asdict(p) for p in found.plugins], indent=1))
-        else:
-            for p in found.plugins:
-                what = f"BROKEN: {p.error}" if p.error else ", ".join(p.provides) or "nothing"
-                click.echo(f"{p.name} ({p.distribution} {p.version}): {what}")
-        if strict and found.broken:
-            raise SaebenchError(f"{len(found.broken)} broken: {', '.join(p.name for p in found.broken)}")

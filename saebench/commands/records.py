@@ -1,4 +1,4 @@
-"""Commands that read records: `leaderboard` and `compare`."""
+"""Commands about records: `leaderboard`, `compare` and `submit`."""
 
 import json
 import sys
@@ -143,3 +143,31 @@ def compare(
         for comparison in found:
             console.print(comparison_table(comparison))
             console.print(comparison.sentence, markup=False)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="RECORD…", type=click.Path(path_type=Path))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder to put them into.",
+)
+@debug_option
+def submit(paths: tuple[Path, ...], results: Path, debug: bool) -> None:
+    """Check records, and put them with their units into the results folder; all of them, or none.
+
+    A record must be whole: every metric of a known task, no error, not partial, made from a clean commit, with a
+    fingerprint and scores that follow from what it and its units hold. RECORD is a record file, or a folder of them.
+
+    \b
+    Examples:
+      saebench submit theirs/results/m/blocks.15.hook_resid_post/an-sae-0a1b2c3d/fidelity@1.json
+      saebench submit theirs/results --results results
+    """
+    with errors(debug):
+        from saebench.submission import submit as submit_records
+
+        for path, state in submit_records(paths, results):
+            click.echo(f"{state}: {path}")
