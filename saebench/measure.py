@@ -138,18 +138,16 @@ class ModelRun:
         settings = {"model_dtype": self.subject.dtype, "sae_dtype": "float32", "seed": self.request.seed,
                     "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
-        identity = {
-            "sae": job.sha256, "model": loaded.sha256, "hook": str(job.read), "hook_out": str(job.write),
-            "task": task, "corpus": corpus["fingerprint"], "settings": settings,
-        }  # fmt: skip
         about = dict(job.about)
         about["warnings"] = about["warnings"] + self._habits(about)
-        return Record(
-            fingerprint(identity), self.request.limit is not None, about,
+        record = Record(
+            "", self.request.limit is not None, about,
             {"id": loaded.id, "sha256": loaded.sha256, "revision": loaded.revision,
              "type": self.subject.model.config.model_type},
             str(job.read), str(job.write), task, corpus, settings,
         )  # fmt: skip
+        record.fingerprint = fingerprint(record.identity)
+        return record
 
     def _habits(self, about: dict[str, Any]) -> list[str]:
         """Warnings where the SAE was trained in another way than it is measured."""
