@@ -53,6 +53,24 @@ class ContextSpec:
 
 
 @dataclass(frozen=True)
+class LabelSpec:
+    """Columns of a labelled corpus: each row is one context.
+
+    Attributes:
+        text, label: the columns.
+        document: rows with the same value are one cluster of every interval; None makes each row its own.
+        group: rows with the same value are on the same side of the split; None takes `document`.
+        test: the share of documents that is held out, by whole groups.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    document: str | None = None
+    group: str | None = None
+    test: float = 0.3
+
+
+@dataclass(frozen=True)
 class Task:
     """One measurement that anybody can repeat.
 
@@ -60,6 +78,8 @@ class Task:
         name, version: how it is asked for; `name@version` is what numbers are compared within.
         corpus, contexts: None for a run on token ids as they are.
         metrics: computed unless others are asked for.
+        labels: for a task of labelled documents: each is one context, cut at contexts.length and padded, at most
+            contexts.count of them.
         folder: where its relative paths begin.
     """
 
@@ -71,6 +91,7 @@ class Task:
     title: str = ""
     description: str = ""
     folder: Path = Path()
+    labels: LabelSpec | None = None
 
     @property
     def label(self) -> str:
@@ -84,13 +105,25 @@ class Task:
             "corpus": asdict(self.corpus),
             "contexts": asdict(self.contexts),
         }
+        if self.labels:
+            body["labels"] = asdict(self.labels)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def builtin_tasks() -> dict[str, Path]:
-    """Task files that come with saebench, by name."""
+    """Task files that come with saebench, by name: `fidelity`, `probing/wordnet`."""
     folder = Path(str(files("saebench.tasks")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+
+
+def load_tasks(spec: str) -> list[Task]:
+    """A task, or every task of a suite: `probing` is all of probing/.
+
+    Raises:
+        UsageError: see `load_task`.
+    """
+    suite = [name for name in builtin_tasks() if name.startswith(f"{spec}/")]
+    return [load_task(name) for name in suite or [spec]]
 
 
 def load_task(spec: str) -> Task:
@@ -104,7 +137,7 @@ def load_task(spec: str) -> Task:
     name, _, version = spec.partition("@")
     known = builtin_tasks()
     if name not in known:
-        raise unknown("task", name, known)
+        raise unknown("task", name, {*known, *(other.partition("/")[0] for other in known)})
     task = _read(known[name])
     if version and version != str(task.version):
         raise UsageError(
@@ -122,7 +155,8 @@ def _read(path: Path) -> Task:
         corpus = CorpusSpec(**raw.pop("corpus"))
         contexts = ContextSpec(**raw.pop("contexts"))
         metrics = tuple(raw.pop("metrics"))
-        task = Task(corpus=corpus, contexts=contexts, metrics=metrics, folder=path.parent, **raw)
+        labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
+        task = Task(corpus=corpus, contexts=contexts, metrics=metrics, folder=path.parent, labels=labels, **raw)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
     _check(task, path)
@@ -135,20 +169,24 @@ def _check(task: Task, path: Path) -> None:
         "name and version must be a string and a whole number": not (
             isinstance(task.name, str) and isinstance(task.version, int)
         ),
-        "name may hold letters, digits, '-' and '_' only": not str(task.name)
-        .replace("-", "")
-        .replace("_", "")
-        .isalnum(),
+        "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(task.name),
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
         "contexts.length must be 2 or more": not _whole(contexts.length, 2),
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
         "contexts.max_norm must be positive": contexts.max_norm is not None and not contexts.max_norm > 0,
+        "a labelled corpus must be a file": task.labels is not None and corpus.file is None,
+        "labels.test must lie between 0 and 1": task.labels is not None and not 0 < task.labels.test < 1,
     }
     for problem, holds in problems.items():
         if holds:
             raise UsageError(f"{path}: {problem}")
+
+
+def _is_name(name: Any) -> bool:
+    parts = str(name).split("/")
+    return len(parts) <= 2 and all(part.replace("-", "").replace("_", "").isalnum() for part in parts)
 
 
 def _is_commit(revision: Any) -> bool:
