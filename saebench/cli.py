@@ -107,7 +107,12 @@ def _debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--model", help="Alias, hub id, folder or .gguf. Default: the model each checkpoint names.")
 @click.option("--revision", help="Commit or branch of a hub model.")
 @click.option("--hook", help="Where the SAE reads, e.g. blocks.15.hook_resid_post. Default: what the checkpoint says.")
-@click.option("--task", default="fidelity", show_default=True, help="A task's name, name@version or TOML file.")
+@click.option(
+    "--task",
+    default="fidelity",
+    show_default=True,
+    help="A task (name, name@version or TOML file), or a suite: probing.",
+)
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
@@ -245,14 +250,16 @@ def _show(records: "list[Record]", console: "Console") -> None:
 
 
 def _dry_run(request: "Request", as_json: bool) -> None:
-    from saebench.dry_run import dry_run
+    from saebench.dry_run import dry_runs
 
-    plan = dry_run(request)
+    plans = dry_runs(request)
     if as_json:
-        click.echo(json.dumps(plan.to_json(), indent=1))
+        bodies = [plan.to_json() for plan in plans]
+        click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
         return
-    for line in plan.lines():
-        click.echo(line)
+    for plan in plans:
+        for line in plan.lines():
+            click.echo(line)
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

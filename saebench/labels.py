@@ -131,7 +131,9 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     test = split_by_group(label, codes, [str(n) for n in names], spec.test)
     for c, name in enumerate(classes):
         if test[label == c].all() or not test[label == c].any():
-            raise UsageError(f"{where}: every document of label '{name}' is in one group, so it cannot be split by group")
+            raise UsageError(
+                f"{where}: every document of label '{name}' is in one group, so it cannot be split by group"
+            )
     documents = [str(d) for d in rows.document] if spec.document else [_hash(t)[:16] for t in rows.text]
     return LabelledTexts([str(t) for t in rows.text], documents, Labels(classes, label, test, codes), dropped)
 
@@ -139,8 +141,8 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
 def split_by_group(label: np.ndarray, group: np.ndarray, names: list[str], share: float) -> np.ndarray:
     """[N] bool, which documents are held out: whole groups, about a `share` of each label's documents.
 
-    A group counts for the label that most of its documents have. Groups are taken in the order of a hash of their name, each if it
-    brings the share nearer; every label with two groups or more keeps one on either side.
+    A group counts for the label that most of its documents have. Groups are taken in the order of a hash of their name, each if
+    it brings the share nearer; every label with two groups or more keeps one on either side.
 
     Args:
         label, group: [N] int64.
@@ -159,7 +161,8 @@ def split_by_group(label: np.ndarray, group: np.ndarray, names: list[str], share
             if last_chance or (taken + sizes[g] / 2 <= wanted and held[own].sum() < len(own) - 1):
                 held[g] = True
                 taken += sizes[g]
-    return held[group]
+    out: np.ndarray = held[group]
+    return out
 
 
 def require_sides(labels: Labels) -> None:
@@ -169,7 +172,9 @@ def require_sides(labels: Labels) -> None:
         raise SaebenchError(f"{len(both)} groups are on both sides of the split: a bug in saebench, please report it")
     for side, rows in (("training", ~labels.test), ("test", labels.test)):
         if len(set(labels.label[rows].tolist())) < 2:
-            raise SaebenchError(f"the {side} side has documents of fewer than two classes: raise --limit or add documents")
+            raise SaebenchError(
+                f"the {side} side has documents of fewer than two classes: raise --limit or add documents"
+            )
 
 
 def _name(label: object) -> str:

@@ -133,7 +133,9 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     for name, metric in wanted.items():
         if lacking in metric.needs:
             has = "short labelled documents" if task.labels else "no labels"
-            raise UsageError(f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric")
+            raise UsageError(
+                f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric"
+            )
     return wanted
 
 

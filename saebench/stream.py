@@ -260,9 +260,7 @@ class Pass:
                 token_losses = TokenLosses(
                     all_losses.clean, all_losses.spliced[k], zero, mean, all_losses.kl[k], predicted
                 )
-            own = replace(
-                batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses
-            )
+            own = replace(batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses)
             for metric in lane.alive:
                 try:
                     metric.update(own)

@@ -169,7 +169,9 @@ def _check(task: Task, path: Path) -> None:
         "name and version must be a string and a whole number": not (
             isinstance(task.name, str) and isinstance(task.version, int)
         ),
-        "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(task.name),
+        "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(
+            task.name
+        ),
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
