@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saebench.plugins.metrics.probing import Probing
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from saebench.errors import SaebenchError
 from saebench.labels import Labels
 from saebench.metric import Batch, Env, Score, get_state, set_state
-from saebench.plugins.metrics.probing import Probing
 from saebench.pooling import pool_dense, pool_latents, sparse_rows
 from saebench.probes import Documents, auroc
 from saebench.random_sae import RandomSAE
@@ -99,7 +99,7 @@ def test_a_latent_that_is_the_label_scores_1_with_k_1(classes: int) -> None:
 def test_labels_planted_in_the_test_split_only_stay_at_chance() -> None:
     """A feature that is the label on the test side and noise on the training side must not be found."""
     labels = two_sided(600)
-    features = np.random.default_rng(1).normal(size=(600, 40))
+    features = np.random.default_rng(1).normal(size=(600, 400))
     blind = features.copy()
     features[labels.test, 7] += 10 * labels.label[labels.test]
     documents = Documents(labels)
@@ -155,7 +155,7 @@ def frame_of(right: np.ndarray, label: np.ndarray) -> Any:
 
 
 def test_an_imbalanced_set() -> None:
-    """9 of 10 documents are of one class and nothing tells them apart: accuracy is the majority rate, balanced accuracy a half."""
+    """9 of 10 documents are of one class and nothing tells them apart: accuracy is the majority rate, balanced a half."""
     n = 600
     test = np.arange(n) % 3 == 0
     labels = labels_of((np.arange(n) // 3 % 10 == 0).astype(np.int64), test)
