@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from saebench.labels import Labels
 
@@ -89,7 +90,9 @@ class Documents:
             rows = features if columns is None else features[:, columns]
             if columns is not None and issparse(rows):
                 rows = rows.toarray()
-            scores, coef, best = self._fit(rows, target[self.train], C)
+            # One thread: these products are too small to share, and their sums do not depend on the machine then.
+            with threadpool_limits(1):
+                scores, coef, best = self._fit(rows, target[self.train], C)
             decision.append(scores)
             chosen.append(np.empty(0, np.int64) if columns is None else columns)
             weights.append(coef)
