@@ -119,6 +119,17 @@ def _debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE.npy",
     help="Run on these token ids [contexts, tokens] as they are.",
 )
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Probe for the labels of this table of texts (.csv or .parquet).",
+)
+@click.option("--text-column", default="text", show_default=True, help="Of --data.")
+@click.option("--label-column", default="label", show_default=True, help="Of --data.")
+@click.option(
+    "--group-column", help="Of --data: rows that share it are on one side of the split. Default: each its own."
+)
 @click.option("--metric", "metrics", multiple=True, help="Only this metric; repeatable. Default: the task's.")
 @click.option(
     "--results",
@@ -157,6 +168,8 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
     Examples:
       saebench run --sae results/baselines/smollm2-135m-layer15-topk32
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
+      saebench run --sae a/ --task probing
+      saebench run --sae a/ --data my.csv --text-column review --label-column stars
       saebench run --sae a/ --tokens ids.npy --metric fidelity --json
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """

@@ -13,7 +13,7 @@ from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, Task, load_task, load_tasks
+from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -68,6 +68,10 @@ class Request:
     k: int | None = None
     scale: float | None = None
     ignore_keys: Collection[str] = ()
+    data: str | Path | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    group_column: str | None = None
 
 
 @dataclass
@@ -115,6 +119,11 @@ def read_tasks(request: Request) -> list[Task]:
     Raises:
         UsageError: no such task.
     """
+    if request.data is not None:
+        if request.tokens is not None or request.task != "fidelity":
+            raise UsageError("--data is a task of its own: leave --task and --tokens away")
+        labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
+        return [data_task(Path(request.data), labels)]
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)

@@ -55,6 +55,10 @@ def run(
     k: int | None = None,
     scale: float | None = None,
     ignore_keys: Collection[str] = (),
+    data: str | Path | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    group_column: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[Record]:
     """Measure SAEs and write their records; the same as `saebench run`.
@@ -76,6 +80,7 @@ def run(
         force: compute again what a record already holds.
         strict: a broken plugin is an error.
         format, k, scale, ignore_keys: see `load_sae`.
+        data, text_column, label_column, group_column: probe for the labels of this table in place of a task.
         reporter: hears about progress.
 
     Returns:
@@ -89,7 +94,7 @@ def run(
     outcome = execute(
         Request(
             several, names, model, revision, hook, task, tokens, metrics, Path(results), batch_size, device, dtype,
-            limit, seed, force, strict, format, k, scale, ignore_keys,
+            limit, seed, force, strict, format, k, scale, ignore_keys, data, text_column, label_column, group_column,
         ),
         reporter or Silent(),
     )  # fmt: skip

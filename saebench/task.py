@@ -146,6 +146,28 @@ def load_task(spec: str) -> Task:
     return task
 
 
+def data_task(path: Path, labels: LabelSpec) -> Task:
+    """Probing on somebody's own table of labelled texts, .csv or .parquet; its name holds the table's.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
+    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
+    return Task(
+        f"data/{stem}",
+        1,
+        ("probing",),
+        CorpusSpec(file=path.name, sha256=digest),
+        ContextSpec(length=128, bos=True, count=1_000_000, max_norm=10.0),
+        folder=path.parent,
+        labels=labels,
+    )
+
+
 def _read(path: Path) -> Task:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))

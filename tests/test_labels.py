@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,23 @@ def test_a_labelled_run_makes_a_record(speaker: Path, two_saes: list[Path], tmp_
     alone = saebench.run(two_saes[1], model=str(speaker), task=task, results=tmp_path / "alone", batch_size=7)[0]
     for row, other in zip(records[1].scores, alone.scores, strict=True):
         assert row["value"] == pytest.approx(other["value"], abs=1e-9), row["key"]
+
+
+def test_a_table_of_ones_own(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    """From the command line: a CSV with columns of other names; an error is one line."""
+    frame = table(12, 12).rename(columns={"text": "review", "label": "stars"})
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    base = [sys.executable, "-m", "saebench", "run", "--sae", str(two_saes[0]), "--model", str(speaker), "--json"]
+    base += ["--results", str(tmp_path / "r"), "--data", str(tmp_path / "my.csv"), "--text-column", "review"]
+    done = subprocess.run([*base, "--label-column", "stars", "--group-column", "group"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [record] = json.loads(done.stdout)
+    assert record["task"]["name"] == "data/my"
+    assert set(record["corpus"]["labels"]["classes"]) == {"c0", "c1"}
+    wrong = subprocess.run([*base, "--label-column", "star"], capture_output=True, text=True)
+    assert wrong.returncode in (1, 2)
+    [line] = [text for text in wrong.stderr.splitlines() if text.startswith("error")]
+    assert "did you mean 'stars'" in line
 
 
 def test_metrics_and_tasks_must_fit(speaker: Path, two_saes: list[Path], tokens: Path, tmp_path: Path) -> None:
