@@ -62,6 +62,7 @@ class Batch:
         reconstruction: [B, T, d_out] float32, x̂
         token_losses: see TokenLosses
         x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
+        read_mean: [d_in] float32, their mean over the calibration sample
         labels: of the B documents, in a task of labelled documents
     """
 
@@ -77,6 +78,7 @@ class Batch:
     _reconstruction: Tensor | None = None
     _token_losses: TokenLosses | None = None
     _x_read: Tensor | None = None
+    read_mean: Tensor | None = None
     _labels: Labels | None = None
 
     @property

@@ -205,6 +205,7 @@ class Pass:
             self.calibration.mean,
             box["x"],
             _x_read=box["x_read"],
+            read_mean=self.calibration.sample.mean(0),
             _labels=None if self.contexts.labels is None else self.contexts.labels.take(rows),
         )
         return batch, seen, losses

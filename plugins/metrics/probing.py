@@ -39,7 +39,7 @@ class Probing(Metric):
     def __init__(self, sae: SAE) -> None:
         self.rows: list[dict[str, Any]] = []
         self.classes: list[str] = []
-        self._d_sae, self._d_in = sae.d_sae, sae.d_in
+        self._d_sae, self._d_in, self._transcoder = sae.d_sae, sae.d_in, sae.is_transcoder
         self._scale = sae.W_dec.double().norm(dim=1).cpu().numpy()
         self._random: RandomSAE | None = None
         self._units = pd.DataFrame({"unit_id": [], "cluster_id": []})
@@ -70,9 +70,8 @@ class Probing(Metric):
             self._random = RandomSAE(self._d_in, self._d_sae, x.device)
         if not len(x):
             return latents
-        mean = batch.calibration_mean
-        centre = mean if mean is not None and len(mean) == self._d_in else torch.zeros_like(x[0])
-        return self._random.encode(x, centre, latents.counts())
+        centre = batch.read_mean if self._transcoder else batch.calibration_mean
+        return self._random.encode(x, torch.zeros_like(x[0]) if centre is None else centre, latents.counts())
 
     def merge(self, other: "Probing") -> None:
         self.rows += other.rows
