@@ -17,7 +17,9 @@ import saebench
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
 from saebench.labels import labelled_texts, read_table, split_by_group
+from saebench.leaderboard import boards
 from saebench.models import load_model
+from saebench.plots import plots
 from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
 
 WORDS = [f"w{i}" for i in range(90)]
@@ -223,6 +225,8 @@ def test_a_labelled_run_makes_a_record(speaker: Path, two_saes: list[Path], tmp_
         assert record.score("dense_accuracy")["value"] > 0.8
         assert record.metrics["probing"]["details"]["probes"]
         assert json.loads(record.path.read_text())
+    [board] = boards(records)
+    assert {"probing-mean", "probing-max"} <= set(plots(board))
     assert records[0].score("dense_accuracy")["value"] == records[1].score("dense_accuracy")["value"]
     alone = saebench.run(two_saes[1], model=str(speaker), task=task, results=tmp_path / "alone", batch_size=7)[0]
     for row, other in zip(records[1].scores, alone.scores, strict=True):

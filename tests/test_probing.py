@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from saebench.pooling import pool_dense, pool_latents, sparse_rows
 from saebench.probes import Documents, auroc
 from saebench.random_sae import RandomSAE
 from saebench.sae import SAE, Latents
+from saebench.state import StateFolder
 from saebench.stats import ratio_interval
 from saebench.testing import identity_sae, random_sae
 
@@ -214,7 +216,7 @@ def test_auroc_equals_scikit_learn_and_its_interval_the_bootstrap() -> None:
     assert auroc(decision, label, np.zeros(200))[1] is None
 
 
-def test_batches_parts_and_saved_states_change_nothing() -> None:
+def test_batches_parts_and_saved_states_change_nothing(tmp_path: Path) -> None:
     labels, x, sae = two_sided(60), noise(60, 8), random_sae(D, 20, k=3)
     x[labels.label == 1, :, 0] += 1
     whole = values(measured(x, labels, sae))
@@ -224,7 +226,9 @@ def test_batches_parts_and_saved_states_change_nothing() -> None:
     first, second = Probing(sae), Probing(sae)
     first.update(batch_of(x, labels, sae, order[:25], scored))
     restored = Probing(sae)
-    set_state(restored, get_state(first))
+    folder = StateFolder(tmp_path)
+    folder.save("g", {"lanes": {"a:": get_state(first)}})
+    set_state(restored, folder.find("g", {"a:"})["lanes"]["a:"])
     second.update(batch_of(x, labels, sae, order[25:], scored))
     restored.merge(second)
     assert values(restored) == pytest.approx(whole, abs=1e-9)
