@@ -44,6 +44,7 @@ bench: $(VENV)/.installed
 # Rebuild the vendored text from the packages it comes from.
 data: $(VENV)/.installed
 	$(BIN)/python tasks/data/rebuild.py
+	$(BIN)/python tasks/data/rebuild_labels.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html

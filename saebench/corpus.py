@@ -1,11 +1,12 @@
 """Documents -> packed contexts of token ids, with a fingerprint.
 
 A context never crosses a document, and nothing is padded: a document's tail that is shorter than T is dropped and counted.
+Labelled documents are the exception: each is one context, cut at T, padded on the right, where a causal model cannot see it.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.labels import Labels, labelled_texts, read_table, require_sides
 from saebench.task import CorpusSpec, Task
 
 
@@ -24,10 +26,13 @@ class Contexts:
     Attributes:
         token_ids: [N, T] int64
         document_id: [N] int64, indices into `documents`: the clusters of every interval
-        special: [N, T] bool, BOS and other special tokens
+        special: [N, T] bool, BOS and other special tokens, and padding
         documents: names
         dropped_tokens: tokens of tails shorter than a context
         available: how many contexts the documents would have given
+        lengths: [N] int64, tokens of each context that are not padding; None where nothing is padded
+        labels: of labelled documents
+        left_out: rows of a labelled corpus that are no context, by reason, and how many were cut
     """
 
     token_ids: np.ndarray
@@ -36,6 +41,9 @@ class Contexts:
     documents: tuple[str, ...]
     dropped_tokens: int = 0
     available: int = 0
+    lengths: np.ndarray | None = None
+    labels: Labels | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -44,6 +52,11 @@ class Contexts:
     def length(self) -> int:
         return int(self.token_ids.shape[1])
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are, padding not counted."""
+        return int(self.token_ids.size if self.lengths is None else self.lengths.sum())
+
     def head(self, n: int | None) -> "Contexts":
         """The first n contexts (all of them for None)."""
         return self if n is None or n >= len(self) else self.take(np.arange(n))
@@ -51,14 +64,29 @@ class Contexts:
     def take(self, rows: np.ndarray) -> "Contexts":
         """The contexts of these numbers."""
         return replace(
-            self, token_ids=self.token_ids[rows], document_id=self.document_id[rows], special=self.special[rows]
+            self,
+            token_ids=self.token_ids[rows],
+            document_id=self.document_id[rows],
+            special=self.special[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
+            labels=None if self.labels is None else self.labels.take(rows),
         )
+
+    def by_length(self, rows: np.ndarray) -> np.ndarray:
+        """These contexts' numbers, the short ones first, so that a batch holds little padding."""
+        return rows if self.lengths is None else rows[np.argsort(self.lengths[rows], kind="stable")]
+
+    def width(self, rows: np.ndarray) -> int:
+        """How many columns of `token_ids` these contexts need."""
+        return self.length if self.lengths is None else int(self.lengths[rows].max())
 
     def fingerprint(self) -> str:
         """Hash of what a model and a metric see: ids, which are special, and which document each came from."""
         digest = hashlib.sha256(repr(self.token_ids.shape).encode())
         for array in (self.token_ids, self.document_id, self.special):
             digest.update(np.ascontiguousarray(array).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.digest())
         return digest.hexdigest()
 
 
@@ -82,6 +110,8 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
         raise SaebenchError(
             f"task {task.label} begins contexts with BOS and this model's tokenizer has none: use a task with bos = false"
         )
+    if task.labels:
+        return _labelled_contexts(task, tokenizer, bos)
     names, pieces, dropped = [], [], 0
     for name, text in _documents(task):
         # Some tokenizers add BOS by themselves: never twice.
@@ -103,6 +133,52 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
         tuple(names),
         dropped,
         sum(map(len, pieces)),
+    )
+
+
+def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
+    """One context a document: its first T tokens, padded on the right to the longest."""
+    assert task.labels is not None
+    path = task.folder / str(task.corpus.file)
+    _verify(task, path)
+    table = labelled_texts(_filtered(read_table(path), task), task.labels, str(path))
+    start = [] if bos is None else [bos]
+    pieces: list[list[int]] = []
+    kept: list[int] = []
+    cut = cut_tokens = 0
+    for i, text in enumerate(table.texts):
+        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        room = task.contexts.length - len(start)
+        if not ids:
+            continue
+        cut += len(ids) > room
+        cut_tokens += max(0, len(ids) - room)
+        pieces.append([*start, *ids[:room]])
+        kept.append(i)
+        if len(kept) == task.contexts.count:
+            break
+    if not kept:
+        raise SaebenchError(f"task {task.label}: no document gives a token")
+    empty = kept[-1] + 1 - len(kept)
+    unused = len(table.texts) - kept[-1] - 1
+    lengths = np.array([len(p) for p in pieces], dtype=np.int64)
+    token_ids = np.zeros((len(pieces), int(lengths.max())), dtype=np.int64)
+    for row, piece in zip(token_ids, pieces, strict=True):
+        row[: len(piece)] = piece
+    padding = np.arange(token_ids.shape[1]) >= lengths[:, None]
+    labels = table.labels.take(np.array(kept))
+    require_sides(labels)
+    names, document_id = np.unique([table.documents[i] for i in kept], return_inverse=True)
+    return Contexts(
+        token_ids,
+        document_id.astype(np.int64),
+        np.isin(token_ids, special_ids(tokenizer)) | padding,
+        tuple(names.tolist()),
+        cut_tokens,
+        len(table.texts) - empty,
+        lengths,
+        labels,
+        table.dropped | {"without tokens": empty, "beyond the task's count": unused, "cut": cut},
     )
 
 
@@ -170,26 +246,36 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
         yield from _hub_documents(spec)
         return
     path = task.folder / str(spec.file)
+    _verify(task, path)
+    for row in _filtered(pd.read_parquet(path), task, ("document", "text")).itertuples():
+        yield str(row.document), str(row.text)
+
+
+def _verify(task: Task, path: Path) -> None:
+    """Raise SaebenchError unless the file is the one that the task names."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}") from error
-    if digest != spec.sha256:
+    if digest != task.corpus.sha256:
         raise SaebenchError(
-            f"task {task.label}: {path} is not the text it names (sha256 {digest[:12]}…, expected {str(spec.sha256)[:12]}…): "
-            "rebuild it with `make data`"
+            f"task {task.label}: {path} is not the text it names (sha256 {digest[:12]}…, expected "
+            f"{str(task.corpus.sha256)[:12]}…): rebuild it with `make data`"
         )
-    frame = pd.read_parquet(path)
-    where = spec.where or {}
-    missing = [name for name in ("document", "text", *where) if name not in frame]
+
+
+def _filtered(frame: pd.DataFrame, task: Task, needed: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows that the task's `where` keeps, of a table that has the columns it needs."""
+    where = task.corpus.where or {}
+    missing = [name for name in (*needed, *where) if name not in frame]
     if missing:
         raise SaebenchError(
-            f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}"
+            f"task {task.label}: {task.corpus.file} has no column {', '.join(missing)}: "
+            f"it has {', '.join(map(str, frame.columns))}"
         )
     for column, value in where.items():
         frame = frame[frame[column] == value]
-    for row in frame.itertuples():
-        yield str(row.document), str(row.text)
+    return frame
 
 
 def _hub_documents(spec: CorpusSpec) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,9 @@ from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import UsageError
 from saebench.measure import BATCH, LANES
 from saebench.models import DTYPES, default_device, default_dtype, load_config
-from saebench.plan import Failure, Job, Request, make_jobs, read_task, wanted_metrics
+from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.runner import check_request
+from saebench.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,17 @@ class DryRun:
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
 
 
-def dry_run(request: Request) -> DryRun:
-    """Plan a request. SAEs are loaded, of the model only its config.
+def dry_runs(request: Request) -> list[DryRun]:
+    """Plan a request, one plan for each task of a suite. SAEs are loaded, of the model only its config.
 
     Raises:
         UsageError: the request makes no sense.
     """
     check_request(request)
-    task = read_task(request)
+    return [_dry_run(request, task) for task in read_tasks(request)]
+
+
+def _dry_run(request: Request, task: Task) -> DryRun:
     wanted = wanted_metrics(request, task)
     jobs, failures = make_jobs(request)
     if request.tokens is not None:

@@ -54,24 +54,39 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
 
 
+def load_subject(request: Request, model: str, reporter: Reporter) -> tuple[Subject, dict[str, float]]:
+    """The language model on this rank's device, and how long loading it took."""
+    device = ranks.own_device(request.device or default_device())
+    begin = time.perf_counter()
+    reporter.message(f"loading {model}")
+    loaded = load_model(model, revision=request.revision, dtype=request.dtype or default_dtype(device), device=device)
+    return Subject(loaded), {"load_model": time.perf_counter() - begin}
+
+
 class ModelRun:
-    """Everything of a request that happens on one language model."""
+    """Everything of a request that happens on one language model, for one task."""
 
     def __init__(
-        self, request: Request, task: Task, wanted: dict[str, Any], model: str, reporter: Reporter, outcome: Outcome
+        self,
+        request: Request,
+        task: Task,
+        wanted: dict[str, Any],
+        subject: Subject,
+        timings: dict[str, float],
+        reporter: Reporter,
+        outcome: Outcome,
     ) -> None:
+        """
+        Args:
+            subject: the loaded model, shared by the tasks of a suite.
+            timings: seconds that loading it took.
+        """
         self.request, self.task, self.wanted = request, task, wanted
         self.reporter, self.outcome = reporter, outcome
         self.rank, self.world = ranks.start()
         self.jobs: list[Job] = []
-        self.timings: dict[str, float] = {}
-        device = ranks.own_device(request.device or default_device())
-        with self._timed("load_model"):
-            reporter.message(f"loading {model}")
-            loaded = load_model(
-                model, revision=request.revision, dtype=request.dtype or default_dtype(device), device=device
-            )
-        self.subject = Subject(loaded)
+        self.timings = dict(timings)
+        self.subject = subject
         self.state = StateFolder(request.results)
         with self._timed("text"):
             self.contexts = self._contexts()
@@ -135,6 +150,8 @@ class ModelRun:
         corpus = {"fingerprint": contexts.fingerprint(), "contexts": len(contexts), "length": contexts.length,
                   "documents": len(set(contexts.document_id.tolist())), "available": contexts.available,
                   "dropped_tokens": contexts.dropped_tokens}  # fmt: skip
+        if contexts.labels is not None:
+            corpus |= {"labels": contexts.labels.about(), "left_out": dict(contexts.left_out)}
         settings = {"model_dtype": self.subject.dtype, "sae_dtype": "float32", "seed": self.request.seed,
                     "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
@@ -258,8 +275,8 @@ class ModelRun:
         self.state.drop(key, {j.record.fingerprint for j in self.jobs if j.record is not None and not j.missing})
 
     def _prepare(self, read: HookPoint, write: HookPoint, lanes: list[Lane], calibration: Calibration) -> Pass:
-        """A pass over this rank's own contexts: every world-th of them."""
-        mine = np.arange(len(self.contexts))[self.rank :: self.world]
+        """A pass over this rank's own contexts: every world-th of them; padded ones by length."""
+        mine = self.contexts.by_length(np.arange(len(self.contexts))[self.rank :: self.world])
         contexts = self.contexts.take(mine)
         ablations = None
         if any(lane.needs("token_losses") for lane in lanes) and len(mine):
@@ -299,7 +316,7 @@ class ModelRun:
         timings: dict[str, Any] = {stage: round(seconds, 3) for stage, seconds in self.timings.items()}
         timings |= {
             "pass": round(wall, 3),
-            "tokens_per_second": round(the_pass.contexts.token_ids.size / wall, 1),
+            "tokens_per_second": round(the_pass.contexts.tokens / wall, 1),
             "saes_together": len(the_pass.lanes),
             "resumed": resumed,
             "ablations_cached": the_pass.ablations is not None and the_pass.ablations.cached,
@@ -326,12 +343,15 @@ class ModelRun:
             }
         if tally is not None and sum(astuple(tally)):
             record.corpus["tokens"] = asdict(tally)
-        units = {}
+        units, seconds = {}, {}
         for name, metric in job.missing.items():
+            begin = time.perf_counter()
             instance = lane.metrics.get(name) or metric(lane.sae)
             env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder())
             frame = finish_metric(record, instance, lane.errors.get(name), env)
             if frame is not None:
                 units[name] = frame
-        record.runs.append({"metrics": list(job.missing), **run})
+            seconds[name] = round(time.perf_counter() - begin, 3)
+        timings = run["timings"] | {"scores": seconds}
+        record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
         record.write(record_path(self.request.results, record), units)

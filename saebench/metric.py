@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from saebench.labels import Labels
 from saebench.sae import SAE, Latents
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ T = TypeVar("T")
 Direction = Literal["higher", "lower"]
 
 # What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
-NEEDS = frozenset({"x", "latents", "reconstruction", "token_losses"})
+# `labels` exist in tasks of labelled documents only, `token_losses` in the others only.
+NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels"})
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Batch:
         latents: B·T rows, shape (B, T, d_sae)
         reconstruction: [B, T, d_out] float32, x̂
         token_losses: see TokenLosses
+        x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
+        read_mean: [d_in] float32, their mean over the calibration sample
+        labels: of the B documents, in a task of labelled documents
     """
 
     token_ids: Tensor
@@ -72,6 +77,9 @@ class Batch:
     _latents: Latents | None = None
     _reconstruction: Tensor | None = None
     _token_losses: TokenLosses | None = None
+    _x_read: Tensor | None = None
+    read_mean: Tensor | None = None
+    _labels: Labels | None = None
 
     @property
     def x(self) -> Tensor:
@@ -88,6 +96,14 @@ class Batch:
     @property
     def token_losses(self) -> TokenLosses:
         return _given(self._token_losses, "token_losses")
+
+    @property
+    def x_read(self) -> Tensor:
+        return _given(self._x_read, "x_read")
+
+    @property
+    def labels(self) -> Labels:
+        return _given(self._labels, "labels")
 
     def per_context(self, values: Tensor, mask: Tensor | None = None) -> np.ndarray:
         """Sum a per-token quantity [B, T] over the scored tokens (or over `mask`) of each context: float64 [B]."""
@@ -116,6 +132,7 @@ class Score:
         count: the column of the units whose sum is n; None counts the rows.
         value, n: for a plain score.
         no_interval: why a plain score has no interval.
+        low, high: the interval of a plain score that brings its own.
     """
 
     key: str
@@ -130,6 +147,8 @@ class Score:
     value: float | None = None
     n: int | None = None
     no_interval: str | None = None
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def ratio(
@@ -162,6 +181,22 @@ class Score:
     ) -> "Score":
         """A number that cannot be resampled; `no_interval` says why."""
         return cls(key, unit, direction, at, value=value, n=n, no_interval=no_interval)
+
+    @classmethod
+    def with_interval(
+        cls,
+        key: str,
+        value: float,
+        low: float,
+        high: float,
+        *,
+        n: int,
+        unit: str = "",
+        direction: Direction | None = None,
+        at: float | None = None,
+    ) -> "Score":
+        """A number that is no ratio of sums and whose 95 % interval the metric makes itself (an AUROC); it is not paired."""
+        return cls(key, unit, direction, at, value=value, n=n, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -214,6 +249,10 @@ class Metric:
     def scores(self, env: Env) -> list[Score]:
         """The scores, declared over columns of `units()` or computed."""
         raise NotImplementedError(f"metric '{self.name}' must define scores")
+
+    def details(self) -> dict[str, Any]:
+        """What else belongs into the record, as plain values: which latents were chosen, what was fitted. Asked for last."""
+        return {}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, Task, load_task
+from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -68,6 +68,10 @@ class Request:
     k: int | None = None
     scale: float | None = None
     ignore_keys: Collection[str] = ()
+    data: str | Path | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    group_column: str | None = None
 
 
 @dataclass
@@ -109,26 +113,39 @@ class Failure:
     error: SaebenchError
 
 
-def read_task(request: Request) -> Task:
-    """The task of a request; a run on token ids is a task of its own.
+def read_tasks(request: Request) -> list[Task]:
+    """The task of a request, or those of a suite; a run on token ids is a task of its own.
 
     Raises:
         UsageError: no such task.
     """
+    if request.data is not None:
+        if request.tokens is not None or request.task != "fidelity":
+            raise UsageError("--data is a task of its own: leave --task and --tokens away")
+        labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
+        return [data_task(Path(request.data), labels)]
     if request.tokens is None:
-        return load_task(request.task)
+        return load_tasks(request.task)
     default = load_task(request.task)
-    return Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))
+    return [Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))]
 
 
 def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """Metric classes by name: those asked for, else the task's.
 
     Raises:
-        UsageError: an unknown one, with the nearest.
+        UsageError: an unknown one, with the nearest; or one that needs what the task does not have.
     """
     found = registry(request.strict)
-    return {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
+    wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
+    lacking = "token_losses" if task.labels else "labels"
+    for name, metric in wanted.items():
+        if lacking in metric.needs:
+            has = "short labelled documents" if task.labels else "no labels"
+            raise UsageError(
+                f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric"
+            )
+    return wanted
 
 
 def make_jobs(request: Request) -> tuple[list[Job], list[Failure]]:

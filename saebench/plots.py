@@ -39,6 +39,9 @@ def plots(board: Board) -> "dict[str, Figure]":
             found[f"pareto-{column.key}"] = pareto(board, sparsity, column)
     for key in dict.fromkeys(c.key for c in board.columns if c.key.endswith("_curve")):
         found[f"curve-{key}"] = curve(board, [c for c in board.columns if c.key == key and c.at is not None])
+    for pool in ("mean", "max"):
+        if any(c.key == f"{pool}_sae_accuracy" for c in board.columns):
+            found[f"probing-{pool}"] = probing(board, pool)
     return found
 
 
@@ -83,6 +86,53 @@ def curve(board: Board, columns: Sequence[Column]) -> "Figure":
     _log(axes)
     _legend(axes)
     return figure
+
+
+# What a probe on k latents stands between, and how it is drawn: the ceiling, rivals that read x, the floor.
+_RIVALS = {
+    "dense": ("all of x (dense probe)", "-"),
+    "pca": ("k principal directions", "--"),
+    "random": ("k random directions", "-."),
+}
+
+
+def probing(board: Board, pool: str) -> "Figure":
+    """Accuracy against the number of latents a probe reads: SAEs with intervals, random twins dotted, ceiling, majority."""
+    figure, axes = _axes("latents a class (k)", f"accuracy, {pool}-pooled")
+    for i, (name, members) in enumerate(_by_architecture(board, range(len(board.rows))).items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        for member in members:
+            first = member == members[0]
+            at, value, bars = _accuracy(board, member, f"{pool}_sae_accuracy")
+            axes.errorbar(
+                at, value, yerr=bars, color=colour, linewidth=1.4, elinewidth=0.8, label=name if first else None
+            )
+            at, value, _ = _accuracy(board, member, f"{pool}_random_sae_accuracy")
+            axes.plot(at, value, ":", color=colour, linewidth=1.2, label=f"{name}, random weights" if first else None)
+    for source, (name, line) in _RIVALS.items():
+        at, value, _ = _accuracy(board, 0, f"{pool}_{source}_accuracy")
+        if len(at) == 1:
+            axes.axhline(value[0], linestyle=line, color=_INK, linewidth=1, label=name)
+        elif at:
+            axes.plot(at, value, line, color=_INK, alpha=0.5, linewidth=1, label=name)
+    for column in board.columns:
+        level = board.rows[0].cells[column].value
+        if column.key == "majority_rate" and level is not None:
+            axes.axhline(level, linestyle=":", color=_INK, alpha=0.5, linewidth=1, label="majority class")
+    _log(axes)
+    _legend(axes)
+    return figure
+
+
+def _accuracy(board: Board, row: int, key: str) -> tuple[list[float], list[float], list[list[float]]]:
+    """k, accuracy and interval bars of one probe of one SAE."""
+    scored = [
+        c for c in board.columns if c.key == key and c.at is not None and board.rows[row].cells[c].value is not None
+    ]
+    columns = sorted(scored, key=lambda c: c.at or 0.0)
+    bars = [_bars(board, [row], c) for c in columns]
+    below, above = [b[0][0] for b in bars], [b[1][0] for b in bars]
+    return [c.at or 0.0 for c in columns], [_value(board, row, c) for c in columns], [below, above]
 
 
 def pareto_front(x: Sequence[float], y: Sequence[float], *, higher: bool) -> list[int]:

@@ -37,6 +37,14 @@ MEANING = {
     "nearest_neighbour_cosine": "mean cosine with the nearest other latent",
     "duplicate_fraction": "latents with a neighbour closer than 0.9",
     "effective_rank": "dimensions the dictionary spans",
+    "accuracy": "test documents whose label 16 latents a class tell",
+    "balanced_accuracy": "the same, every class counting alike",
+    "auroc": "how well they order documents; chance is a half",
+    "gap_to_dense": "accuracy less that of a probe on x itself (the ceiling)",
+    "gap_to_random_sae": "accuracy less that of a random SAE (the floor)",
+    "dense_accuracy": "accuracy of a probe on x itself",
+    "random_sae_accuracy": "accuracy of 16 latents of a random SAE",
+    "majority_rate": "accuracy of always saying the commonest label",
 }
 
 

@@ -1,12 +1,13 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
-from saebench.measure import ModelRun, Outcome, Reporter
-from saebench.plan import Failure, Request, make_jobs, read_task, wanted_metrics
+from saebench.measure import ModelRun, Outcome, Reporter, load_subject
+from saebench.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.results import Record
 from saebench.sae import SAE
 
@@ -54,6 +55,10 @@ def run(
     k: int | None = None,
     scale: float | None = None,
     ignore_keys: Collection[str] = (),
+    data: str | Path | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    group_column: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[Record]:
     """Measure SAEs and write their records; the same as `saebench run`.
@@ -64,7 +69,7 @@ def run(
         model: alias, hub id, folder or GGUF file; by default the one each checkpoint names.
         revision: of a hub model.
         hook: where the SAEs read; by default what each checkpoint says.
-        task: name, name@version, or a TOML file.
+        task: name, name@version, a suite (`probing`: one record per SAE and task), or a TOML file.
         tokens: a .npy file of token ids [contexts, tokens] to run on instead of the task's text.
         metrics: names; by default the task's.
         results: folder of the records.
@@ -75,10 +80,11 @@ def run(
         force: compute again what a record already holds.
         strict: a broken plugin is an error.
         format, k, scale, ignore_keys: see `load_sae`.
+        data, text_column, label_column, group_column: probe for the labels of this table in place of a task.
         reporter: hears about progress.
 
     Returns:
-        One record per SAE, in order.
+        One record per SAE (and task of a suite), in order.
 
     Raises:
         UsageError: the request makes no sense.
@@ -88,7 +94,7 @@ def run(
     outcome = execute(
         Request(
             several, names, model, revision, hook, task, tokens, metrics, Path(results), batch_size, device, dtype,
-            limit, seed, force, strict, format, k, scale, ignore_keys,
+            limit, seed, force, strict, format, k, scale, ignore_keys, data, text_column, label_column, group_column,
         ),
         reporter or Silent(),
     )  # fmt: skip
@@ -98,21 +104,31 @@ def run(
 
 
 def execute(request: Request, reporter: Reporter) -> Outcome:
-    """Run a request; a failing SAE does not stop the others."""
+    """Run a request, every task of a suite in turn; a failing SAE does not stop the others."""
     check_request(request)
-    task = read_task(request)
-    wanted = wanted_metrics(request, task)
+    tasks = read_tasks(request)
+    wanted = [wanted_metrics(request, task) for task in tasks]
     rank, _ = ranks.start()
     jobs, failures = make_jobs(request)
     outcome = Outcome(failures=failures)
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
         try:
-            ModelRun(request, task, wanted, model, reporter, outcome).run(mine)
+            subject, timings = load_subject(request, model, reporter)
         except SaebenchError as error:
-            outcome.failures += [Failure(job.name, error) for job in mine if job.missing or job.record is None]
-    if rank == 0:
-        outcome.records = [job.record for job in jobs if job.record is not None and job.record.path is not None]
+            outcome.failures += [Failure(job.name, error) for job in mine]
+            continue
+        for task, metrics in zip(tasks, wanted, strict=True):
+            todo = [replace(job, record=None, missing={}) for job in mine]
+            try:
+                ModelRun(request, task, metrics, subject, timings, reporter, outcome).run(todo)
+            except SaebenchError as error:
+                outcome.failures += [Failure(job.name, error) for job in todo if job.missing or job.record is None]
+            if rank == 0:
+                done = [job.record for job in todo if job.record is not None and job.record.path is not None]
+                outcome.records += done
+    order = {job.sha256: i for i, job in enumerate(jobs)}
+    outcome.records.sort(key=lambda record: order[record.sae["sha256"]])
     return outcome
 
 

@@ -26,18 +26,22 @@ def finish_metric(record: Record, metric: Metric, error: str | None, env: Env) -
     try:
         if error:
             raise SaebenchError(error)
+        scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
-        rows = [_row(metric, s, units) for s in metric.scores(env)]
+        rows = [_row(metric, s, units) for s in scores]
+        details = metric.details()
     except Exception as problem:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         record.errors[name] = kind + one_line(problem)
         return None
     record.scores += rows
+    if details:
+        record.metrics[name]["details"] = details
     return units if len(units) else None
 
 
 def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
-    low = high = None
+    low, high = score.low, score.high
     reason = score.no_interval
     if score.num is not None:
         interval = ratio_interval(units, score)

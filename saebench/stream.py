@@ -5,7 +5,7 @@ into one stream per SAE (saebench/subject.py), and what comes out is handed to e
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ class Pass:
                 batch_size //= 2
                 torch.cuda.empty_cache()
                 continue
-            self._update(batch, seen, losses)
+            self._update(batch, seen, losses, self._padding(rows))
             self.done += len(rows)
             after_batch()
         return batch_size
@@ -167,14 +167,16 @@ class Pass:
     @torch.no_grad()
     def _compute(self, rows: np.ndarray) -> tuple[Batch, list[_Seen], tuple[Losses, Tensor, Tensor] | None]:
         device = self.subject.device
-        token_ids = torch.from_numpy(self.contexts.token_ids[rows]).to(device)
-        special = torch.from_numpy(self.contexts.special[rows]).to(device)
+        width = self.contexts.width(rows)
+        token_ids = torch.from_numpy(self.contexts.token_ids[rows, :width]).to(device)
+        special = torch.from_numpy(self.contexts.special[rows, :width]).to(device)
         box: dict[str, Tensor] = {}
         seen: list[_Seen] = []
 
         def splice(x_read: Tensor, x_write: Tensor) -> list[Copy]:
             box["x"] = x = x_write.float()
             self._require_finite(x, rows)
+            box["x_read"] = x_read.float()
             box["scored"] = scored = self.calibration.scored(x, special)
             seen.extend(self._look(lane, x_read.float(), x_write) for lane in self.lanes)
             if self.ablations is None:
@@ -202,6 +204,9 @@ class Pass:
             torch.arange(token_ids.shape[1], device=device),
             self.calibration.mean,
             box["x"],
+            _x_read=box["x_read"],
+            read_mean=self.calibration.sample.mean(0),
+            _labels=None if self.contexts.labels is None else self.contexts.labels.take(rows),
         )
         return batch, seen, losses
 
@@ -235,9 +240,16 @@ class Pass:
 
     # --- update -------------------------------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, seen: list[_Seen], losses: tuple[Losses, Tensor, Tensor] | None) -> None:
+    def _padding(self, rows: np.ndarray) -> int:
+        """How many tokens of a batch are padding."""
+        lengths = self.contexts.lengths
+        return 0 if lengths is None else int((self.contexts.width(rows) - lengths[rows]).sum())
+
+    def _update(
+        self, batch: Batch, seen: list[_Seen], losses: tuple[Losses, Tensor, Tensor] | None, padding: int
+    ) -> None:
         special, scored = int(batch.special.sum()), int(batch.scored.sum())
-        self.tally.special += special
+        self.tally.special += special - padding
         self.tally.scored += scored
         self.tally.outliers += batch.scored.numel() - special - scored
         predicted = batch.scored.clone()
@@ -249,19 +261,7 @@ class Pass:
                 token_losses = TokenLosses(
                     all_losses.clean, all_losses.spliced[k], zero, mean, all_losses.kl[k], predicted
                 )
-            own = Batch(
-                batch.token_ids,
-                batch.special,
-                batch.scored,
-                batch.context_id,
-                batch.document_id,
-                batch.position,
-                batch.calibration_mean,
-                batch.x,
-                mine.latents,
-                mine.reconstruction,
-                token_losses,
-            )
+            own = replace(batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses)
             for metric in lane.alive:
                 try:
                     metric.update(own)

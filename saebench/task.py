@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -54,6 +55,24 @@ class ContextSpec:
 
 
 @dataclass(frozen=True)
+class LabelSpec:
+    """Columns of a labelled corpus: each row is one context.
+
+    Attributes:
+        text, label: the columns.
+        document: rows with the same value are one cluster of every interval; None makes each row its own.
+        group: rows with the same value are on the same side of the split; None takes `document`.
+        test: the share of documents that is held out, by whole groups.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    document: str | None = None
+    group: str | None = None
+    test: float = 0.3
+
+
+@dataclass(frozen=True)
 class Task:
     """One measurement that anybody can repeat.
 
@@ -61,6 +80,8 @@ class Task:
         name, version: how it is asked for; `name@version` is what numbers are compared within.
         corpus, contexts: None for a run on token ids as they are.
         metrics: computed unless others are asked for.
+        labels: for a task of labelled documents: each is one context, cut at contexts.length and padded, at most
+            contexts.count of them.
         folder: where its relative paths begin.
     """
 
@@ -72,6 +93,7 @@ class Task:
     title: str = ""
     description: str = ""
     folder: Path = Path()
+    labels: LabelSpec | None = None
 
     @property
     def label(self) -> str:
@@ -85,13 +107,25 @@ class Task:
             "corpus": asdict(self.corpus),
             "contexts": asdict(self.contexts),
         }
+        if self.labels:
+            body["labels"] = asdict(self.labels)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def builtin_tasks() -> dict[str, Path]:
-    """Task files that come with saebench, by name."""
+    """Task files that come with saebench, by name: `fidelity`, `probing/wordnet`."""
     folder = Path(str(files("saebench.tasks")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+
+
+def load_tasks(spec: str) -> list[Task]:
+    """A task, or every task of a suite: `probing` is all of probing/.
+
+    Raises:
+        UsageError: see `load_task`.
+    """
+    suite = [name for name in builtin_tasks() if name.startswith(f"{spec}/")]
+    return [load_task(name) for name in suite or [spec]]
 
 
 def load_task(spec: str) -> Task:
@@ -105,13 +139,35 @@ def load_task(spec: str) -> Task:
     name, _, version = spec.partition("@")
     known = builtin_tasks()
     if name not in known:
-        raise unknown("task", name, known)
+        raise unknown("task", name, {*known, *(other.partition("/")[0] for other in known)})
     task = _read(known[name])
     if version and version != str(task.version):
         raise UsageError(
             f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
         )
     return task
+
+
+def data_task(path: Path, labels: LabelSpec) -> Task:
+    """Probing on somebody's own table of labelled texts, .csv or .parquet; its name holds the table's.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
+    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
+    return Task(
+        f"data/{stem}",
+        1,
+        ("probing",),
+        CorpusSpec(file=path.name, sha256=digest),
+        ContextSpec(length=128, bos=True, count=1_000_000, max_norm=10.0),
+        folder=path.parent,
+        labels=labels,
+    )
 
 
 def _read(path: Path) -> Task:
@@ -125,7 +181,8 @@ def _read(path: Path) -> Task:
         metrics = raw.pop("metrics")
         if not isinstance(metrics, list):
             raise TypeError("metrics must be a list of names")
-        task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, **raw)
+        labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
+        task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, labels=labels, **raw)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
     _check(task, path)
@@ -138,7 +195,9 @@ def _check(task: Task, path: Path) -> None:
         "name and version must be a string and a whole number from 1": not (
             isinstance(task.name, str) and _whole(task.version, 1)
         ),
-        "name may hold letters, digits, '-' and '_' only": not re.fullmatch("[A-Za-z0-9_-]+", str(task.name)),
+        "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(
+            task.name
+        ),
         "metrics must be a list of names": not task.metrics or not all(isinstance(m, str) for m in task.metrics),
         "title and description must be text": not (isinstance(task.title, str) and isinstance(task.description, str)),
         "corpus names must be text": not all(
@@ -153,10 +212,17 @@ def _check(task: Task, path: Path) -> None:
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
         "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
         "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
+        "a labelled corpus must be a file": task.labels is not None and corpus.file is None,
+        "labels.test must lie between 0 and 1": task.labels is not None and not 0 < task.labels.test < 1,
     }
     for problem, holds in problems.items():
         if holds:
             raise UsageError(f"{path}: {problem}")
+
+
+def _is_name(name: Any) -> bool:
+    parts = str(name).split("/")
+    return len(parts) <= 2 and all(re.fullmatch("[A-Za-z0-9_-]+", part) for part in parts)
 
 
 def _is_commit(revision: Any) -> bool:
@@ -164,7 +230,7 @@ def _is_commit(revision: Any) -> bool:
 
 
 def _positive(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf)
 
 
 def _whole(value: Any, least: int) -> bool:

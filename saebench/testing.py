@@ -121,9 +121,10 @@ class SyntheticText:
 
 def score_values(metric: Metric, sae: SAE) -> Values:
     """{(key, at): value} of every score, as the harness computes them."""
+    scores = metric.scores(Env(sae))
     units = metric.units()
     out: Values = {}
-    for score in metric.scores(Env(sae)):
+    for score in scores:
         value = ratio_interval(units, score).value if score.num is not None else score.value
         assert value is not None, f"score '{score.key}' has neither columns nor a value"
         out[score.key, score.at] = float(value)

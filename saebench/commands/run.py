@@ -30,12 +30,28 @@ if TYPE_CHECKING:
 @click.option("--model", help="Alias, hub id, folder or .gguf. Default: the model each checkpoint names.")
 @click.option("--revision", help="Commit or branch of a hub model.")
 @click.option("--hook", help="Where the SAE reads, e.g. blocks.15.hook_resid_post. Default: what the checkpoint says.")
-@click.option("--task", default="fidelity", show_default=True, help="A task's name, name@version or TOML file.")
+@click.option(
+    "--task",
+    default="fidelity",
+    show_default=True,
+    help="A task (name, name@version or TOML file), or a suite: probing.",
+)
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
     metavar="FILE.npy",
     help="Run on these token ids [contexts, tokens] as they are.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Probe for the labels of this table of texts (.csv or .parquet).",
+)
+@click.option("--text-column", default="text", show_default=True, help="Of --data.")
+@click.option("--label-column", default="label", show_default=True, help="Of --data.")
+@click.option(
+    "--group-column", help="Of --data: rows that share it are on one side of the split. Default: each its own."
 )
 @click.option("--metric", "metrics", multiple=True, help="Only this metric; repeatable. Default: the task's.")
 @click.option(
@@ -75,6 +91,8 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
     Examples:
       saebench run --sae results/baselines/smollm2-135m-layer15-topk32
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
+      saebench run --sae a/ --task probing
+      saebench run --sae a/ --data my.csv --text-column review --label-column stars
       saebench run --sae a/ --tokens ids.npy --metric fidelity --json
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
@@ -167,11 +185,13 @@ def _show(records: "list[Record]", console: "Console") -> None:
 
 
 def _dry_run(request: "Request", as_json: bool) -> None:
-    from saebench.dry_run import dry_run
+    from saebench.dry_run import dry_runs
 
-    plan = dry_run(request)
+    plans = dry_runs(request)
     if as_json:
-        click.echo(json.dumps(plan.to_json(), indent=1))
+        bodies = [plan.to_json() for plan in plans]
+        click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
         return
-    for line in plan.lines():
-        click.echo(line)
+    for plan in plans:
+        for line in plan.lines():
+            click.echo(line)

@@ -1,0 +1,200 @@
+"""k-sparse probing: how well k latents tell the label of a document, between a floor and a ceiling on the same split.
+
+Definitions: metrics.md, "k-sparse probing". Latents are pooled over a document's scored tokens in `update`; probes are
+fitted on the training documents in `scores`; the units are the test documents.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saebench import SAE, Batch, Env, Latents, Metric, SaebenchError, Score, hookimpl
+from saebench.labels import Labels, require_sides
+from saebench.pooling import POOLS, pool_dense, pool_latents, sparse_rows
+from saebench.probe_baselines import baselines
+from saebench.probes import C_ALL, Documents, Probe, auroc
+from saebench.random_sae import RandomSAE
+
+KS = (1, 2, 5, 16, 128)
+# The place on the curves that the headline is read at, and the probes whose weights a record holds: up to that k.
+HEADLINE = ("mean", 16)
+# How many of the latents chosen for a class a record names.
+NAMED = 128
+
+
+class Probing(Metric):
+    """accuracy, balanced accuracy and AUROC against k, mean- and max-pooled, of the SAE and of every baseline.
+
+    Sources: `sae`; `random_sae` (same shape, same L0 on each token); `dense` (x itself, all of it); `pca` and `random` (k of
+    the principal or of random directions of x, chosen as latents are). Units: test documents; clusters: the task's documents.
+    """
+
+    name = "probing"
+    version = 1
+    needs = frozenset({"latents", "x_read", "labels"})
+
+    def __init__(self, sae: SAE) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.classes: list[str] = []
+        self._d_sae, self._d_in, self._transcoder = sae.d_sae, sae.d_in, sae.is_transcoder
+        self._scale = sae.W_dec.double().norm(dim=1).cpu().numpy()
+        self._random: RandomSAE | None = None
+        self._units = pd.DataFrame({"unit_id": [], "cluster_id": []})
+        self._probes: dict[tuple[str, str, int], Probe] = {}
+        self._left_out: dict[str, Any] = {}
+
+    def update(self, batch: Batch) -> None:
+        scored, labels = batch.scored, batch.labels
+        latents = batch.latents.select(scored)
+        x = batch.x_read
+        row: dict[str, Any] = {
+            "unit_id": batch.context_id,
+            "cluster_id": batch.document_id,
+            "label": labels.label,
+            "test": labels.test,
+            "group": labels.group,
+            "tokens": scored.sum(1).cpu().numpy(),
+            "x": pool_dense(x, scored),
+            "sae": pool_latents(latents, scored),
+            "random_sae": pool_latents(self._random_latents(batch, latents), scored),
+        }
+        self.rows.append(row)
+        self.classes = list(labels.classes)
+
+    def _random_latents(self, batch: Batch, latents: Latents) -> Latents:
+        x = batch.x_read[batch.scored]
+        if self._random is None:
+            self._random = RandomSAE(self._d_in, self._d_sae, x.device)
+        if not len(x):
+            return latents
+        centre = batch.read_mean if self._transcoder else batch.calibration_mean
+        return self._random.encode(x, torch.zeros_like(x[0]) if centre is None else centre, latents.counts())
+
+    def merge(self, other: "Probing") -> None:
+        self.rows += other.rows
+        self.classes = self.classes or other.classes
+
+    def units(self) -> pd.DataFrame:
+        """One row per test document; `scores` makes them."""
+        return self._units
+
+    def scores(self, env: Env) -> list[Score]:
+        if not self.rows:
+            raise SaebenchError("no document was seen")
+        order = np.argsort(self._column("unit_id"), kind="stable")
+        labels = Labels(tuple(self.classes), *(self._column(name)[order] for name in ("label", "test", "group")))
+        require_sides(labels)
+        documents = Documents(labels)
+        ks = self._ks(len(documents.train))
+        self._left_out["documents without a scored token"] = int((self._column("tokens") == 0).sum())
+        self._probes = {}
+        for pool in POOLS:
+            for source in ("sae", "random_sae"):
+                features = sparse_rows([row[source] for row in self.rows], pool, self._d_sae)[order]
+                scale = self._scale if source == "sae" else None
+                rankings = documents.rankings(features, scale)
+                for k in ks:
+                    self._probes[pool, source, k] = documents.probe(features, rankings, k, None)
+                self._probes[pool, source, self._d_sae] = documents.probe(features, None, None, C_ALL)
+            x = np.concatenate([row["x"][pool] for row in self.rows])[order]
+            for (source, k), probe in baselines(x, documents, ks, env.cache).items():
+                self._probes[pool, source, k] = probe
+        clusters = self._column("cluster_id")[order][labels.test]
+        self._units = self._make_units(documents, self._column("unit_id")[order][labels.test], clusters, ks)
+        return [*self._headline(ks, documents, clusters), *self._curves(documents, clusters, ks)]
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate([row[name] for row in self.rows])
+
+    def _ks(self, train: int) -> list[int]:
+        """The k there are latents and documents for; all latents are always a point of their own."""
+        allowed = [k for k in KS if k < self._d_sae]
+        ks = [k for k in allowed if k <= train]
+        if ks != allowed:
+            self._left_out["k above the number of training documents"] = [k for k in allowed if k not in ks]
+        return ks
+
+    def _make_units(self, documents: Documents, unit: np.ndarray, cluster: np.ndarray, ks: list[int]) -> pd.DataFrame:
+        """Right or wrong (1 or 0) of every probe on every test document, and what the gaps are made of."""
+        label = documents.labels.label[documents.test]
+        sizes = np.bincount(label, minlength=len(self.classes))
+        present = int((sizes > 0).sum())
+        weight = 1 / (present * sizes[label])
+        most_common = np.bincount(documents.labels.label[documents.train], minlength=len(self.classes)).argmax()
+        columns: dict[str, np.ndarray] = {
+            "unit_id": unit, "cluster_id": cluster, "label": label, "one": np.ones(len(label)), "weight": weight,
+            "majority": (label == most_common).astype(float),
+        }  # fmt: skip
+        for (pool, source, k), probe in self._probes.items():
+            right = (documents.predicted(probe.decision) == label).astype(float)
+            columns[f"{pool}_{source}_{k}"] = right
+            columns[f"{pool}_{source}_{k}_balanced"] = right * weight
+        for pool in POOLS:
+            for k in (*ks, self._d_sae):
+                own = columns[f"{pool}_sae_{k}"]
+                columns[f"{pool}_gap_dense_{k}"] = own - columns[f"{pool}_dense_{self._d_in}"]
+                columns[f"{pool}_gap_random_sae_{k}"] = own - columns[f"{pool}_random_sae_{k}"]
+        return pd.DataFrame(columns)
+
+    def _headline(self, ks: list[int], documents: Documents, clusters: np.ndarray) -> Iterator[Score]:
+        pool, wanted = HEADLINE
+        k = wanted if wanted in ks else self._d_sae
+        yield _share("accuracy", f"{pool}_sae_{k}", "one", direction="higher")
+        yield _share("balanced_accuracy", f"{pool}_sae_{k}_balanced", "weight", direction="higher")
+        yield self._auroc("auroc", (pool, "sae", k), documents, clusters, direction="higher")
+        yield _share("gap_to_dense", f"{pool}_gap_dense_{k}", "one", direction="higher")
+        yield _share("gap_to_random_sae", f"{pool}_gap_random_sae_{k}", "one", direction="higher")
+        yield _share("dense_accuracy", f"{pool}_dense_{self._d_in}", "one")
+        yield _share("random_sae_accuracy", f"{pool}_random_sae_{k}", "one")
+        yield _share("majority_rate", "majority", "one")
+
+    def _curves(self, documents: Documents, clusters: np.ndarray, ks: list[int]) -> Iterator[Score]:
+        for pool, source, k in self._probes:
+            name, at = f"{pool}_{source}", float(k)
+            yield _share(f"{name}_accuracy", f"{name}_{k}", "one", at)
+            yield _share(f"{name}_balanced_accuracy", f"{name}_{k}_balanced", "weight", at)
+            yield self._auroc(f"{name}_auroc", (pool, source, k), documents, clusters, at)
+        for pool in POOLS:
+            for rival in ("dense", "random_sae"):
+                for k in (*ks, self._d_sae):
+                    yield _share(f"{pool}_gap_to_{rival}", f"{pool}_gap_{rival}_{k}", "one", float(k))
+
+    def _auroc(
+        self, key: str, probe: tuple[str, str, int], documents: Documents, clusters: np.ndarray, at: float | None = None,
+        direction: Any = None,
+    ) -> Score:  # fmt: skip
+        label = documents.labels.label[documents.test]
+        area, half = auroc(self._probes[probe].decision, label, clusters)
+        about: dict[str, Any] = {"n": len(label), "unit": "area", "direction": direction, "at": at}
+        if half is None:
+            return Score.plain(key, area, no_interval="all test documents are one cluster", **about)
+        return Score.with_interval(key, area, max(0.0, area - half), min(1.0, area + half), **about)
+
+    def details(self) -> dict[str, Any]:
+        """The latents chosen for each class, best first, and the weights of small probes (on latents scaled to unit variance)."""
+        two = len(self.classes) == 2
+        names = self.classes[1:] if two else self.classes
+        probes = []
+        for (pool, source, k), probe in self._probes.items():
+            if source != "sae" or not len(probe.chosen[0]):
+                continue
+            for c, name in enumerate(names):
+                entry: dict[str, Any] = {"pool": pool, "k": k, "class": name, "C": probe.C[c]}
+                entry["latents"] = probe.chosen[c][:NAMED].tolist()
+                if k <= HEADLINE[1]:
+                    entry["weights"] = [float(f"{w:.6g}") for w in probe.weights[c]]
+                probes.append(entry)
+        about = {"pool": HEADLINE[0], "k": HEADLINE[1], "C_all": C_ALL}
+        return {"headline": about, "left_out": self._left_out, "probes": probes}
+
+
+def _share(key: str, num: str, den: str, at: float | None = None, direction: Any = None) -> Score:
+    return Score.ratio(key, num, den, unit="fraction", direction=direction, at=at)
+
+
+@hookimpl
+def saebench_metrics() -> list[type[Metric]]:
+    return [Probing]

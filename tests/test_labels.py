@@ -1,0 +1,279 @@
+"""Labelled tables: what is left out is counted, no group is on both sides, and tasks of them run end to end."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import saebench
+from saebench.corpus import task_contexts
+from saebench.errors import UsageError
+from saebench.labels import labelled_texts, read_table, split_by_group
+from saebench.leaderboard import boards
+from saebench.models import load_model
+from saebench.plots import plots
+from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
+
+WORDS = [f"w{i}" for i in range(90)]
+
+
+def table(groups: int = 12, each: int = 5, classes: int = 2, seed: int = 0) -> pd.DataFrame:
+    """Groups of documents with one label each; a document is a few words, the first of which says its label."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for g in range(groups):
+        for _ in range(each):
+            words = [WORDS[g % classes], *rng.choice(WORDS[10:], rng.integers(1, 9))]
+            rows.append({"text": " ".join(words), "label": f"c{g % classes}", "group": f"g{g}"})
+    return pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
+
+
+BY_GROUP = LabelSpec(group="group")
+
+
+def sides(frame: pd.DataFrame, spec: LabelSpec) -> dict[str, bool]:
+    found = labelled_texts(frame, spec, "t")
+    return dict(zip(found.texts, found.labels.test.tolist(), strict=True))
+
+
+def test_no_group_is_on_both_sides() -> None:
+    """Fails if the split is by row: then both sides would hold every group of five."""
+    frame = table()
+    side = sides(frame, BY_GROUP)
+    per_group = frame.assign(side=frame.text.map(side)).groupby("group").side.nunique()
+    assert (per_group == 1).all()
+    per_label = frame.assign(side=frame.text.map(side)).groupby("label").side.nunique()
+    assert (per_label == 2).all()
+    by_row = sides(frame, LabelSpec())
+    assert (frame.assign(side=frame.text.map(by_row)).groupby("group").side.nunique() == 2).any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=2, max_size=30), st.floats(0.1, 0.6))
+def test_every_label_with_two_groups_has_both_sides(groups: list[tuple[int, int]], share: float) -> None:
+    label = np.concatenate([np.full(n, c) for c, n in groups])
+    group = np.concatenate([np.full(n, g) for g, (_, n) in enumerate(groups)])
+    test = split_by_group(label, group, [str(g) for g in range(len(groups))], share)
+    for g in range(len(groups)):
+        assert len(set(test[group == g])) == 1
+    for c in set(label.tolist()):
+        if len(set(group[label == c].tolist())) > 1:
+            assert 0 < test[label == c].sum() < (label == c).sum()
+
+
+def test_order_of_the_file_changes_nothing() -> None:
+    frame = table()
+    a = labelled_texts(frame, BY_GROUP, "t")
+    b = labelled_texts(frame.sample(frac=1, random_state=1), BY_GROUP, "t")
+    assert a.texts == b.texts
+    assert a.labels.digest() == b.labels.digest()
+
+
+def test_the_shares_of_the_vendored_sets() -> None:
+    for name, presidents in (("probing/party", 14), ("probing/wordnet", 1977)):
+        task = load_task(name)
+        assert task.labels is not None
+        found = labelled_texts(read_table(task.folder / str(task.corpus.file)), task.labels, name)
+        assert sum(found.dropped.values()) == 0
+        assert len(set(found.labels.group.tolist())) == presidents
+        assert not set(found.labels.group[found.labels.test]) & set(found.labels.group[~found.labels.test])
+        for c in range(len(found.labels.classes)):
+            assert 0.2 < found.labels.test[found.labels.label == c].mean() < 0.4
+
+
+def test_what_is_left_out_is_counted() -> None:
+    frame = table()
+    extra = [
+        {"text": "", "label": "c0", "group": "g0"},
+        {"text": None, "label": "c0", "group": "g0"},
+        {"text": "w1 w2 w3 w1", "label": None, "group": "g0"},
+        {"text": "w1 w2 w3", "label": "c0", "group": None},
+        {"text": f" {frame.text[0]} ", "label": frame.label[0], "group": "g7"},
+        {"text": "w5 w5 w5", "label": "c0", "group": "g0"},
+        {"text": "w5 w5 w5", "label": "c1", "group": "g1"},
+    ]
+    found = labelled_texts(pd.concat([frame, pd.DataFrame(extra)], ignore_index=True), BY_GROUP, "t")
+    assert found.dropped == {
+        "without text": 2, "without label": 1, "without group": 1, "under several labels": 2, "repeated": 1,
+    }  # fmt: skip
+    assert len(found.texts) == len(frame)
+
+
+def test_a_label_column_of_numbers_with_a_gap() -> None:
+    frame = table().assign(label=lambda f: (f.label == "c1").astype(float))
+    frame.loc[0, "label"] = np.nan
+    found = labelled_texts(frame, BY_GROUP, "t")
+    assert found.labels.classes == ("0", "1")
+    assert found.dropped["without label"] == 1
+
+
+def test_bad_tables_are_one_line_errors(tmp_path: Path) -> None:
+    frame = table()
+    with pytest.raises(UsageError, match=r"column 'lable'.*did you mean 'label'"):
+        labelled_texts(frame, LabelSpec(label="lable"), "t")
+    with pytest.raises(UsageError, match="1 classes"):
+        labelled_texts(frame.assign(label="x"), BY_GROUP, "t")
+    with pytest.raises(UsageError, match="'c0' is in one group"):
+        labelled_texts(frame.assign(group=frame.label), BY_GROUP, "t")
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("text,label\ncaf\xe9,a\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_table(latin)
+    with pytest.raises(UsageError, match="not readable"):
+        read_table(tmp_path / "none.csv")
+
+
+# --- end to end, on a tiny model with a tokenizer --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("speaker") / "speaker"
+    shutil.copytree(llama, folder)
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {w: i + 3 for i, w in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def task_file(folder: Path, frame: pd.DataFrame, name: str = "mine", length: int = 6, count: int = 1000) -> str:
+    import hashlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / f"{name}.parquet"
+    frame.to_parquet(data, index=False)
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    path = folder / f"{name}.toml"
+    path.write_text(
+        f'name = "{name}"\nversion = 1\nmetrics = ["probing"]\n[corpus]\nfile = "{name}.parquet"\nsha256 = "{digest}"\n'
+        f'[labels]\ngroup = "group"\n[contexts]\nlength = {length}\nbos = true\ncount = {count}\n'
+    )
+    return str(path)
+
+
+def test_documents_become_padded_contexts(speaker: Path, tmp_path: Path) -> None:
+    frame = table()
+    contexts = task_contexts(load_task(task_file(tmp_path, frame)), load_model(str(speaker)).tokenizer)
+    assert len(contexts) == len(frame)
+    assert contexts.lengths is not None
+    words = {
+        " ".join(WORDS[i - 3] for i in row[1:n]) for row, n in zip(contexts.token_ids, contexts.lengths, strict=True)
+    }
+    assert words == {" ".join(t.split()[:5]) for t in frame.text}
+    assert contexts.left_out["cut"] == sum(len(t.split()) > 5 for t in frame.text)
+    assert contexts.dropped_tokens == sum(max(0, len(t.split()) - 5) for t in frame.text)
+    for row, special, n in zip(contexts.token_ids, contexts.special, contexts.lengths, strict=True):
+        assert special.tolist() == [True, *[False] * (n - 1), *[True] * (len(row) - n)]
+    some = contexts.take(np.array([3, 1]))
+    assert contexts.labels is not None
+    assert some.labels is not None
+    assert some.labels.label.tolist() == contexts.labels.label[[3, 1]].tolist()
+
+
+def test_pooled_activations_are_those_of_each_document_alone(speaker: Path, tmp_path: Path, monkeypatch) -> None:
+    """Padding and company change nothing: every document run alone by transformers gives the same mean and maximum."""
+    seen = {}
+    from saebench.plugins.metrics import probing
+
+    monkeypatch.setattr(probing.Probing, "scores", lambda self, env: seen.update(rows=self.rows) or [])
+    task = task_file(tmp_path, table(6, 4))
+    sae = saebench.testing.random_sae(seed=3)
+    saebench.run(
+        sae, model=str(speaker), hook="blocks.1.hook_resid_post", task=task, results=tmp_path / "r", batch_size=5
+    )
+    contexts = task_contexts(load_task(task), load_model(str(speaker)).tokenizer)
+    rows = {int(u): (r["x"]["mean"][i], r["x"]["max"][i]) for r in seen["rows"] for i, u in enumerate(r["unit_id"])}
+    assert sorted(rows) == list(range(len(contexts)))
+    widths = [r["x"]["mean"].shape for r in seen["rows"]]
+    assert len(widths) == -(-len(contexts) // 5)
+    model = load_model(str(speaker)).model
+    for i, n in enumerate(contexts.lengths):
+        with torch.no_grad():
+            x = model(torch.from_numpy(contexts.token_ids[i : i + 1, :n]), output_hidden_states=True).hidden_states[2][
+                0, 1:
+            ]
+        assert rows[i][0] == pytest.approx(x.double().mean(0).numpy(), abs=1e-4)
+        assert rows[i][1] == pytest.approx(x.amax(0).numpy(), abs=1e-4)
+
+
+def test_a_labelled_run_makes_a_record(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    task = task_file(tmp_path, table(12, 12))
+    records = saebench.run(two_saes, model=str(speaker), task=task, results=tmp_path / "r")
+    for record in records:
+        assert record.errors == {}
+        assert record.corpus["labels"]["groups"] == {"train": 8, "test": 4}
+        assert record.corpus["tokens"]["special"] == record.corpus["contexts"]  # BOS; padding is not counted
+        units = record.units("probing")
+        assert units is not None
+        assert len(units) == sum(c["test"] for c in record.corpus["labels"]["classes"].values())
+        assert record.score("gap_to_random_sae")["low"] is not None
+        assert record.score("dense_accuracy")["value"] > 0.8
+        assert record.metrics["probing"]["details"]["probes"]
+        assert json.loads(record.path.read_text())
+    [board] = boards(records)
+    assert {"probing-mean", "probing-max"} <= set(plots(board))
+    assert records[0].score("dense_accuracy")["value"] == records[1].score("dense_accuracy")["value"]
+    alone = saebench.run(two_saes[1], model=str(speaker), task=task, results=tmp_path / "alone", batch_size=7)[0]
+    for row, other in zip(records[1].scores, alone.scores, strict=True):
+        assert row["value"] == pytest.approx(other["value"], abs=1e-9), row["key"]
+
+
+def test_a_table_of_ones_own(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    """From the command line: a CSV with columns of other names; an error is one line."""
+    frame = table(12, 12).rename(columns={"text": "review", "label": "stars"})
+    frame.to_csv(tmp_path / "my.csv", index=False)
+    base = [sys.executable, "-m", "saebench", "run", "--sae", str(two_saes[0]), "--model", str(speaker), "--json"]
+    base += ["--results", str(tmp_path / "r"), "--data", str(tmp_path / "my.csv"), "--text-column", "review"]
+    done = subprocess.run([*base, "--label-column", "stars", "--group-column", "group"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [record] = json.loads(done.stdout)
+    assert record["task"]["name"] == "data/my"
+    assert set(record["corpus"]["labels"]["classes"]) == {"c0", "c1"}
+    wrong = subprocess.run([*base, "--label-column", "star"], capture_output=True, text=True)
+    assert wrong.returncode in (1, 2)
+    [line] = [text for text in wrong.stderr.splitlines() if text.startswith("error")]
+    assert "did you mean 'stars'" in line
+
+
+def test_metrics_and_tasks_must_fit(speaker: Path, two_saes: list[Path], tokens: Path, tmp_path: Path) -> None:
+    task = task_file(tmp_path, table())
+    with pytest.raises(UsageError, match="metric 'fidelity' needs token_losses"):
+        saebench.run(two_saes[0], model=str(speaker), task=task, metrics=["fidelity"], results=tmp_path)
+    with pytest.raises(UsageError, match="metric 'probing' needs labels"):
+        saebench.run(two_saes[0], model=str(speaker), metrics=["probing"], results=tmp_path)
+    [record] = saebench.run(two_saes[0], model=str(speaker), task=task, metrics=["sparsity"], results=tmp_path)
+    assert record.score("l0")["value"] == 8
+
+
+def test_too_few_documents_leave_an_error(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    task = task_file(tmp_path, table(12, 12))
+    [record] = saebench.run(two_saes[0], model=str(speaker), task=task, limit=1, results=tmp_path)
+    assert "fewer than two classes" in record.errors["probing"]
+    assert record.scores == []
+
+
+def test_a_suite_is_every_task_of_its_folder() -> None:
+    assert [t.name for t in load_tasks("probing")] == [n for n in builtin_tasks() if n.startswith("probing/")]
+    assert [t.name for t in load_tasks("probing/wordnet@1")] == ["probing/wordnet"]
+    with pytest.raises(UsageError, match="did you mean 'probing'"):
+        load_tasks("probng")
+
+
+def test_hashes_of_text_tasks_are_what_they_were() -> None:
+    """A labelled task has a key more; the identity of every other must not change with that."""
+    assert load_task("fidelity").sha256().startswith("ebd586d66e0d")

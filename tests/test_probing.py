@@ -1,0 +1,300 @@
+"""k-sparse probing on planted pools: right where the answer is known, at chance where there is nothing to know."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from saebench.plugins.metrics.probing import Probing
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from saebench.errors import SaebenchError
+from saebench.labels import Labels
+from saebench.metric import Batch, Env, Score, get_state, set_state
+from saebench.pooling import pool_dense, pool_latents, sparse_rows
+from saebench.probes import Documents, auroc
+from saebench.random_sae import RandomSAE
+from saebench.sae import SAE, Latents
+from saebench.state import StateFolder
+from saebench.stats import ratio_interval
+from saebench.testing import identity_sae, random_sae
+
+D, TOKENS = 6, 4
+
+
+def labels_of(label: np.ndarray, test: np.ndarray, group: np.ndarray | None = None) -> Labels:
+    names = tuple("abcdefghij"[: max(2, int(label.max()) + 1)])
+    return Labels(names, label, test, np.arange(len(label)) if group is None else group)
+
+
+def two_sided(n: int, classes: int = 2, seed: int = 0) -> Labels:
+    """n documents, a third of them held out, classes as even as they can be on either side."""
+    test = np.arange(n) % 3 == 0
+    label = np.zeros(n, np.int64)
+    rng = np.random.default_rng(seed)
+    for side in (test, ~test):
+        label[side] = rng.permutation(np.arange(side.sum()) % classes)
+    return labels_of(label, test)
+
+
+def batch_of(x: torch.Tensor, labels: Labels, sae: SAE, rows: np.ndarray, scored: torch.Tensor) -> Batch:
+    own, mask = x[rows], scored[rows]
+    return Batch(
+        torch.ones(mask.shape, dtype=torch.int64), ~mask, mask, rows, rows // 2, torch.arange(mask.shape[1]),
+        torch.zeros(x.shape[-1]), own, sae.encode(own), _x_read=own, _labels=labels.take(rows),
+    )  # fmt: skip
+
+
+def measured(
+    x: torch.Tensor, labels: Labels, sae: SAE | None = None, size: int = 1000, scored: torch.Tensor | None = None
+) -> Probing:
+    """The metric after documents x [N, T, d], in batches of `size`."""
+    sae = sae or identity_sae(x.shape[-1])
+    scored = torch.ones(x.shape[:2], dtype=torch.bool) if scored is None else scored
+    metric = Probing(sae)
+    for start in range(0, len(x), size):
+        metric.update(batch_of(x, labels, sae, np.arange(start, min(start + size, len(x))), scored))
+    return metric
+
+
+def values(metric: Probing) -> dict[tuple[str, float | None], float]:
+    return {key: v for key, (v, _, _) in intervals(metric).items()}
+
+
+def intervals(metric: Probing) -> dict[tuple[str, float | None], tuple[float, float, float]]:
+    scores = metric.scores(Env(identity_sae(D)))
+    units = metric.units()
+
+    def one(score: Score) -> tuple[float, float, float]:
+        if score.num is None:
+            return score.value, score.low, score.high
+        found = ratio_interval(units, score)
+        return found.value, found.low, found.high
+
+    return {(s.key, s.at): one(s) for s in scores}
+
+
+def noise(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, TOKENS, D, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_latent_that_is_the_label_scores_1_with_k_1(classes: int) -> None:
+    labels = two_sided(90, classes)
+    x = 0.01 * noise(90)
+    for c in range(classes):
+        x[labels.label == c, :, c] += 1
+    metric = measured(x, labels)
+    found = values(metric)
+    for key in ("accuracy", "balanced_accuracy", "auroc"):
+        assert found[f"mean_sae_{key}", 1] == 1
+        assert found[f"max_sae_{key}", 1] == 1
+    assert found["gap_to_dense", None] == found["accuracy", None] - found["dense_accuracy", None]
+    [first] = [p for p in metric.details()["probes"] if (p["pool"], p["k"], p["class"]) == ("mean", 1, "b")]
+    assert first["latents"] in ([0], [1]) if classes == 2 else first["latents"] == [1]
+
+
+def test_labels_planted_in_the_test_split_only_stay_at_chance() -> None:
+    """A feature that is the label on the test side and noise on the training side must not be found."""
+    labels = two_sided(600)
+    features = np.random.default_rng(1).normal(size=(600, 400))
+    blind = features.copy()
+    features[labels.test, 7] += 10 * labels.label[labels.test]
+    documents = Documents(labels)
+    for k in (1, 5):
+        probe, without = (documents.probe(f, documents.rankings(f), k, None) for f in (features, blind))
+        assert 7 not in probe.chosen[0]
+        assert (probe.weights[0] == without.weights[0]).all()
+        assert probe.C == without.C
+        label = labels.label[labels.test]
+        found = ratio_interval(
+            frame_of(documents.predicted(probe.decision) == label, label), Score.ratio("a", "right", "one")
+        )
+        assert found.low < 0.5 < found.high
+    everyone = labels.label == 1  # what a choice on all rows would have found
+    assert np.abs(features[everyone].mean(0) - features[~everyone].mean(0)).argmax() == 7
+
+
+def test_intervals_of_shuffled_labels_cover_chance() -> None:
+    """200 shuffles (within each side, so that chance is exactly a half) of pooled features that say nothing."""
+    rng = np.random.default_rng(0)
+    n, covered = 300, {"accuracy": 0, "balanced": 0, "auroc": 0}
+    for trial in range(200):
+        labels = two_sided(n, seed=trial)
+        documents = Documents(labels)
+        features = rng.normal(size=(n, 30))
+        probe = documents.probe(features, documents.rankings(features), 2, 1.0)
+        label = labels.label[labels.test]
+        right = documents.predicted(probe.decision) == label
+        frame = frame_of(right, label)
+        for key, num, den in (("accuracy", "right", "one"), ("balanced", "weighted", "weight")):
+            found = ratio_interval(frame, Score.ratio(key, num, den))
+            covered[key] += found.low <= 0.5 <= found.high
+        area, half = auroc(probe.decision, label, np.arange(len(label)))
+        covered["auroc"] += abs(area - 0.5) <= half
+    assert all(0.93 <= c / 200 <= 0.97 for c in covered.values()), covered
+
+
+def frame_of(right: np.ndarray, label: np.ndarray) -> Any:
+    import pandas as pd
+
+    weight = 1 / (2 * np.bincount(label)[label])
+    unit = np.arange(len(label))
+    return pd.DataFrame(
+        {
+            "unit_id": unit,
+            "cluster_id": unit,
+            "right": right * 1.0,
+            "one": 1.0,
+            "weighted": right * weight,
+            "weight": weight,
+        }
+    )
+
+
+def test_an_imbalanced_set() -> None:
+    """9 of 10 documents are of one class and nothing tells them apart: accuracy is the majority rate, balanced a half."""
+    n = 600
+    test = np.arange(n) % 3 == 0
+    labels = labels_of((np.arange(n) // 3 % 10 == 0).astype(np.int64), test)
+    found = intervals(measured(noise(n, 3), labels))
+    assert found["majority_rate", None][0] == 0.9
+    assert found["accuracy", None][0] == pytest.approx(0.9, abs=0.01)
+    assert found["balanced_accuracy", None][0] == pytest.approx(0.5, abs=0.02)
+    low, high = found["auroc", None][1:]
+    assert low < 0.5 < high
+
+
+def test_scores_are_those_of_scikit_learn_by_hand() -> None:
+    """k = 2, mean pooling: pooled, chosen, scaled, fitted and scored again without saebench."""
+    labels = two_sided(150, 3)
+    x = noise(150, 5)
+    x[np.arange(150), :, labels.label] += 0.8
+    metric = measured(x, labels)
+    found = values(metric)
+    pooled = torch.cat([x, -x], -1).relu().double().mean(1).numpy()
+    train, test, label = ~labels.test, labels.test, labels.label
+    chosen = {(p["pool"], p["k"], p["class"]): p for p in metric.details()["probes"]}
+    decisions = []
+    for c, name in enumerate("abc"):
+        own = label[train] == c
+        gap = np.abs(pooled[train][own].mean(0) - pooled[train][~own].mean(0))
+        columns = np.argsort(-gap)[:2]
+        entry = chosen["mean", 2, name]
+        assert entry["latents"] == columns.tolist()
+        a, b = pooled[train][:, columns], pooled[test][:, columns]
+        a, b = (a - a.mean(0)) / a.std(0), (b - a.mean(0)) / a.std(0)
+        model = LogisticRegression(C=entry["C"], tol=1e-8, max_iter=1000).fit(a, own)
+        assert entry["weights"] == pytest.approx(model.coef_[0], rel=2e-2, abs=1e-3)
+        decisions.append(model.decision_function(b))
+    decision = np.stack(decisions, 1)
+    area = np.mean([roc_auc_score(label[test] == c, decision[:, c]) for c in range(3)])
+    assert found["mean_sae_auroc", 2] == pytest.approx(area, abs=2e-3)
+    assert found["mean_sae_accuracy", 2] == pytest.approx(np.mean(decision.argmax(1) == label[test]), abs=0.021)
+    right = metric.units()["mean_sae_2"].to_numpy() == 1
+    said = np.where(right, label[test], -1)
+    recalls = [np.mean(said[label[test] == c] == c) for c in range(3)]
+    assert found["mean_sae_balanced_accuracy", 2] == pytest.approx(np.mean(recalls), abs=1e-12)
+    assert balanced_accuracy_score(label[test], decision.argmax(1)) == pytest.approx(np.mean(recalls), abs=0.03)
+
+
+def test_auroc_equals_scikit_learn_and_its_interval_the_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 200)
+    decision = np.round(rng.normal(size=200) + 0.8 * label, 1)[:, None]  # rounded: ties
+    area, half = auroc(decision, label, np.arange(200))
+    assert area == pytest.approx(roc_auc_score(label, decision[:, 0]), abs=1e-12)
+    again = []
+    for _ in range(2000):
+        rows = rng.integers(0, 200, 200)
+        again.append(roc_auc_score(label[rows], decision[rows, 0]))
+    assert half == pytest.approx(1.96 * np.std(again), rel=0.1)
+    assert auroc(decision, label, np.zeros(200))[1] is None
+
+
+def test_batches_parts_and_saved_states_change_nothing(tmp_path: Path) -> None:
+    labels, x, sae = two_sided(60), noise(60, 8), random_sae(D, 20, k=3)
+    x[labels.label == 1, :, 0] += 1
+    whole = values(measured(x, labels, sae))
+    assert values(measured(x, labels, sae, size=7)) == pytest.approx(whole, abs=1e-9)
+    scored = torch.ones(x.shape[:2], dtype=torch.bool)
+    order = np.random.default_rng(0).permutation(60)
+    first, second = Probing(sae), Probing(sae)
+    first.update(batch_of(x, labels, sae, order[:25], scored))
+    restored = Probing(sae)
+    folder = StateFolder(tmp_path)
+    folder.save("g", {"lanes": {"a:": get_state(first)}})
+    set_state(restored, folder.find("g", {"a:"})["lanes"]["a:"])
+    second.update(batch_of(x, labels, sae, order[25:], scored))
+    restored.merge(second)
+    assert values(restored) == pytest.approx(whole, abs=1e-9)
+
+
+def test_pooling_counts_scored_tokens_only() -> None:
+    sae = identity_sae(2)
+    x = torch.tensor([[[1.0, -2.0], [3.0, 4.0], [99.0, 99.0]], [[5.0, 0.0], [7.0, 7.0], [7.0, 7.0]]])
+    scored = torch.tensor([[True, True, False], [True, False, False]])
+    latents = sae.encode(x).select(scored)
+    dense = pool_dense(x, scored)
+    assert dense["mean"].tolist() == [[2, 1], [5, 0]]
+    assert dense["max"].tolist() == [[3, 4], [5, 0]]
+    rows = pool_latents(latents, scored)
+    assert sparse_rows([rows], "mean", 4).toarray().tolist() == [[2, 2, 0, 1], [5, 0, 0, 0]]
+    assert sparse_rows([rows, rows], "max", 4).toarray().tolist() == [[3, 4, 0, 2], [5, 0, 0, 0]] * 2
+
+
+def test_the_maximum_of_a_negative_latent_is_0_unless_it_always_fires() -> None:
+    z = torch.tensor([[[-1.0, -2.0], [0.0, -3.0]]])
+    scored = torch.ones(1, 2, dtype=torch.bool)
+    rows = pool_latents(Latents.from_dense(z).select(scored), scored)
+    assert sparse_rows([rows], "max", 2).toarray().tolist() == [[0, -2]]
+    assert sparse_rows([rows], "mean", 2).toarray().tolist() == [[-0.5, -2.5]]
+
+
+def test_the_random_sae_is_as_sparse_as_the_sae_on_every_token() -> None:
+    x = noise(20).reshape(-1, D)
+    counts = torch.arange(80) % 9
+    latents = RandomSAE(D, 64, x.device).encode(x, torch.zeros(D), counts)
+    assert (latents.counts() == counts).all()
+    assert (latents.values > 0).all()
+    directions = RandomSAE(D, 64, x.device).directions
+    top = (x[8] @ directions.T).topk(8)
+    start = latents.offsets[8]
+    assert sorted(latents.indices[start : start + 8].tolist()) == sorted(top.indices.tolist())
+
+
+def test_scale_of_a_latent_does_not_change_what_is_chosen() -> None:
+    """A latent ten times as large with a decoder row ten times as small is the same latent."""
+    labels, x = two_sided(80), noise(80, 4)
+    x[labels.label == 1, :, 3] += 0.7
+    sae = identity_sae(D)
+    factor = torch.logspace(-2, 2, 2 * D)
+    other = replace(sae, W_enc=sae.W_enc * factor, b_enc=sae.b_enc * factor, W_dec=sae.W_dec / factor[:, None])
+    a, b = measured(x, labels, sae), measured(x, labels, other)
+    ours, theirs = values(a), values(b)
+    chosen: Callable[[Probing], list[Any]] = lambda m: [p["latents"] for p in m.details()["probes"] if p["k"] == 5]  # noqa: E731
+    assert chosen(a) == chosen(b)
+    assert ours == pytest.approx(theirs, abs=0.03)
+
+
+def test_too_few_documents_are_said() -> None:
+    one_class = labels_of(np.zeros(30, np.int64), np.arange(30) % 3 == 0)
+    with pytest.raises(SaebenchError, match="fewer than two classes"):
+        values(measured(noise(30), one_class))
+    labels = two_sided(18)
+    metric = measured(noise(18), labels, random_sae(D, 40, k=4))
+    assert ("mean_sae_accuracy", 16) not in values(metric)
+    assert metric.details()["left_out"]["k above the number of training documents"] == [16]
+
+
+def test_a_document_without_a_scored_token_is_counted() -> None:
+    labels = two_sided(40)
+    scored = torch.ones(40, TOKENS, dtype=torch.bool)
+    scored[3] = False
+    metric = measured(noise(40), labels, scored=scored)
+    values(metric)
+    assert metric.details()["left_out"]["documents without a scored token"] == 1
