@@ -1,5 +1,6 @@
 """The command line: the group of commands. Heavy imports wait until a command needs them."""
 
+import os
 import warnings
 from typing import Any
 
@@ -33,6 +34,8 @@ def main() -> None:
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = warn
+    # Libraries' own progress bars say nothing about a run; tqdm reads this when it is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for _command in (

@@ -120,11 +120,11 @@ class ModelRun:
         """Give the job its record (a new one, or the one that exists) and find the metrics it lacks."""
         record = self._skeleton(job)
         path = record_path(self.request.results, record)
-        if path.exists() and not self.request.force:
+        if path.exists():
             record = read_record(path)
         job.record = record
         have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
-        job.missing = {n: m for n, m in self.wanted.items() if have.get(n) != m.version}
+        job.missing = {n: m for n, m in self.wanted.items() if self.request.force or have.get(n) != m.version}
         if not job.missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
         # What rank 0 saw on disk is what counts: another rank may look a moment later.
@@ -233,15 +233,17 @@ class ModelRun:
         saved: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         begin = time.perf_counter()
-        the_pass = self._prepare(read, write, [self._lane(job) for job in jobs], calibration)
-        if saved:
-            the_pass.restore(saved)
-        if any(lane.metrics for lane in the_pass.lanes):
-            try:
-                batch = self._stream(the_pass, key, batch)
-            except NonFiniteError as error:
-                for lane in the_pass.lanes:
-                    lane.fail(one_line(error), NEEDS)
+        problem = None
+        try:
+            the_pass = self._prepare(read, write, [self._lane(job) for job in jobs], calibration)
+            if saved:
+                the_pass.restore(saved)
+            batch = self._stream(the_pass, key, batch)
+        except SaebenchError as error:
+            problem = str(error)
+        # A rank that failed alone must not leave the others waiting for its sums.
+        if message := ranks.first(problem):
+            raise SaebenchError(message)
         if the_pass.ablations:
             the_pass.ablations.keep()
         wall = time.perf_counter() - begin
@@ -266,6 +268,8 @@ class ModelRun:
 
     def _stream(self, the_pass: Pass, key: str, batch: int) -> int:
         """Run the pass with progress, saving its state now and then and at its end."""
+        if not any(lane.metrics for lane in the_pass.lanes):
+            return batch
         last = time.monotonic()
         shown = the_pass.done
 
@@ -282,6 +286,10 @@ class ModelRun:
         self.reporter.begin(label, len(the_pass.contexts), the_pass.done)
         try:
             return the_pass.run(batch, after_batch)
+        except NonFiniteError as error:
+            for lane in the_pass.lanes:
+                lane.fail(one_line(error), NEEDS)
+            return batch
         finally:
             self.reporter.end()
 

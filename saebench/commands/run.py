@@ -1,7 +1,6 @@
 """`saebench run`: measure SAEs, with a progress bar, and show what came of it."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +94,6 @@ def _run(request: "Request", as_json: bool) -> None:
 
     rank, _ = ranks.start()
     console = console_on()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars say nothing about this run
     outcome = execute(request, _Progress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
