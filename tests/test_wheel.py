@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from saebench.registry import installed
+from saebench.task import builtin_tasks, load_task
 from tests.conftest import REPOSITORY
 
 
@@ -101,7 +102,7 @@ def test_alone_it_lists_everything_and_measures(alone: Path, two_saes, llama, to
     ours = [p for p in installed().plugins if p.distribution == "saebench"]
     assert found["plugins"] == {p.name: list(p.provides) for p in ours}
     assert found["broken"] == []
-    assert found["tasks"] == ["fidelity@1"]
+    assert found["tasks"] == [load_task(name).label for name in builtin_tasks()]
     assert found["documents"] > 20
     assert found["page"] > 10_000
     assert found["new"] == ["pyproject.toml", "README.md", "mine.py", "test_mine.py"]
