@@ -104,7 +104,7 @@ def _units(record: Record) -> Iterator[str]:
         for row in rows:
             try:
                 found = ratio_interval(units, Ratio(row["num"], row["den"], row["offset"], row["scale"]))
-            except (SaebenchError, KeyError, TypeError, ValueError) as error:
+            except (SaebenchError, KeyError, TypeError, ValueError, AttributeError) as error:
                 yield f"{clean(row['key'])} cannot be computed from its units: {one_line(error)}"
                 continue
             for name in ("value", "low", "high"):
