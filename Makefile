@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install leaderboard bench data clean
+.PHONY: demo test lint install leaderboard results-readme docs bench data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity
@@ -36,6 +36,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # Every committed record as one page that needs nothing else.
 leaderboard: $(VENV)/.installed
 	$(BIN)/saebench leaderboard results --format html --output leaderboard.html
+
+# results/README.md, and the picture and table at the top of README.md.
+results-readme: $(VENV)/.installed
+	$(BIN)/python docs/make_results.py
+
+# A page for each metric, from its docstrings.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/make_metrics.py
 
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
 bench: $(VENV)/.installed

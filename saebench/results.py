@@ -231,6 +231,9 @@ def _validate(record: Record, path: Path) -> None:
         for key in keys:
             if key not in getattr(record, name):
                 raise RecordError(f"{path}: '{name}' lacks '{key}'")
+    for name, entry in record.metrics.items():
+        if not _is_entry(entry):
+            raise RecordError(f"{path}: metric {name[:80]!r} should have a version, and units or none")
     for i, row in enumerate(record.scores):
         if not isinstance(row, dict) or set(row) != _SCORE_KEYS:
             raise RecordError(f"{path}: score {i} does not have the keys of a score")
@@ -242,6 +245,14 @@ def _validate(record: Record, path: Path) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise RecordError(f"{path}: score {i} ({row['key']}): {name} is not a finite number")
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}}."""
+    if not isinstance(entry, dict) or type(entry.get("version")) is not int or "units" not in entry:
+        return False
+    units = entry["units"]
+    return units is None or (isinstance(units, dict) and all(isinstance(units.get(k), str) for k in ("file", "sha256")))
 
 
 def load_records(paths: Iterable[str | Path]) -> list[Record]:

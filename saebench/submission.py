@@ -97,12 +97,14 @@ def _units(record: Record) -> Iterator[str]:
         except (RecordError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
             yield one_line(error)
             continue
-        if units is None and rows:
-            yield f"{clean(metric)} has scores over units, but no units"
-        for row in rows if units is not None else ():
+        if units is None:
+            if rows:
+                yield f"{clean(metric)} has scores over units, but no units"
+            continue
+        for row in rows:
             try:
                 found = ratio_interval(units, Ratio(row["num"], row["den"], row["offset"], row["scale"]))
-            except (SaebenchError, KeyError, TypeError, ValueError) as error:
+            except (SaebenchError, KeyError, TypeError, ValueError, AttributeError) as error:
                 yield f"{clean(row['key'])} cannot be computed from its units: {one_line(error)}"
                 continue
             for name in ("value", "low", "high"):

@@ -1,6 +1,6 @@
 """Fidelity: how well x̂ stands in for x, as a vector and as what the model goes on with.
 
-Definitions: metrics.md, "Fidelity". Every score is a ratio of sums over contexts, so each has an interval over documents.
+Every score is a ratio of sums over contexts, so each has an interval over documents.
 """
 
 from typing import Literal

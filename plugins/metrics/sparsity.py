@@ -1,6 +1,6 @@
 """Sparsity and use of latents: L0, L1, firing densities, dead latents and how their number falls with more tokens.
 
-Definitions: metrics.md, "Sparsity and use of latents". A latent fires where z ≠ 0.
+A latent fires where z ≠ 0.
 """
 
 import numpy as np

@@ -1,0 +1,104 @@
+"""Write docs/metrics/: a page for each built-in metric, from its own docstrings and the scores that it declares.
+
+Run by `make docs`; a test fails where a page is not what this would write.
+"""
+
+import inspect
+from pathlib import Path
+
+from saebench.metric import Env, Metric, Score
+from saebench.registry import installed
+from saebench.run_table import MEANING
+from saebench.testing import SyntheticText, random_sae
+
+FOLDER = Path(__file__).resolve().parent / "metrics"
+_ARROWS = {"higher": "higher is better", "lower": "lower is better", None: ""}
+
+
+def pages() -> dict[str, str]:
+    """Every page by file name."""
+    ours = {p.name for p in installed().plugins if p.distribution == "saebench"}
+    names = [what.removeprefix("metric ") for p in installed().plugins if p.name in ours for what in p.provides]
+    metrics = {name: installed().metrics[name] for name in sorted(names) if name in installed().metrics}
+    return {"README.md": _index(metrics)} | {f"{name}.md": _page(metric) for name, metric in metrics.items()}
+
+
+def _index(metrics: dict[str, type[Metric]]) -> str:
+    lines = ["# Metrics", "", "A page each, written from the code by `make docs`.", ""]
+    lines += [f"- [{name}]({name}.md): {_first(metric)}" for name, metric in metrics.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _first(metric: type[Metric]) -> str:
+    return (inspect.getmodule(metric).__doc__ or "").strip().split("\n")[0]  # type: ignore[union-attr]
+
+
+def _page(metric: type[Metric]) -> str:
+    module = inspect.getmodule(metric)
+    assert module is not None
+    needs = ", ".join(f"`{need}`" for need in sorted(metric.needs)) or "the weights alone"
+    parts = [
+        f"# {metric.name}",
+        _paragraphs(module.__doc__),
+        _paragraphs(metric.__doc__),
+        f"Version {metric.version}. Reads {needs}. Code: `plugins/{module.__name__.split('plugins.')[-1].replace('.', '/')}.py`.",
+        "## Scores",
+        _table(_scores(metric)),
+        "An interval is over documents; a score that says why has none.",
+    ]
+    if "units" in vars(metric):
+        parts += ["## Units", _paragraphs(metric.units.__doc__)]
+    notes = [
+        f"- `{name}`: {' '.join(inspect.getdoc(item).split())}"  # type: ignore[union-attr]
+        for name, item in vars(module).items()
+        if inspect.isfunction(item) and item.__module__ == module.__name__ and inspect.getdoc(item) and name[0] != "_"
+    ]
+    if notes:
+        parts += ["## How some of it is computed", "\n".join(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _paragraphs(doc: str | None) -> str:
+    return inspect.cleandoc(doc or "")
+
+
+def _scores(metric: type[Metric]) -> list[Score]:
+    """What it declares, the first point of each curve, on made-up contexts."""
+    text, sae = SyntheticText(), random_sae(16, 48)
+    instance = metric(sae)
+    if metric.needs:
+        instance.update(text.batch(sae, range(len(text.x))))
+    return list({score.key: score for score in reversed(instance.scores(Env(sae)))}.values())[::-1]
+
+
+def _table(scores: list[Score]) -> str:
+    lines = ["| score | what it says | unit | | computed as |", "| --- | --- | --- | --- | --- |"]
+    for score in scores:
+        meaning = MEANING.get(score.key, "").replace("{n:,} tokens", "the tokens that were scored").replace("|", r"\|")
+        curve = " (a curve)" if score.at is not None else ""
+        cells = (f"`{score.key}`{curve}", meaning, score.unit, _ARROWS[score.direction], _formula(score))
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
+def _formula(score: Score) -> str:
+    if score.num is None:
+        return f"no interval: {score.no_interval}"
+    ratio = f"Σ {score.num} / Σ {score.den}"
+    if (score.offset, score.scale) == (0, 1):
+        return f"`{ratio}`"
+    sign = "−" if score.scale < 0 else "+"
+    factor = "" if abs(score.scale) == 1 else f"{abs(score.scale):g} · "
+    return f"`{score.offset:g} {sign} {factor}{ratio}`"
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob("*.md"):
+        old.unlink()
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
