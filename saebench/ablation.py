@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.calibration import Calibration, load_from_cache, save_in_cache
+from saebench.calibration import CACHE_VERSION, Calibration, load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.hookpoint import HookPoint
 from saebench.losses import log_probabilities, next_tokens, spliced_losses
@@ -37,6 +37,7 @@ class Ablations:
         mean = hashlib.sha256(calibration.mean.cpu().numpy().tobytes()).hexdigest()
         key = "|".join(
             (
+                CACHE_VERSION,
                 subject.loaded.sha256,
                 subject.dtype,
                 str(write),

@@ -8,6 +8,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,8 @@ from saebench.hookpoint import HookPoint
 from saebench.sae import SAE
 from saebench.subject import Subject
 
+# Raised when what is computed here or in ablation.py changes, so that no cache outlives its code.
+CACHE_VERSION = "1"
 CONTEXTS = 32
 SAMPLE = 1024
 
@@ -61,12 +64,21 @@ def calibrate(
         SaebenchError: activations are not finite, or no token is left.
     """
     head = contexts.head(CONTEXTS)
-    key = "|".join((subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint()))
+    key = "|".join(
+        (CACHE_VERSION, subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint())
+    )
     path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = load_from_cache(path, str(subject.device))
     if found is not None:
         return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
-    result = _calibrate(subject, head, read, write, max_norm, batch_size)
+    result = None
+    while result is None:
+        try:
+            result = _calibrate(subject, head, read, write, max_norm, batch_size)
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise SaebenchError(f"not even one context fits into the memory of {subject.device}") from error
+            batch_size //= 2
     tensors = {
         "median": torch.tensor(result.median_norm, dtype=torch.float64),
         "threshold": torch.tensor(result.threshold, dtype=torch.float64),
@@ -112,13 +124,13 @@ def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None
 
 def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
     """Keep something for later runs; a cache that cannot be written is no error."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{torch.randint(2**31, ()).item()}")
         save_file(tensors, temporary)
         temporary.replace(path)
-    except OSError:
-        return
+    except (OSError, SafetensorError):  # a full disk is either
+        temporary.unlink(missing_ok=True)
 
 
 def check_l0(sae: SAE, calibration: Calibration) -> float:

@@ -136,9 +136,17 @@ def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
     return sae
 
 
+def _matches(format: Format, path: Path) -> bool:
+    """`format.matches`, which must never raise: a stranger's that does recognises nothing."""
+    try:
+        return format.matches(path)
+    except Exception:
+        return False
+
+
 def _recognise(path: Path) -> Format:
     formats = registry().formats
-    found = [f for f in formats.values() if f.matches(path)]
+    found = [f for f in formats.values() if _matches(f, path)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -158,7 +166,7 @@ def _inside(path: Path, formats: list[Format]) -> Path | None:
     if not path.is_dir():
         return None
     for child in sorted(path.iterdir())[:100]:
-        if any(f.matches(child) for f in formats):
+        if any(_matches(f, child) for f in formats):
             return child
     return None
 

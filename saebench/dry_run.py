@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
-from saebench.errors import UsageError
+from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.measure import BATCH, LANES
 from saebench.models import DTYPES, default_device, default_dtype, load_config
 from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
@@ -79,8 +79,11 @@ def _dry_run(request: Request, task: Task) -> DryRun:
     losses = any("token_losses" in m.needs for m in wanted.values())
     groups = []
     for model in dict.fromkeys(job.model for job in jobs):
-        config = load_config(model, request.revision)
-        size = model_size(config)
+        try:
+            config = load_config(model, request.revision)
+            size = model_size(config)
+        except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
+            raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
         places = dict.fromkeys((j.read, j.write) for j in jobs if j.model == model)
         for place in places:
             mine = [j for j in jobs if j.model == model and (j.read, j.write) == place]
@@ -99,6 +102,8 @@ def _group(
     losses: bool,
 ) -> Group:
     write = jobs[0].write
+    if write.layer >= size.n_layers:
+        raise UsageError(f"hook point {write} is not in {model}, which has layers 0 to {size.n_layers - 1}")
     shapes = [(job.about["d_in"], job.about["d_sae"]) for job in jobs]
     passes = -(-len(jobs) // LANES)
     parts = [
@@ -125,9 +130,9 @@ def _token_shape(request: Request) -> tuple[int, int]:
     import numpy as np
 
     try:
-        shape = np.load(str(request.tokens), allow_pickle=False, mmap_mode="r").shape
+        shape = getattr(np.load(str(request.tokens), allow_pickle=False, mmap_mode="r"), "shape", ())
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{request.tokens}: not readable as .npy") from error
-    if len(shape) != 2:
+    if len(shape) != 2 or min(shape) < 1:
         raise UsageError(f"{request.tokens}: expected token ids [contexts, tokens]")
     return int(shape[0]), int(shape[1])

@@ -21,7 +21,7 @@ class NonFiniteError(SaebenchError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """An error's text on one line, cut where it is long; its type where it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -46,8 +46,6 @@ _TL = re.compile(r"^blocks\.([0-9]{1,6})\.(.+)$")
 _HF = re.compile(r"^(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.([0-9]{1,6})((?:\.[a-z_0-9]+)*)$")
 _DICTIONARY_LEARNING = re.compile(r"^(resid_post|resid_pre|mlp_out|attn_out)_layer_([0-9]{1,6})$")
 
-RESIDUAL_SITES = frozenset({"resid_pre", "resid_mid", "resid_post"})
-
 
 @dataclass(frozen=True, order=True)
 class HookPoint:

@@ -235,6 +235,7 @@ def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
         raise UsageError(f"{meta.path}: measuring the L0 needs --model and --hook, which the checkpoint does not say")
     place = HookPoint.parse(meta.hook)
     subject = Subject(load_model(meta.model, device=default_device()))
+    subject.require(place)
     task = load_task("fidelity")
     small = replace(task, contexts=replace(task.contexts, count=contexts, length=min(length, task.contexts.length)))
     text = task_contexts(small, subject.loaded.tokenizer)

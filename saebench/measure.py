@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import saebench
 from saebench import ranks
 from saebench.ablation import Ablations
 from saebench.calibration import Calibration, calibrate, check_l0
@@ -156,7 +157,7 @@ class ModelRun:
                     "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
         about = dict(job.about)
-        about["warnings"] = about["warnings"] + self._habits(about)
+        about["warnings"] = about["warnings"] + self._habits(about, job.read)
         record = Record(
             "", self.request.limit is not None, about,
             {"id": loaded.id, "sha256": loaded.sha256, "revision": loaded.revision,
@@ -166,7 +167,7 @@ class ModelRun:
         record.fingerprint = fingerprint(record.identity)
         return record
 
-    def _habits(self, about: dict[str, Any]) -> list[str]:
+    def _habits(self, about: dict[str, Any], read: HookPoint) -> list[str]:
         """Warnings where the SAE was trained in another way than it is measured."""
         out = []
         bos = self.task.contexts.bos
@@ -174,6 +175,8 @@ class ModelRun:
             out.append(f"trained with{'' if about['prepend_bos'] else 'out'} BOS, measured with{'' if bos else 'out'}")
         if about["model"] is not None and about["model"] != self.subject.loaded.id:
             out.append(f"made for model '{about['model']}', measured on '{self.subject.loaded.id}'")
+        if about["hook"] is not None and about["hook"] != str(read) and _place(about["hook"]) != read:
+            out.append(f"made for hook point '{about['hook']}', measured at {read}")
         return out
 
     # --- one (read, write) place --------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ class ModelRun:
         key = self._state_key(read, write)
         lane_keys = {self._lane_key(job): job for job in fit}
         # First those that an interrupted run had begun, together as they were; then the others.
-        saved = self.state.find(key, set(lane_keys)) or {"lanes": {}}
+        saved = (None if self.request.force else self.state.find(key, set(lane_keys))) or {"lanes": {}}
         begun = [lane_keys[lane] for lane in ranks.common(saved["lanes"]) if lane in lane_keys]
         if begun:
             self._pass(read, write, begun, calibration, batch, key, saved)
@@ -214,11 +217,17 @@ class ModelRun:
 
     def _lane(self, job: Job) -> Lane:
         sae = job.sae(self.request).to(self.subject.device)
-        return Lane(self._lane_key(job), sae, {n: m(sae) for n, m in job.missing.items() if m.needs})
+        lane = Lane(self._lane_key(job), sae, {})
+        for name, metric in job.missing.items():
+            try:
+                lane.metrics[name] = metric(sae)
+            except Exception as error:  # a stranger's metric
+                lane.errors[name] = f"{type(error).__name__}: {one_line(error)}"
+        return lane
 
     def _state_key(self, read: HookPoint, write: HookPoint) -> str:
         return fingerprint(
-            {"model": self.subject.loaded.sha256, "read": str(read), "write": str(write), "rank": self.rank,
+            {"saebench": saebench.__version__, "model": self.subject.loaded.sha256, "read": str(read), "write": str(write), "rank": self.rank,
              "world": self.world, "corpus": self.contexts.fingerprint()}
         )[:16]  # fmt: skip
 
@@ -249,12 +258,13 @@ class ModelRun:
         self, read: HookPoint, write: HookPoint, jobs: list[Job], calibration: Calibration, batch: int, key: str,
         saved: dict[str, Any] | None,
     ) -> None:  # fmt: skip
-        begin = time.perf_counter()
+        begin, start = time.perf_counter(), 0
         problem = None
         try:
             the_pass = self._prepare(read, write, [self._lane(job) for job in jobs], calibration)
             if saved:
                 the_pass.restore(saved)
+                start = the_pass.done
             batch = self._stream(the_pass, key, batch)
         except SaebenchError as error:
             problem = str(error)
@@ -267,9 +277,15 @@ class ModelRun:
         for other in ranks.gather(the_pass.snapshot())[1:]:
             the_pass.absorb(other)
         if self.rank == 0:
-            run = self._run_entry(wall, the_pass, batch, saved is not None)
-            for job, lane in zip(jobs, the_pass.lanes, strict=True):
-                self._finish(job, lane, run, calibration, the_pass.tally)
+            run = self._run_entry(wall, the_pass, batch, saved is not None, start)
+            try:
+                for job, lane in zip(jobs, the_pass.lanes, strict=True):
+                    self._finish(job, lane, run, calibration, the_pass.tally)
+                    job.missing = {}
+            except SaebenchError as error:
+                problem = str(error)
+        if message := ranks.first(problem):
+            raise SaebenchError(message)
         for job in jobs:
             job.missing = {}
         self.state.drop(key, {j.record.fingerprint for j in self.jobs if j.record is not None and not j.missing})
@@ -285,7 +301,7 @@ class ModelRun:
 
     def _stream(self, the_pass: Pass, key: str, batch: int) -> int:
         """Run the pass with progress, saving its state now and then and at its end."""
-        if not any(lane.metrics for lane in the_pass.lanes):
+        if not any(metric.needs for lane in the_pass.lanes for metric in lane.alive):
             return batch
         last = time.monotonic()
         shown = the_pass.done
@@ -310,13 +326,14 @@ class ModelRun:
         finally:
             self.reporter.end()
 
-    def _run_entry(self, wall: float, the_pass: Pass, batch: int, resumed: bool) -> dict[str, Any]:
+    def _run_entry(self, wall: float, the_pass: Pass, batch: int, resumed: bool, start: int) -> dict[str, Any]:
         """Provenance, which the same run repeats, and timings, which it does not."""
         own = {"batch_size": batch, "ranks": self.world, "forked": self.subject.forks}
+        share = 1 - start / max(1, len(the_pass.contexts))  # a resumed run did not do the rest
         timings: dict[str, Any] = {stage: round(seconds, 3) for stage, seconds in self.timings.items()}
         timings |= {
             "pass": round(wall, 3),
-            "tokens_per_second": round(the_pass.contexts.tokens / wall, 1),
+            "tokens_per_second": round(self.world * the_pass.contexts.tokens * share / wall, 1),
             "saes_together": len(the_pass.lanes),
             "resumed": resumed,
             "ablations_cached": the_pass.ablations is not None and the_pass.ablations.cached,
@@ -346,7 +363,7 @@ class ModelRun:
         units, seconds = {}, {}
         for name, metric in job.missing.items():
             begin = time.perf_counter()
-            instance = lane.metrics.get(name) or metric(lane.sae)
+            instance = lane.metrics.get(name, metric)
             env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder())
             frame = finish_metric(record, instance, lane.errors.get(name), env)
             if frame is not None:
@@ -355,3 +372,10 @@ class ModelRun:
         timings = run["timings"] | {"scores": seconds}
         record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
         record.write(record_path(self.request.results, record), units)
+
+
+def _place(hook: str) -> HookPoint | None:
+    try:
+        return HookPoint.parse(hook)
+    except UsageError:
+        return None

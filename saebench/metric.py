@@ -297,6 +297,12 @@ def get_state(metric: Metric) -> dict[str, Any]:
                 state[f"{name}/{column}"] = array.to_numpy()
         elif isinstance(value, Tensor):
             state[name] = value.detach().cpu().numpy()
+        elif isinstance(value, dict) and not all(isinstance(k, str) for k in value):
+            raise TypeError(
+                f"metric '{metric.name}' keeps a dict in '{name}' whose keys are not text, which a saved state loses"
+            )
+        elif isinstance(value, np.generic):
+            state[name] = value.item()
         elif isinstance(value, np.ndarray | int | float | str | bool | list | dict) or value is None:
             state[name] = value
         else:

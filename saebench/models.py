@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.registry import registry
@@ -188,7 +189,7 @@ def _dequantised(gguf: Path) -> Path:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
         shutil.rmtree(temporary, ignore_errors=True)
         if not target.is_dir():  # another process may have been faster
             raise SaebenchError(

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saebench.checkpoint import load_sae
+import torch
+
+from saebench.checkpoint import check_sae, load_sae
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.metric import Metric
@@ -178,9 +180,10 @@ def make_jobs(request: Request) -> tuple[list[Job], list[Failure]]:
 
 def _load(source: str | Path | SAE, request: Request) -> SAE:
     if isinstance(source, SAE):
-        return source
+        check_sae(source, Path("the SAE in memory"))
+        return source.to(source.W_enc.device, torch.float32)
     return load_sae(
-        source, format=request.format, k=request.k, scale=request.scale, hook=request.hook,
+        source, format=request.format, k=request.k, scale=request.scale,
         ignore_keys=request.ignore_keys,
     )  # fmt: skip
 
@@ -216,13 +219,14 @@ def _about(name: str, sae: SAE, sha: str) -> dict[str, Any]:
         warnings.append("the checkpoint does not name its model")
     return {
         "name": name,
-        "path": meta.path,
+        "path": _shown(meta.path),
         "format": meta.format,
         "architecture": meta.architecture,
         "sha256": sha,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "model": meta.model,
+        "hook": meta.hook,
         "context_length": meta.context_length,
         "prepend_bos": meta.prepend_bos,
         "declared_l0": meta.declared_l0,
@@ -230,6 +234,11 @@ def _about(name: str, sae: SAE, sha: str) -> dict[str, Any]:
         "facts": [{"name": f.name, "value": f.value, "source": f.source} for f in meta.facts],
         "warnings": warnings,
     }
+
+
+def _shown(path: str | None) -> str | None:
+    """A path as records show it: an absolute one says where somebody's home is, so its last part has to do."""
+    return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 
 def _refuse_twins(jobs: list[Job]) -> None:

@@ -2,18 +2,24 @@
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from saebench.errors import UsageError
 
 
 def start() -> tuple[int, int]:
     """(rank, world size) of this process; joins the group that torchrun set up, if it did."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
-        # What travels between ranks are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike.
-        dist.init_process_group("gloo")
+        if "RANK" not in os.environ:
+            raise UsageError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")
+        # What travels between ranks are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike. The others wait
+        # while rank 0 makes scores of the weights, which for a large SAE takes longer than gloo's half hour.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     return int(os.environ.get("RANK", "0")), world
 
 

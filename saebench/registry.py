@@ -4,6 +4,7 @@ A plugin that cannot be imported, misspells a hook, raises, or returns something
 left out whole and reported by name; `strict` makes it an error.
 """
 
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -101,10 +102,26 @@ def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
                     raise TypeError(f"{hook} returned {item!r}, which has no {', '.join(missing)}")
                 if not isinstance(item.name, str) or not item.name:
                     raise TypeError(f"{hook} returned {item!r}, whose name is {item.name!r} and not a word")
+                if kind == "metrics":
+                    _check_metric_class(item)
                 if any(kind == k and item.name == other.name for k, other in found):
                     raise ValueError(f"{hook} returned two named '{item.name}'")
                 found.append((kind, item))
     return found
+
+
+def _check_metric_class(metric: Any) -> None:
+    """What records and file names rely on."""
+    from saebench.metric import NEEDS
+
+    if not re.fullmatch("[A-Za-z0-9_-]+", metric.name):
+        raise TypeError(f"metric name '{metric.name}' may hold letters, digits, '-' and '_' only")
+    if type(metric.version) is not int or metric.version < 1:
+        raise TypeError(f"metric '{metric.name}' has version {metric.version!r}, expected a whole number from 1")
+    if strange := sorted(set(metric.needs) - NEEDS):
+        raise TypeError(
+            f"metric '{metric.name}' needs '{strange[0]}', which no batch has; known: {', '.join(sorted(NEEDS))}"
+        )
 
 
 def build(points: Iterable[EntryPoint]) -> Registry:

@@ -152,6 +152,7 @@ class Record:
                 "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             }
             write_atomically(path.with_name(name), buffer.getvalue())
+        _validate(self, path)  # what could not be read back is not written
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
         self.path = path
@@ -191,13 +192,13 @@ def read_record(path: Path) -> Record:
     try:
         body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not a readable record: {one_line(error)}") from error
+        raise RecordError(f"{path}: not a readable record ({one_line(error)}): move it out of the results") from error
     if not isinstance(body, dict) or "fingerprint" not in body or "schema" not in body:
-        raise RecordError(f"{path}: JSON, but not a saebench record")
+        raise RecordError(f"{path}: JSON, but not a saebench record: move it out of the results")
     if body["schema"] != SCHEMA:
         raise RecordError(
             f"{path}: written with schema {body['schema']!r}, this saebench reads {SCHEMA}: "
-            "run it again, or use the saebench it names"
+            "read it with the saebench that wrote it, or move it away and run again"
         )
     names = {f.name for f in fields(Record)} - {"path"}
     if set(body) != names:
@@ -294,6 +295,12 @@ def find_records(names: Iterable[str], results: Path, task: str | None = None) -
     if task:
         several = [[r for r in found if task in (r.task["name"], r.task_label)] for found in several]
     groups = [{(r.group, r.partial): r for r in found} for found in several]
+    if any(len(group) < len(found) for group, found in zip(groups, several, strict=True)):
+        alike = next(found for group, found in zip(groups, several, strict=True) if len(group) < len(found))
+        paths = ", ".join(str(r.path) for r in alike)
+        raise RecordError(
+            f"'{alike[0].sae['name']}' is the name of several SAEs or runs: name one of the files {paths}"
+        )
     shared = set(groups[0]).intersection(*groups[1:]) if groups else set()
     if len(shared) == 1:
         [one] = shared

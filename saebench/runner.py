@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
 from saebench.measure import ModelRun, Outcome, Reporter, load_subject
@@ -134,6 +136,15 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
 
 def check_request(request: Request) -> None:
     """Raise UsageError for numbers that make no sense."""
+    if request.results.exists() and not request.results.is_dir():
+        raise UsageError(f"--results {request.results} is a file: name a folder")
+    if request.device is not None:
+        try:
+            known = torch.device(request.device).type != "cuda" or torch.cuda.is_available()
+        except RuntimeError:
+            known = False
+        if not known:
+            raise UsageError(f"--device {request.device} is not on this machine: cpu is, or leave it out")
     for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")

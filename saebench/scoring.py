@@ -1,9 +1,11 @@
 """A metric's declared scores -> numbers with intervals in a record."""
 
+import json
 import math
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
@@ -11,33 +13,49 @@ from saebench.results import Record
 from saebench.stats import ratio_interval
 
 
-def finish_metric(record: Record, metric: Metric, error: str | None, env: Env) -> pd.DataFrame | None:
+def finish_metric(record: Record, metric: Metric | type[Metric], error: str | None, env: Env) -> pd.DataFrame | None:
     """Put one metric's scores into the record, or its error; returns the units to keep beside it.
 
-    A metric that fails leaves an error and no number; what the record held of it before is replaced.
+    A metric that fails leaves an error and no number, and so does a single score that is not defined (its denominator
+    is 0, it is not finite), under `metric.score`. What the record held of the metric before is replaced.
 
     Args:
+        metric: the instance; its class where none could be made.
         error: why it failed during the pass, if it did.
     """
     name = metric.name
     record.scores = [row for row in record.scores if row["metric"] != name]
-    record.errors.pop(name, None)
+    record.errors = {k: v for k, v in record.errors.items() if k != name and not k.startswith(f"{name}.")}
     record.metrics[name] = {"version": metric.version, "units": None}
     try:
-        if error:
-            raise SaebenchError(error)
+        if error or isinstance(metric, type):
+            raise SaebenchError(error or "it could not be made")
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
-        rows = [_row(metric, s, units) for s in scores]
+        pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
+        rows, undefined = _rows(metric, scores, units)
         details = metric.details()
+        json.dumps([rows, details], allow_nan=False)
     except Exception as problem:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         record.errors[name] = kind + one_line(problem)
         return None
     record.scores += rows
+    record.errors |= undefined
     if details:
         record.metrics[name]["details"] = details
     return units if len(units) else None
+
+
+def _rows(metric: Metric, scores: list[Score], units: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The scores that are defined, and why the others are not."""
+    rows, undefined = [], {}
+    for score in scores:
+        try:
+            rows.append(_row(metric, score, units))
+        except SaebenchError as problem:
+            undefined[f"{metric.name}.{score.key}"] = one_line(problem)
+    return rows, undefined
 
 
 def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
@@ -57,7 +75,7 @@ def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
         "metric": metric.name,
         "version": metric.version,
         "key": score.key,
-        "at": score.at,
+        "at": None if score.at is None else float(score.at),
         "value": value,
         "low": low,
         "high": high,

@@ -7,6 +7,7 @@ named by what the pass measures and by which SAEs were in it; a later run takes 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ class StateFolder:
         """Replace the state of the pass with these lanes."""
         arrays: dict[str, np.ndarray] = {}
         plain = _split(state, arrays)
-        # Scalars have no bytes of their own in safetensors' numpy form: 1-d keeps them exact.
-        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"state": json.dumps(plain)})
+        data = save({k: np.asarray(v, order="C") for k, v in arrays.items()}, {"state": json.dumps(plain)})
         write_atomically(self._path(group, state["lanes"]), data)
 
     def find(self, group: str, lanes: set[str]) -> dict[str, Any] | None:
@@ -50,7 +50,7 @@ class StateFolder:
             state = _read(path)
             if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= finished:
                 path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with suppress(OSError):  # another state is in it, or somebody else was faster
             self.folder.rmdir()
 
     def _path(self, group: str, lanes: Mapping[str, Any]) -> Path:

@@ -30,7 +30,7 @@ class Lane:
     Attributes:
         key: what it measures; a saved state is found again by it.
         sae: on the model's device, float32.
-        metrics: by name; those that need no batch are not here.
+        metrics: by name; those that need no batch get none.
         errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
     """
 
@@ -42,6 +42,16 @@ class Lane:
     @property
     def alive(self) -> list[Metric]:
         return [m for name, m in self.metrics.items() if name not in self.errors]
+
+    def states(self) -> dict[str, Any]:
+        """The state of every metric that has not failed, by name; one whose state cannot be saved fails here."""
+        found = {}
+        for metric in self.alive:
+            try:
+                found[metric.name] = get_state(metric)
+            except Exception as error:  # a stranger's metric
+                self.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"
+        return found
 
     def needs(self, what: str) -> bool:
         return any(what in m.needs for m in self.alive)
@@ -135,10 +145,11 @@ class Pass:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the pass has come to, as plain values and arrays."""
+        lanes = {lane.key: lane.states() for lane in self.lanes}
         return {
             "done": self.done,
-            "tally": [self.tally.scored, self.tally.outliers, self.tally.special],
-            "lanes": {lane.key: {m.name: get_state(m) for m in lane.alive} for lane in self.lanes},
+            "tally": list(astuple(self.tally)),
+            "lanes": lanes,
             "errors": {lane.key: lane.errors for lane in self.lanes},
         }
 
@@ -158,9 +169,12 @@ class Pass:
             for name, message in other["errors"][lane.key].items():
                 lane.errors.setdefault(name, message)
             for metric in lane.alive:
-                fresh = type(metric)(lane.sae)
-                set_state(fresh, other["lanes"][lane.key][metric.name])
-                metric.merge(fresh)
+                try:
+                    fresh = type(metric)(lane.sae)
+                    set_state(fresh, other["lanes"][lane.key][metric.name])
+                    metric.merge(fresh)
+                except Exception as error:  # a stranger's metric
+                    lane.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"
 
     # --- compute: nothing here changes state, so that a batch can be tried again ----------------------------------------
 
@@ -263,6 +277,8 @@ class Pass:
                 )
             own = replace(batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses)
             for metric in lane.alive:
+                if not metric.needs:
+                    continue
                 try:
                     metric.update(own)
                 except Exception as error:  # a stranger's metric must not end the pass

@@ -238,6 +238,7 @@ class Subject:
             return [Copy(x_write, every), Copy(x_write * 0.5, every)]
 
         apart = self._separately(ids, hook, hook, splice)
+        self.forks = True  # or `fork` would run separately and prove itself
         try:
             together = self.fork(ids, hook, hook, splice, copies=2)
         except (RuntimeError, ValueError, TypeError):

@@ -78,7 +78,7 @@ class Task:
 
     Attributes:
         name, version: how it is asked for; `name@version` is what numbers are compared within.
-        corpus, contexts: None for a run on token ids as they are.
+        corpus, contexts: empty for a run on token ids as they are.
         metrics: computed unless others are asked for.
         labels: for a task of labelled documents: each is one context, cut at contexts.length and padded, at most
             contexts.count of them.
