@@ -24,7 +24,7 @@ class Contexts:
 
     Attributes:
         token_ids: [N, T] int64
-        document_id: [N] int64, indices into `documents`: the clusters of every interval
+        document_id: [N] int64, indices into `documents`: the clusters of every interval; groups of labelled documents
         special: [N, T] bool, BOS and other special tokens, and padding
         documents: names
         dropped_tokens: tokens of tails shorter than a context
@@ -167,7 +167,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     padding = np.arange(token_ids.shape[1]) >= lengths[:, None]
     labels = table.labels.take(np.array(kept))
     require_sides(labels)
-    names, document_id = np.unique([table.documents[i] for i in kept], return_inverse=True)
+    names, document_id = np.unique([table.groups[i] for i in kept], return_inverse=True)
     return Contexts(
         token_ids,
         document_id.astype(np.int64),

@@ -58,14 +58,13 @@ class LabelSpec:
 
     Attributes:
         text, label: the columns.
-        document: rows with the same value are one cluster of every interval; None makes each row its own.
-        group: rows with the same value are on the same side of the split; None takes `document`.
+        group: rows with the same value are on the same side of the split, and vary together: they are one cluster of every
+            interval, as the contexts of a document are. None makes each row its own.
         test: the share of documents that is held out, by whole groups.
     """
 
     text: str = "text"
     label: str = "label"
-    document: str | None = None
     group: str | None = None
     test: float = 0.3
 
