@@ -81,7 +81,8 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, encoding="utf-8")
+        # Only an empty cell is missing: "NA" or "None" may well be a label.
+        return pd.read_csv(path, encoding="utf-8", keep_default_na=False, na_values=[""])
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -118,10 +119,11 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     several = rows.groupby("text").label.transform("nunique") > 1
     dropped["under several labels"] = int(several.sum())
     rows = rows[~several]
+    # In an order of their own before repeats go, so that which copy stays does not depend on the file's order.
+    rows = rows.assign(order=rows.text.map(_hash)).sort_values(["order", "group"], kind="stable")
     repeated = rows.duplicated("text")
     dropped["repeated"] = int(repeated.sum())
     rows = rows[~repeated]
-    rows = rows.iloc[np.argsort([_hash(t) for t in rows.text], kind="stable")]
     classes = tuple(sorted(set(rows.label)))
     if len(classes) < 2:
         raise UsageError(f"{where}: column '{spec.label}' has {len(classes)} classes, two or more are needed")
