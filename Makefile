@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install bench data clean
+.PHONY: demo test lint install leaderboard bench data clean
 
 demo: $(VENV)/.installed
 	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity
@@ -33,6 +33,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
+# Every committed record as one page that needs nothing else.
+leaderboard: $(VENV)/.installed
+	$(BIN)/saebench leaderboard results --format html --output leaderboard.html
+
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
 bench: $(VENV)/.installed
 	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/run.sh
@@ -43,4 +47,4 @@ data: $(VENV)/.installed
 	$(BIN)/python tasks/data/rebuild_labels.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .bench
+	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saebench.checkpoint import load_sae as load_sae
     from saebench.checkpoint import save_sae as save_sae
     from saebench.errors import SaebenchError as SaebenchError
+    from saebench.frame import load_results as load_results
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
     from saebench.metric import Batch as Batch
@@ -40,6 +41,7 @@ _HOME = {
     "Score": "metric",
     "hookimpl": "hookspecs",
     "load_records": "results",
+    "load_results": "frame",
     "load_sae": "checkpoint",
     "run": "runner",
     "save_sae": "checkpoint",

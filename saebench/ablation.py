@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from saebench.calibration import Calibration, save_in_cache
+from saebench.calibration import Calibration, load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.hookpoint import HookPoint
 from saebench.losses import log_probabilities, next_tokens, spliced_losses
@@ -35,23 +34,39 @@ class Ablations:
         self._write = write
         self._mean = calibration.mean
         self._shared = write.site in ("resid_pre", "resid_post")
+        mean = hashlib.sha256(calibration.mean.cpu().numpy().tobytes()).hexdigest()
         key = "|".join(
-            (subject.loaded.sha256, subject.dtype, str(write), repr(calibration.threshold), contexts.fingerprint())
+            (
+                subject.loaded.sha256,
+                subject.dtype,
+                str(write),
+                repr(calibration.threshold),
+                mean,
+                contexts.fingerprint(),
+            )
         )
         self._path = cache / "ablations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-        self.cached = self._path.is_file()
-        if self.cached:
-            self._losses = load_file(self._path)
+        kept = load_from_cache(self._path)
+        self.cached = kept is not None
+        if kept is not None:
+            self._losses = kept
             return
         self._losses = {n: torch.full(contexts.token_ids.shape, torch.nan) for n in ("zero", "mean")}
         if self._shared:
             self._first = int(contexts.token_ids[0, 0])
             self._keeps_first = bool(contexts.special[0, 0])
-            self._tables = self._one_row(torch.from_numpy(contexts.token_ids[:1]).to(subject.device))
+            self._tables, self._shared = self._one_row(torch.from_numpy(contexts.token_ids[:1]).to(subject.device))
 
-    def _one_row(self, token_ids: Tensor) -> dict[str, Tensor]:
-        """[T, V] log-probabilities above a stream that holds 0, or the mean, everywhere."""
-        every = torch.zeros(1, dtype=torch.long, device=token_ids.device)
+    def _one_row(self, token_ids: Tensor) -> tuple[dict[str, Tensor], bool]:
+        """[T, V] log-probabilities above a stream that holds 0, or the mean, everywhere; and whether they serve all contexts.
+
+        They do not in a model whose upper layers look at the tokens again (Gemma 3n), so other tokens are run beside these.
+        """
+        other = (token_ids + 1) % self._subject.model.get_input_embeddings().weight.shape[0]
+        if self._keeps_first:
+            other[:, 0] = token_ids[:, 0]
+        token_ids = torch.cat([token_ids, other])
+        every = torch.arange(2, device=token_ids.device)
 
         def splice(_: Tensor, x: Tensor) -> list[Copy]:
             mean = self._mean.to(x.dtype).expand_as(x).clone()
@@ -61,7 +76,8 @@ class Ablations:
 
         _, (zero, mean) = self._subject.fork(token_ids, self._write, self._write, splice, copies=2)
         head = self._subject.logits
-        return {"zero": log_probabilities(head, zero[0]), "mean": log_probabilities(head, mean[0])}
+        tables = {"zero": log_probabilities(head, zero[0]), "mean": log_probabilities(head, mean[0])}
+        return tables, self._subject.close(zero[0], zero[1]) and self._subject.close(mean[0], mean[1])
 
     def _alone(self, token_ids: Tensor, scored: Tensor) -> Tensor:
         """Which contexts of a batch need a mean-ablated row of their own: [n] indices."""

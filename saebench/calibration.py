@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,8 +63,8 @@ def calibrate(
     head = contexts.head(CONTEXTS)
     key = "|".join((subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint()))
     path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        found = load_file(path, device=str(subject.device))
+    found = load_from_cache(path, str(subject.device))
+    if found is not None:
         return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
     result = _calibrate(subject, head, read, write, max_norm, batch_size)
     tensors = {
@@ -99,6 +100,14 @@ def _calibrate(
     rows = x_read[inside]
     evenly = torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows)), device=rows.device).long()
     return Calibration(median, threshold, mean, rows[evenly])
+
+
+def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None:
+    """What was kept; None where there is nothing, or nothing that can be read."""
+    try:
+        return load_file(path, device=device) if path.is_file() else None
+    except (OSError, SafetensorError):
+        return None
 
 
 def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -140,7 +141,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     assert task.labels is not None
     path = task.folder / str(task.corpus.file)
     _verify(task, path)
-    table = labelled_texts(_filtered(read_table(path), task.corpus), task.labels, str(path))
+    table = labelled_texts(_filtered(read_table(path), task, path), task.labels, str(path))
     start = [] if bos is None else [bos]
     pieces: list[list[int]] = []
     kept: list[int] = []
@@ -189,7 +190,7 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
     """
     try:
         ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
     if (
         not isinstance(ids, np.ndarray)
@@ -246,7 +247,7 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
         return
     path = task.folder / str(spec.file)
     _verify(task, path)
-    for row in _filtered(pd.read_parquet(path), spec).itertuples():
+    for row in _filtered(pd.read_parquet(path), task, path, ("document", "text")).itertuples():
         yield str(row.document), str(row.text)
 
 
@@ -263,8 +264,15 @@ def _verify(task: Task, path: Path) -> None:
         )
 
 
-def _filtered(frame: pd.DataFrame, spec: CorpusSpec) -> pd.DataFrame:
-    for column, value in (spec.where or {}).items():
+def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The rows that the task asks for; raises SaebenchError where a column is missing."""
+    where = task.corpus.where or {}
+    missing = [name for name in (*needed, *where) if name not in frame]
+    if missing:
+        raise SaebenchError(
+            f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}"
+        )
+    for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
 

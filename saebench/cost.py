@@ -1,7 +1,7 @@
 """The cost model: what a run will do, in floating-point operations, before it does it.
 
 One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
-stream the two ablations cost one context each (saebench/ablation.py); elsewhere two more copies, until they are cached.
+stream the two ablations cost two contexts in all (saebench/ablation.py); elsewhere two more copies, until they are cached.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,9 @@ def pass_cost(
     if losses:
         stages["full forward"] = tokens * size.full
         stages["above the hook, once per SAE"] = tokens * len(shapes) * size.above(write)
-        stages["ablations"] = (2 * length if shared else 2 * tokens) * size.above(write)
+        # Shared: two contexts run with both ablations, to prove that one row serves all (ablation.py).
+        one_row = 2 * length * (size.full + 2 * size.above(write))
+        stages["ablations"] = one_row if shared else 2 * tokens * size.above(write)
     else:
         stages["up to the hook"] = tokens * size.below(write)
     stages["SAEs"] = tokens * sae

@@ -5,7 +5,7 @@ carry; the two normalised inputs have no exact TransformerLens name and print as
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from saebench.errors import UsageError
 
@@ -55,6 +55,8 @@ class HookPoint:
 
     layer: int
     site: str
+    # Whether it was named as a module: on Gemma 2 and 3 a module of that name lies elsewhere than the site (see Subject.require).
+    as_module: bool = field(default=False, compare=False, repr=False)
 
     SITES = tuple(_PRINTED)
 
@@ -76,7 +78,7 @@ class HookPoint:
         elif match := _HF.match(name):
             site = _HF_SUFFIX.get(match[2])
             if site:
-                return cls(int(match[1]), site)
+                return cls(int(match[1]), site, as_module=True)
         elif match := _DICTIONARY_LEARNING.match(name):
             return cls(int(match[2]), match[1])
         if name.endswith("hook_normalized"):

@@ -39,5 +39,5 @@ def saebench_models() -> "Sequence[ModelAlias]":
 
 @hookspec
 def saebench_reports() -> "Sequence[Report]":
-    """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`."""
+    """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`, or bytes."""
     raise AssertionError("a specification is never called")

@@ -112,8 +112,8 @@ class Report(Protocol):
 
     name: str
 
-    def render(self, boards: Sequence[Board]) -> str:
-        """The boards as text in this format."""
+    def render(self, boards: Sequence[Board]) -> str | bytes:
+        """The boards as text in this format; bytes for a binary one, which the command line never sends to a terminal."""
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
@@ -211,18 +211,16 @@ def _merge_duplicates(records: list[Record], notes: list[str]) -> list[Record]:
         by_print.setdefault(record.fingerprint, []).append(record)
     kept = []
     for same in by_print.values():
-        conflict = next((c for other in same[1:] if (c := _conflict(same[0], other))), None)
-        if conflict:
+        clash = next((c for other in same[1:] if (c := conflict(same[0], other))), None)
+        if clash:
             where = " and ".join(sorted({str(r.path) for r in same}))
-            notes.append(
-                f"{same[0].sae['name']}: refused, two records of one fingerprint disagree: {conflict} ({where})"
-            )
+            notes.append(f"{same[0].sae['name']}: refused, two records of one fingerprint disagree: {clash} ({where})")
         else:
             kept.append(max(same, key=lambda r: len(set(r.metrics) - set(r.errors))))
     return kept
 
 
-def _conflict(a: Record, b: Record) -> str | None:
+def conflict(a: Record, b: Record) -> str | None:
     """In which score two records of one fingerprint disagree by more than rounding; quantiles and counts may jump."""
     theirs = {_column(row): row for row in b.scores}
     for row in a.scores:

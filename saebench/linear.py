@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weightᵀ + bias, exactly what `F.linear` computes; x [..., d_in], weight [d_out, d_in]. No gradients on a CPU."""
-    operator = _onednn()
+    operator = onednn()
     if operator is None or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
     return operator(x, weight, bias, "none", [], "")
 
 
-def _onednn() -> Callable[..., Tensor] | None:
+def onednn() -> Callable[..., Tensor] | None:
     """The operator, in builds of PyTorch that have it."""
     if not torch.backends.mkldnn.is_available():
         return None

@@ -135,11 +135,11 @@ class ModelRun:
         """Give the job its record (a new one, or the one that exists) and find the metrics it lacks."""
         record = self._skeleton(job)
         path = record_path(self.request.results, record)
-        if path.exists() and not self.request.force:
+        if path.exists():
             record = read_record(path)
         job.record = record
         have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
-        job.missing = {n: m for n, m in self.wanted.items() if have.get(n) != m.version}
+        job.missing = {n: m for n, m in self.wanted.items() if self.request.force or have.get(n) != m.version}
         if not job.missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
         # What rank 0 saw on disk is what counts: another rank may look a moment later.
@@ -155,18 +155,16 @@ class ModelRun:
         settings = {"model_dtype": self.subject.dtype, "sae_dtype": "float32", "seed": self.request.seed,
                     "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
-        identity = {
-            "sae": job.sha256, "model": loaded.sha256, "hook": str(job.read), "hook_out": str(job.write),
-            "task": task, "corpus": corpus["fingerprint"], "settings": settings,
-        }  # fmt: skip
         about = dict(job.about)
         about["warnings"] = about["warnings"] + self._habits(about)
-        return Record(
-            fingerprint(identity), self.request.limit is not None, about,
+        record = Record(
+            "", self.request.limit is not None, about,
             {"id": loaded.id, "sha256": loaded.sha256, "revision": loaded.revision,
              "type": self.subject.model.config.model_type},
             str(job.read), str(job.write), task, corpus, settings,
         )  # fmt: skip
+        record.fingerprint = fingerprint(record.identity)
+        return record
 
     def _habits(self, about: dict[str, Any]) -> list[str]:
         """Warnings where the SAE was trained in another way than it is measured."""
@@ -252,15 +250,17 @@ class ModelRun:
         saved: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         begin = time.perf_counter()
-        the_pass = self._prepare(read, write, [self._lane(job) for job in jobs], calibration)
-        if saved:
-            the_pass.restore(saved)
-        if any(lane.metrics for lane in the_pass.lanes):
-            try:
-                batch = self._stream(the_pass, key, batch)
-            except NonFiniteError as error:
-                for lane in the_pass.lanes:
-                    lane.fail(one_line(error), NEEDS)
+        problem = None
+        try:
+            the_pass = self._prepare(read, write, [self._lane(job) for job in jobs], calibration)
+            if saved:
+                the_pass.restore(saved)
+            batch = self._stream(the_pass, key, batch)
+        except SaebenchError as error:
+            problem = str(error)
+        # A rank that failed alone must not leave the others waiting for its sums.
+        if message := ranks.first(problem):
+            raise SaebenchError(message)
         if the_pass.ablations:
             the_pass.ablations.keep()
         wall = time.perf_counter() - begin
@@ -285,6 +285,8 @@ class ModelRun:
 
     def _stream(self, the_pass: Pass, key: str, batch: int) -> int:
         """Run the pass with progress, saving its state now and then and at its end."""
+        if not any(lane.metrics for lane in the_pass.lanes):
+            return batch
         last = time.monotonic()
         shown = the_pass.done
 
@@ -301,6 +303,10 @@ class ModelRun:
         self.reporter.begin(label, len(the_pass.contexts), the_pass.done)
         try:
             return the_pass.run(batch, after_batch)
+        except NonFiniteError as error:
+            for lane in the_pass.lanes:
+                lane.fail(one_line(error), NEEDS)
+            return batch
         finally:
             self.reporter.end()
 

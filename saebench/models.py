@@ -176,7 +176,6 @@ def _dequantised(gguf: Path) -> Path:
     if target.is_dir():
         return target
     transformers.utils.logging.disable_progress_bar()
-    os.environ.setdefault("TQDM_DISABLE", "1")
     model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain float32 by now; what is left of the quantiser only forbids saving them.

@@ -198,6 +198,11 @@ def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job
             f"{name}: the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
         )
     read = HookPoint.parse(hook)
+    if sae.is_transcoder and meta.hook_out is None:
+        raise UsageError(
+            f"{name}: a transcoder whose checkpoint does not say where it writes: load it in Python, set its metadata's "
+            "hook_out, and save it with saebench.save_sae"
+        )
     write = HookPoint.parse(meta.hook_out) if sae.is_transcoder and meta.hook_out else read
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
     sha = sae.sha256()

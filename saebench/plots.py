@@ -235,7 +235,7 @@ def _legend(axes: Any) -> None:
 
 
 def _label(column: Column) -> str:
-    better = {"higher": " (higher is better)", "lower": " (lower is better)", None: ""}[column.direction]
+    better = {"higher": " ↑", "lower": " ↓", None: ""}[column.direction]
     unit = f", {clean(column.unit, 30)}" if column.unit else ""
     return f"{clean(column.key, 40)}{unit}{better}"
 

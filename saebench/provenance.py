@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import saebench
+from saebench.linear import onednn
 
 LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "tokenizers")
 
@@ -53,4 +54,5 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "chip": chip,
         "threads": torch.get_num_threads(),
+        "float32_linear": "onednn" if device.type == "cpu" and onednn() else "torch",
     }

@@ -46,6 +46,12 @@ def common(names: Iterable[str]) -> list[str]:
     return found
 
 
+def first(message: str | None) -> str | None:
+    """The first rank's message that has one, on every rank."""
+    found: str | None = agree(next((m for m in gather(message) if m), None))
+    return found
+
+
 def agree(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if not dist.is_initialized():

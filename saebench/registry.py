@@ -90,7 +90,7 @@ def _misspelt(host: pluggy.PluginManager, module: Any) -> str | None:
 
 def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
     """(kind, object) for everything that one registered plugin returns, checked."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for kind, (hook, attributes) in KINDS.items():
         for impl in getattr(host.hook, hook).get_hookimpls():
             if impl.plugin is not module:
@@ -99,6 +99,10 @@ def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
                 missing = [a for a in attributes if not hasattr(item, a)]
                 if missing:
                     raise TypeError(f"{hook} returned {item!r}, which has no {', '.join(missing)}")
+                if not isinstance(item.name, str) or not item.name:
+                    raise TypeError(f"{hook} returned {item!r}, whose name is {item.name!r} and not a word")
+                if any(kind == k and item.name == other.name for k, other in found):
+                    raise ValueError(f"{hook} returned two named '{item.name}'")
                 found.append((kind, item))
     return found
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from saebench.errors import SaebenchError, UsageError, one_line
 
 _SCHEMES = ("hf:", "saelens:")
+# Families whose conversion there leaves something out (decoder norms in the gate, ...) or is no SAE of one place.
+_MISREAD = {"llama_scope", "llama_scope_r1_distill", "sparsify", "mntss_clt_layer_transcoder"}
 
 
 def is_remote(spec: str) -> bool:
@@ -61,6 +63,20 @@ def _cache() -> Path:
     return Path(home) / "saebench" / "saelens"
 
 
+def _refuse_misread(release: str, identity: str) -> None:
+    """Point at the files themselves where sae-lens's conversion of them is not exact."""
+    try:
+        loaders = import_module("sae_lens.loading.pretrained_sae_loaders")
+        family = loaders.get_conversion_loader_name(release)
+        place = "/".join(loaders.get_repo_id_and_folder_name(release, sae_id=identity))
+    except Exception:  # another version of sae-lens, or an unknown release: from_pretrained says which
+        return
+    if family in _MISREAD:
+        raise UsageError(
+            f"saelens:{release}/{identity}: sae-lens does not convert {family} checkpoints exactly; use hf:{place}"
+        )
+
+
 def _from_saelens(release: str, identity: str) -> Path:
     """sae-lens's own loader, saved once in its current format: the conversion is theirs, not re-implemented here."""
     target = _cache() / hashlib.sha256(f"{release}/{identity}".encode()).hexdigest()[:24]
@@ -70,6 +86,7 @@ def _from_saelens(release: str, identity: str) -> Path:
         theirs_module = import_module("sae_lens")
     except ImportError as error:
         raise UsageError("saelens: needs the package sae-lens: pip install sae-lens") from error
+    _refuse_misread(release, identity)
     try:
         theirs = theirs_module.SAE.from_pretrained(release, identity, device="cpu")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,14 @@ class Record:
             str(self.settings["max_norm"]),
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that could change a number: what the fingerprint hashes."""
+        return {
+            "sae": self.sae["sha256"], "model": self.model["sha256"], "hook": self.hook, "hook_out": self.hook_out,
+            "task": self.task, "corpus": self.corpus["fingerprint"], "settings": self.settings,
+        }  # fmt: skip
+
     def score(self, key: str, metric: str | None = None) -> dict[str, Any]:
         """The score of that key that is not a point of a curve.
 
@@ -117,6 +125,12 @@ class Record:
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise RecordError(f"{path}: not the units that {self.path.name} was made with; run it again with --force")
         return pd.read_parquet(io.BytesIO(data))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows for the record."""
+        from saebench.frame import record_html
+
+        return record_html(self)
 
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)
@@ -220,7 +234,9 @@ def _validate(record: Record, path: Path) -> None:
     for i, row in enumerate(record.scores):
         if not isinstance(row, dict) or set(row) != _SCORE_KEYS:
             raise RecordError(f"{path}: score {i} does not have the keys of a score")
-        for name in ("value", "low", "high"):
+        if not isinstance(row["metric"], str) or not isinstance(row["key"], str) or type(row["version"]) is not int:
+            raise RecordError(f"{path}: score {i}: metric and key must be text, version a whole number")
+        for name in ("value", "low", "high", "at"):
             value = row[name]
             if value is None and name != "value":
                 continue

@@ -10,7 +10,7 @@ of Economics and Statistics 98(4)). With A_g, B_g the cluster sums of num and de
 where √(1 − w_g) undoes the pull of a cluster on R, and df matches the first two moments of se² under a working model
 in which a document's units move together (var ∝ B_g²). Few documents or one large one mean few degrees of freedom.
 
-Why not a bootstrap: by simulation (tests/test_stats.py) this holds 94–97 % coverage from 10 to 200 clusters, with
+Why not a bootstrap: by simulation (tests/test_stats.py) this holds 94 to 97 % coverage from 10 to 200 clusters, with
 unequal, skewed and correlated data, where a percentile bootstrap falls to 85 % and a studentised one to 90 %; it needs
 no seed, and its p-values have no floor, so that Holm over hundreds of pairs can use them.
 """
@@ -28,6 +28,8 @@ from saebench.errors import SaebenchError
 LEVEL = 0.95
 # metrics.md promises every score to 1e-5 relative (rounding inside the model): a smaller difference is none.
 RESOLUTION = 1e-5
+# With more of the denominator than this in one document, the others say nothing about it (and `_freedom` would cancel).
+_LARGEST = 0.99
 
 
 class Declared(Protocol):
@@ -294,8 +296,8 @@ class _Estimate:
     def no_interval(self) -> str | None:
         if self.clusters < 2:
             return "all units lie in one document"
-        if (self.weight > 1 - 1e-9).any():
-            return "one document holds the whole denominator"
+        if (self.weight > _LARGEST).any():
+            return f"one document holds more than {_LARGEST:.0%} of the denominator"
         return None
 
 

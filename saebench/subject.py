@@ -38,6 +38,8 @@ _SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
     "ln1_out": ("input_layernorm", "out"),
     "ln2_out": ("pre_feedforward_layernorm", "out"),
 }
+# There a module of Llama's name is before the norm, or a norm of another place.
+_MOVED = frozenset({"mlp_out", "attn_out", "ln2_out", "resid_mid"})
 _GPT2 = {
     "mlp_out": ("mlp", "out"),
     "attn_out": ("attn", "out"),
@@ -137,6 +139,12 @@ class Subject:
                 + "".join(f", {site}" for site in self._sites)
             )
 
+        if self._sites is _SANDWICH and hook.as_module and hook.site in _MOVED:
+            raise UsageError(
+                f"{self.model.config.model_type} normalises what attention and the MLP add, so the module's name is another "
+                f"place than {hook}: use blocks.{hook.layer}.hook_attn_out, .hook_mlp_out or .hook_resid_mid if that is meant"
+            )
+
     # --- the two ways to run ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -200,6 +208,11 @@ class Subject:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
+    def close(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two results of the model are the same but for its rounding."""
+        tolerance = 2e-3 if self.dtype == "float32" else 5e-2
+        return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+
     # --- trust, but verify --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -213,9 +226,8 @@ class Subject:
         """
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = (torch.arange(16, device=self.device) * 7919 % vocabulary).reshape(2, 8)
-        tolerance = 2e-3 if self.dtype == "float32" else 5e-2
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        if not _close(self.logits(self._hidden(ids)), whole, tolerance):
+        if not self.close(self.logits(self._hidden(ids)), whole):
             raise SaebenchError(
                 f"{self.loaded.id} (model type '{self.model.config.model_type}') changes its logits after the output layer "
                 "in a way saebench does not know; its losses would be wrong"
@@ -232,7 +244,7 @@ class Subject:
             self.forks = False
             return
         pairs = zip((apart[0], *apart[1]), (together[0], *together[1]), strict=True)
-        self.forks = all(_close(a, b, tolerance) for a, b in pairs)
+        self.forks = all(self.close(a, b) for a, b in pairs)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
@@ -249,7 +261,9 @@ class Subject:
             if read == write:
                 return h
             if run.read is None:
-                raise SaebenchError(f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook")
+                raise SaebenchError(
+                    f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook"
+                )
             return run.read
 
         def fork_residual(h: Tensor) -> Tensor:
@@ -379,7 +393,3 @@ def _repeat_arguments(block: nn.Module, run: _Run) -> Any:
         return tuple(repeat(a) for a in args), {name: repeat(v) for name, v in kwargs.items()}
 
     return block.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())

@@ -93,7 +93,7 @@ def board_table(board: Board, scores: Sequence[str] = ()) -> Table:
     table.add_column("SAE", overflow="fold")
     table.add_column("latents", justify="right")
     for column in columns:
-        table.add_column(Text(heading(column, columns)), justify="right")
+        table.add_column(Text(heading(column, columns)), justify="right", overflow="fold")
     for row in board.rows:
         cells = [_terminal(row.cells[column]) for column in columns]
         table.add_row(Text(clean(row.name)), Text(clean(row.record.sae.get("d_sae", "?"), 12)), *cells)
@@ -116,7 +116,7 @@ def comparison_table(comparison: Comparison) -> Table:
     a, b = clean(comparison.a, 40), clean(comparison.b, 40)
     table = Table(caption=Text("B − A: paired over documents, 95 % interval", style="dim"), caption_justify="left")
     for name in ("score", a, b, "B − A", "p", ""):
-        table.add_column(Text(name), justify="left" if name in ("score", "") else "right")
+        table.add_column(Text(name), justify="left" if name in ("score", "") else "right", overflow="fold")
     columns = [line.column for line in comparison.lines]
     for line in comparison.lines:
         cells = [Text(value_text(cell)) for cell in (line.a, line.b)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -175,9 +176,11 @@ def _read(path: Path) -> Task:
     try:
         corpus = CorpusSpec(**raw.pop("corpus"))
         contexts = ContextSpec(**raw.pop("contexts"))
-        metrics = tuple(raw.pop("metrics"))
         labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
-        task = Task(corpus=corpus, contexts=contexts, metrics=metrics, folder=path.parent, labels=labels, **raw)
+        metrics = raw.pop("metrics")
+        if not isinstance(metrics, list):
+            raise TypeError("metrics must be a list of names")
+        task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, labels=labels, **raw)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
     _check(task, path)
@@ -187,20 +190,28 @@ def _read(path: Path) -> Task:
 def _check(task: Task, path: Path) -> None:
     corpus, contexts = task.corpus, task.contexts
     problems = {
-        "name and version must be a string and a whole number": not (
-            isinstance(task.name, str) and isinstance(task.version, int)
+        "name and version must be a string and a whole number from 1": not (
+            isinstance(task.name, str) and _whole(task.version, 1)
         ),
         "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(
             task.name
         ),
+        "metrics must be a list of names": not task.metrics or not all(isinstance(m, str) for m in task.metrics),
+        "title and description must be text": not (isinstance(task.title, str) and isinstance(task.description, str)),
+        "corpus names must be text": not all(
+            isinstance(v, str | None) for k, v in vars(corpus).items() if k not in ("where", "documents")
+        ),
+        "corpus.where must be a table of column = value": not isinstance(corpus.where, dict | None),
+        "corpus.documents must be 1 or more": not _whole(corpus.documents, 1),
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
         "contexts.length must be 2 or more": not _whole(contexts.length, 2),
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
-        "contexts.max_norm must be positive": contexts.max_norm is not None and not contexts.max_norm > 0,
         "a labelled corpus must be a file": task.labels is not None and corpus.file is None,
         "labels.test must lie between 0 and 1": task.labels is not None and not 0 < task.labels.test < 1,
+        "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
+        "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
     }
     for problem, holds in problems.items():
         if holds:
@@ -208,12 +219,15 @@ def _check(task: Task, path: Path) -> None:
 
 
 def _is_name(name: Any) -> bool:
-    parts = str(name).split("/")
-    return len(parts) <= 2 and all(part.replace("-", "").replace("_", "").isalnum() for part in parts)
+    return re.fullmatch("[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", str(name)) is not None
 
 
 def _is_commit(revision: Any) -> bool:
     return isinstance(revision, str) and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+
+
+def _positive(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from saebench.testing import random_sae, tiny_llama
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk32"
+EXAMPLE = REPOSITORY / "tests" / "example_plugin"
 HOOK = "blocks.1.hook_resid_post"
 
-torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,3 +75,21 @@ def two_saes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two random TopK SAEs for the tiny Llama, on disk."""
     base = tmp_path_factory.mktemp("saes")
     return [write_sae(base / name, random_sae(seed=seed)) for name, seed in (("first", 1), ("second", 2))]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip really installed the example, with a broken distribution beside it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in ("pyproject.toml", "README.md", "saebench_example_plugin.py"):
+        (source / name).write_bytes((EXAMPLE / name).read_bytes())  # building leaves files behind
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index",
+         "--disable-pip-version-check", "--target", target, source], check=True, timeout=120,
+    )  # fmt: skip
+    (target / "broken_example.py").write_text("import a_module_that_nobody_has\n")
+    info = target / "broken_example-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-example\nVersion: 9.9\n")
+    (info / "entry_points.txt").write_text("[saebench]\nbroken = broken_example\n")
+    return target

@@ -77,6 +77,7 @@ def refused(path: Path, *words: str, **options: Any) -> str:
         ({"d_sae": 25}, ["d_sae"]),
         ({"new_switch": False}, ["unknown key 'new_switch'", "--ignore-key new_switch"]),
         ({"drop": "k"}, ["'k' is missing", "--k"]),
+        ({"architecture": "standard", "drop": "rescale_acts_by_decoder_norm"}, ["'k' is 5", "no meaning"]),
         ({"metadata": 3}, []),
     ],
 )

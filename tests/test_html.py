@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import Make, make_record
 
 from saebench.leaderboard import Board, boards
 from saebench.plots import inline_svg, pareto_front, plots, write_plots
 from saebench.registry import registry
+from tests.synthetic import Make, make_record
 
 EVIL = "<script>alert(1)</script>\"' onload=x $x^2$ &amp; </td>"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic import Make, declared, make_record, units
 
 from saebench.compare import compare
 from saebench.errors import SaebenchError, UsageError
@@ -19,6 +18,7 @@ from saebench.leaderboard import Report, boards, select
 from saebench.registry import registry
 from saebench.stats import Ratio
 from saebench.tables import board_table, clean, comparison_table, notes
+from tests.synthetic import Make, declared, make_record, units
 
 
 @pytest.fixture

@@ -177,6 +177,15 @@ def test_new_metric_computes_only_that(llama, tokens, two_saes, tmp_path, monkey
     assert [run["metrics"] for run in second.runs] == [["fidelity"], ["sparsity"]]
 
 
+def test_force_computes_again_and_keeps_the_other_metrics(llama, tokens, two_saes, tmp_path):
+    [first] = measure(two_saes[0], llama, tokens, tmp_path)
+    [second] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["sparsity"], force=True)
+    assert second.path == first.path
+    assert set(second.metrics) == {"fidelity", "sparsity", "geometry"}
+    assert [run["metrics"] for run in second.runs][-1] == ["sparsity"]
+    same(first, second)
+
+
 def test_another_variant_never_overwrites(llama, tokens, two_saes, tmp_path):
     [plain] = measure(two_saes[0], llama, tokens, tmp_path)
     before = plain.path.read_bytes()

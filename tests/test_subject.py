@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import LAYERS, VOCABULARY, count_hooks, family, logits_with, look, random_ids, subject_of, tiny
 from torch import Tensor
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.subject import Copy, Subject
+from tests.tiny_models import LAYERS, VOCABULARY, count_hooks, family, logits_with, look, random_ids, subject_of, tiny
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "mistral", "qwen2")
 INSIDE = ("resid_mid", "attn_out", "mlp_out", "z", "mlp_post", "ln1_out", "ln2_out")
@@ -259,3 +259,17 @@ def test_bfloat16_keeps_activations_in_the_models_dtype():
     assert torch.equal(clean, copies[0])
     assert subject.logits(clean).dtype == torch.float32
     assert subject.logits(clean).shape == (2, 5, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "mlp.input", "self_attn", "post_attention_layernorm", "post_attention_layernorm.input"]
+)
+def test_on_gemma_a_modules_name_is_not_llamas_place(subjects, name: str):
+    place = HookPoint.parse(f"model.layers.1.{name}")
+    subjects["llama"].require(place)
+    for family_name in ("gemma2", "gemma3_text"):
+        with pytest.raises(UsageError, match="another place"):
+            subjects[family_name].require(place)
+        subjects[family_name].require(HookPoint.parse("blocks.1.hook_mlp_out"))
+        subjects[family_name].require(HookPoint.parse("model.layers.1"))
+        subjects[family_name].require(HookPoint.parse("model.layers.1.input_layernorm"))

@@ -85,7 +85,9 @@ RESIDUAL = {"resid_pre": ("", "in"), "resid_post": ("", "out")}
 
 
 @contextmanager
-def hooked(subject: Subject, layer: int, place: tuple[str, str], change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def hooked(
+    subject: Subject, layer: int, place: tuple[str, str], change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
     """`change` applied to a module's input or output; None leaves it."""
     name, end = place
     block = subject.blocks[layer]
@@ -105,7 +107,9 @@ def hooked(subject: Subject, layer: int, place: tuple[str, str], change: Callabl
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = (
-        module.register_forward_pre_hook(before, with_kwargs=True) if end == "in" else module.register_forward_hook(after)
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        if end == "in"
+        else module.register_forward_hook(after)
     )
     try:
         yield

@@ -179,6 +179,10 @@ def _assemble(
         )
         if rescales:
             parts.fold_norms()
+    elif cfg.has("k"):
+        raise CheckpointError(
+            f"{cfg.path}: 'k' is {cfg.data['k']}, which has no meaning for architecture '{architecture}'"
+        )
     elif cfg.data.get("rescale_acts_by_decoder_norm"):
         raise CheckpointError(f"{cfg.path}: 'rescale_acts_by_decoder_norm' is true, unknown for '{architecture}'")
     transform, shift = _normalization(cfg, parts, architecture, folder, options)
@@ -267,7 +271,12 @@ def _activation(
         parts.facts.append(Fact("threshold", repr(threshold), f"{_WEIGHTS} topk_threshold"))
         return JumpReLU(torch.tensor(threshold, dtype=torch.float64).float())
     if "jumprelu" in architecture:
-        return JumpReLU(_thresholds(weights, d_sae, parts))
+        thresholds = _thresholds(weights, d_sae, parts)
+        if "jumprelu_bandwidth" in cfg.data and bool((thresholds < 0).any()):  # no ReLU follows the gate there
+            raise CheckpointError(
+                f"{weights.path}: a training checkpoint with negative thresholds fires negatively: refused"
+            )
+        return JumpReLU(thresholds)
     if architecture == "gated":
         r_mag, b_gate, b_mag = (weights.get(n, d_sae) for n in ("r_mag", "b_gate", "b_mag"))
         if shift is not None:

@@ -58,6 +58,8 @@ def modern(cfg: Config, options: LoadOptions) -> Config:
     if activation == "topk" and architecture in ("standard", "topk"):
         architecture = "topk"
         data["k"] = kwargs.integer("k", cfg.integer("k"))
+    elif activation == "relu" and kwargs.has("k"):
+        raise CheckpointError(f"{cfg.path}: 'activation_fn_kwargs.k' beside activation 'relu': which one is meant?")
     elif activation != "relu" and not (activation == "topk" and architecture == "topk"):
         raise CheckpointError(
             f"{cfg.path}: activation '{activation}' with architecture '{architecture}' is not supported"

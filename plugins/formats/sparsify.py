@@ -11,7 +11,7 @@ from typing import Any
 from saebench import SAE, Format, HookPoint, LoadOptions, hookimpl
 from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of
 from saebench.errors import UsageError
-from saebench.sae import Fact, GroupMax, Metadata, SignedTopK, TopK
+from saebench.sae import AbsTopK, Fact, GroupMax, Metadata, TopK
 
 _WEIGHTS = "sae.safetensors"
 _MATTERS = {"activation", "k", "d_in", "num_latents", "expansion_factor", "transcode", "skip_connection", "signed"}
@@ -68,7 +68,7 @@ def _check_sizes(cfg: Config, d_in: int, d_sae: int) -> None:
         )
 
 
-def _activation(cfg: Config, d_sae: int, options: LoadOptions) -> tuple[TopK | GroupMax | SignedTopK, tuple[Fact, ...]]:
+def _activation(cfg: Config, d_sae: int, options: LoadOptions) -> tuple[TopK | GroupMax | AbsTopK, tuple[Fact, ...]]:
     kind = cfg.choice("activation", {"topk", "groupmax"}, "topk")
     k = cfg.integer("k") or options.k
     if k is None:
@@ -83,7 +83,7 @@ def _activation(cfg: Config, d_sae: int, options: LoadOptions) -> tuple[TopK | G
             raise CheckpointError(f"{cfg.path}: groupmax with k = {k} does not divide {d_sae} latents, or is signed")
         return GroupMax(k), facts
     if signed:
-        return SignedTopK(k), (*facts, Fact("negative latents", "true", "cfg.json signed"))
+        return AbsTopK(k), (*facts, Fact("selects by magnitude, keeps signs", "true", "cfg.json signed"))
     return TopK(k), facts
 
 

@@ -62,7 +62,9 @@ Most scores move with sparsity, so look at the plots before the ranks.</p></head
 def _section(number: int, board: Board) -> str:
     columns = headlines(board.columns)
     heads = ["SAE", "architecture", "latents", *(heading(c, columns) for c in columns)]
-    head = "".join(f'<th scope="col" aria-sort="none"><button type="button">{_breakable(h)}</button></th>' for h in heads)
+    head = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{_breakable(h)}</button></th>' for h in heads
+    )
     body = "\n".join(_row(i, row, columns) for i, row in enumerate(board.rows))
     kinds = sorted({architecture(row) for row in board.rows})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)

@@ -1,4 +1,4 @@
-"""Boards as Markdown, CSV and JSON.
+"""Boards as Markdown, CSV, JSON and parquet.
 
 Names come out of other people's files: in Markdown they cannot start a cell, a link or a tag, in CSV no formula.
 """
@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pandas as pd
 
 from saebench import hookimpl
 from saebench.leaderboard import Board, Cell, Column, Report, Row, select
@@ -100,7 +102,7 @@ class Csv:
 
 def _harmless(value: object) -> object:
     """Text that no spreadsheet takes for a formula; numbers as they are."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return value
     text = clean(value, 300)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
@@ -142,6 +144,41 @@ def _short(value: object) -> object:
     return value[:1000] if isinstance(value, str) else value
 
 
+class Parquet:
+    """The lines of the CSV as a typed, binary table, for pandas and the like: needs --output."""
+
+    name = "parquet"
+
+    def render(self, boards: Sequence[Board]) -> bytes:
+        columns = {
+            name: pd.array([_typed(line[name], kind) for board in boards for line in _long(board)], dtype=kind)
+            for name, kind in _KINDS.items()
+        }
+        out = io.BytesIO()
+        pd.DataFrame(columns).to_parquet(out, index=False)
+        return out.getvalue()
+
+
+_KINDS: dict[str, Any] = {
+    "model": "string", "revision": "string", "hook": "string", "task": "string", "corpus": "string", "dtypes": "string",
+    "sae": "string", "sha256": "string", "architecture": "string", "d_sae": "Int64", "fingerprint": "string",
+    "metric": "string", "version": "Int64", "key": "string", "at": "Float64", "state": "string", "value": "Float64",
+    "low": "Float64", "high": "Float64", "rank": "Int64", "n": "Int64", "unit": "string", "direction": "string",
+    "reason": "string",
+}  # fmt: skip
+
+
+def _typed(value: object, kind: str) -> Any:
+    """A value as its column has it; what a stranger's record holds in its place is missing."""
+    if value is None or value == "":
+        return value
+    if kind == "string":
+        return clean(value, 300)
+    if kind == "Int64":
+        return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
+    return value
+
+
 @hookimpl
 def saebench_reports() -> list[Report]:
-    return [Markdown(), Csv(), Json()]
+    return [Markdown(), Csv(), Json(), Parquet()]

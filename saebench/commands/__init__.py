@@ -1,0 +1,1 @@
+"""The commands, a module for each kind. With `saebench/cli.py`, the only code that prints."""

@@ -1,0 +1,57 @@
+"""Commands about plugins: `plugins` shows what is installed, `new-plugin` begins another."""
+
+import json
+from pathlib import Path
+
+import click
+
+from saebench.commands.shell import debug_option, errors
+from saebench.errors import SaebenchError
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a plugin is broken.")
+@debug_option
+def plugins(as_json: bool, strict: bool, debug: bool) -> None:
+    """Which plugins are installed, what each brings, and why one was left out.
+
+    \b
+    Examples:
+      saebench plugins
+      saebench plugins --json
+    """
+    with errors(debug):
+        from dataclasses import asdict
+
+        from saebench.registry import installed
+
+        found = installed()
+        if as_json:
+            click.echo(json.dumps([asdict(p) for p in found.plugins], indent=1))
+        else:
+            for p in found.plugins:
+                what = f"BROKEN: {p.error}" if p.error else ", ".join(p.provides) or "nothing"
+                click.echo(f"{p.name} ({p.distribution} {p.version}): {what}")
+        if strict and found.broken:
+            raise SaebenchError(f"{len(found.broken)} broken: {', '.join(p.name for p in found.broken)}")
+
+
+@click.command("new-plugin")
+@click.argument("name")
+@click.option("--kind", required=True, type=click.Choice(["metric", "format", "report"]), help="What it brings.")
+@debug_option
+def new_plugin(name: str, kind: str, debug: bool) -> None:
+    """Write an installable plugin that works, with its test, into a new folder NAME.
+
+    \b
+    Examples:
+      saebench new-plugin my-metric --kind metric
+      saebench new-plugin my-format --kind format
+    """
+    with errors(debug):
+        from saebench.scaffold import new_plugin as write
+
+        for path in write(name, kind, Path()):
+            click.echo(str(path))
+        click.echo(f"next: cd {name} && pip install -e . && pytest; README.md says how to try it", err=True)

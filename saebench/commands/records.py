@@ -1,0 +1,173 @@
+"""Commands about records: `leaderboard`, `compare` and `submit`."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.commands.shell import console_on, debug_option, errors
+from saebench.errors import SaebenchError, UsageError
+
+if TYPE_CHECKING:
+    from saebench.leaderboard import Board
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "format_", default="table", show_default=True, help="table, or a report: see `saebench list reports`."
+)
+@click.option(
+    "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
+)
+@click.option("--task", help="Only this task, name or name@version.")
+@click.option("--architecture", "architectures", multiple=True, help="Only SAEs of this architecture; repeatable.")
+@click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with so many latents; repeatable.")
+@click.option("--max-l0", type=float, help="Only SAEs with at most so many latents a token, as measured.")
+@click.option("--sort", help="name, architecture, width, or a score (best first).")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
+@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG and SVG.")
+@debug_option
+def leaderboard(
+    folders: tuple[Path, ...],
+    format_: str,
+    scores: tuple[str, ...],
+    sort: str | None,
+    output: Path | None,
+    plots: Path | None,
+    debug: bool,
+    **filters: Any,
+) -> None:
+    """All records in folders (default: results/), side by side, with ranks that only the data can give.
+
+    Ranks are among the SAEs that the filters leave.
+
+    \b
+    Examples:
+      saebench leaderboard
+      saebench leaderboard results/ theirs/ --task fidelity --score explained_variance
+      saebench leaderboard --architecture topk --max-l0 64 --sort explained_variance
+      saebench leaderboard --format html --output board.html --plots figures/
+    """
+    with errors(debug):
+        found = _boards(folders, sort, filters)
+        if format_ == "table":
+            _print_boards(found, scores, output)
+        else:
+            _write_report(found, format_, output)
+        if plots:
+            from saebench.plots import write_plots
+
+            for path in write_plots(found, plots):
+                click.echo(f"plot: {path}", err=True)
+
+
+def _boards(folders: tuple[Path, ...], sort: str | None, filters: dict[str, Any]) -> "list[Board]":
+    from saebench.leaderboard import boards
+    from saebench.results import load_records
+    from saebench.selection import keep, sort_boards
+
+    records = load_records(folders or (Path("results"),))
+    if not records:
+        raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
+    found = boards(keep(records, **filters))
+    if not found:
+        flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
+        raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")
+    return sort_boards(found, sort) if sort else found
+
+
+def _write_report(found: "list[Board]", format_: str, output: Path | None) -> None:
+    from saebench.registry import registry
+    from saebench.results import write_atomically
+
+    rendered = registry().get("reports", format_).render(found)
+    if isinstance(rendered, bytes) and output is None and sys.stdout.isatty():
+        raise UsageError(f"--format {format_} is binary and no use on a terminal: write it to a file with --output")
+    data = rendered if isinstance(rendered, bytes) else rendered.encode()
+    write_atomically(output, data) if output else click.echo(data, nl=False)
+
+
+def _print_boards(found: "list[Board]", scores: tuple[str, ...], output: Path | None) -> None:
+    from saebench.tables import board_table, notes
+
+    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as file:
+        console = console_on(file)
+        for board in found:
+            console.print(board_table(board, scores))
+            for note in notes(board):
+                console.print(f"note: {note}", markup=False)
+
+
+@click.command()
+@click.argument("saes", nargs=-1, required=True, metavar="A B [C…]")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of the records.",
+)
+@click.option("--task", help="Only this task, name or name@version.")
+@click.option(
+    "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@debug_option
+def compare(
+    saes: tuple[str, ...], results: Path, task: str | None, scores: tuple[str, ...], as_json: bool, debug: bool
+) -> None:
+    """What differs between SAEs, paired on the contexts that both were measured on.
+
+    A, B … are record files, or names of SAEs in the results folder.
+
+    \b
+    Examples:
+      saebench compare first-sae second-sae
+      saebench compare a.json b.json --score explained_variance
+    """
+    with errors(debug):
+        from saebench.compare import compare as compare_records
+        from saebench.results import find_records
+
+        found = compare_records(find_records(saes, results, task), scores)
+        if as_json:
+            click.echo(json.dumps([c.to_json() for c in found], indent=1, allow_nan=False))
+            return
+        from saebench.tables import comparison_table
+
+        console = console_on(sys.stdout)
+        for comparison in found:
+            console.print(comparison_table(comparison))
+            console.print(comparison.sentence, markup=False)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="RECORD…", type=click.Path(path_type=Path))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder to put them into.",
+)
+@debug_option
+def submit(paths: tuple[Path, ...], results: Path, debug: bool) -> None:
+    """Check records, and put them with their units into the results folder; all of them, or none.
+
+    A record must be whole: every metric of a known task, no error, not partial, made from a clean commit, with a
+    fingerprint and scores that follow from what it and its units hold. RECORD is a record file, or a folder of them.
+
+    \b
+    Examples:
+      saebench submit theirs/results/m/blocks.15.hook_resid_post/an-sae-0a1b2c3d/fidelity@1.json
+      saebench submit theirs/results --results results
+    """
+    with errors(debug):
+        from saebench.submission import submit as submit_records
+
+        for path, state in submit_records(paths, results):
+            click.echo(f"{state}: {path}")

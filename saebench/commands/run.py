@@ -1,0 +1,197 @@
+"""`saebench run`: measure SAEs, with a progress bar, and show what came of it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.commands.shell import console_on, debug_option, errors
+from saebench.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saebench.plan import Request
+    from saebench.results import Record
+
+
+@click.command()
+@click.option(
+    "--sae",
+    "saes",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="An SAE checkpoint; repeatable: several share one pass.",
+)
+@click.option("--name", "names", multiple=True, help="Its name in records and tables; once for each --sae.")
+@click.option("--model", help="Alias, hub id, folder or .gguf. Default: the model each checkpoint names.")
+@click.option("--revision", help="Commit or branch of a hub model.")
+@click.option("--hook", help="Where the SAE reads, e.g. blocks.15.hook_resid_post. Default: what the checkpoint says.")
+@click.option(
+    "--task",
+    default="fidelity",
+    show_default=True,
+    help="A task (name, name@version or TOML file), or a suite: probing.",
+)
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="Run on these token ids [contexts, tokens] as they are.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Probe for the labels of this table of texts (.csv or .parquet).",
+)
+@click.option("--text-column", default="text", show_default=True, help="Of --data.")
+@click.option("--label-column", default="label", show_default=True, help="Of --data.")
+@click.option(
+    "--group-column", help="Of --data: rows that share it are on one side of the split. Default: each its own."
+)
+@click.option("--metric", "metrics", multiple=True, help="Only this metric; repeatable. Default: the task's.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    help="Folder of the records.",
+)
+@click.option("--format", "format_", help="The checkpoint's format. Default: recognised from its files.")
+@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
+@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
+@click.option(
+    "--ignore-key",
+    "ignore_keys",
+    multiple=True,
+    help="A config key of the checkpoint that changes nothing; repeatable.",
+)
+@click.option("--batch-size", type=int, help="Contexts a batch. Default: fitted to memory.")
+@click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the model. Default: float32 on a CPU, bfloat16 on a GPU.",
+)
+@click.option("--limit", type=int, help="Only the first N contexts; the record is marked partial.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--force", is_flag=True, help="Compute again what a record already holds.")
+@click.option("--strict", is_flag=True, help="A broken plugin is an error.")
+@click.option("--dry-run", is_flag=True, help="Say what would be computed and what it costs; compute nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Write the records as a JSON list to stdout.")
+@debug_option
+def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool, debug: bool, **options: Any) -> None:
+    """Measure SAEs on a task and write a record of each.
+
+    \b
+    Examples:
+      saebench run --sae results/baselines/smollm2-135m-layer15-topk32
+      saebench run --sae a/ --sae b/ --task fidelity --limit 16
+      saebench run --sae a/ --task probing
+      saebench run --sae a/ --data my.csv --text-column review --label-column stars
+      saebench run --sae a/ --tokens ids.npy --metric fidelity --json
+      torchrun --nproc-per-node 2 -m saebench run --sae a/
+    """
+    with errors(debug):
+        from saebench.plan import Request
+
+        request = Request(saes=saes, format=format_, **options)
+        if dry_run:
+            _dry_run(request, as_json)
+            return
+        _run(request, as_json)
+
+
+def _run(request: "Request", as_json: bool) -> None:
+    from saebench import ranks
+    from saebench.runner import execute
+
+    rank, _ = ranks.start()
+    console = console_on()
+    outcome = execute(request, _Progress(console, quiet=rank > 0))
+    if rank == 0:
+        if as_json:
+            click.echo(json.dumps([record.to_json() for record in outcome.records], indent=1, allow_nan=False))
+        else:
+            _show(outcome.records, console)
+        for failure in outcome.failures:
+            click.echo(f"error: {failure.name}: {one_line(failure.error, 1000)}", err=True)
+        for record in outcome.records:
+            for metric, message in record.errors.items():
+                click.echo(f"error: {record.sae['name']}: metric {metric}: {message}", err=True)
+    bad = [f.error.exit_code for f in outcome.failures] + [1 for r in outcome.records if r.errors]
+    if bad:
+        sys.exit(1 if outcome.records or 1 in bad else 2)
+
+
+class _Progress:
+    """A progress bar on a terminal, a line per stage on anything else."""
+
+    def __init__(self, console: "Console", quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self.bar: Any = None
+        self.task: Any = None
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False, style="dim")
+
+    def begin(self, label: str, total: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self.message(f"{label}: {total - done} contexts")
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("contexts"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.bar.start()
+        self.task = self.bar.add_task(label, total=total, completed=done)
+
+    def advance(self, contexts: int) -> None:
+        if self.bar:
+            self.bar.advance(self.task, contexts)
+
+    def end(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def _show(records: "list[Record]", console: "Console") -> None:
+    """The table at the end of a run, how to read it, and where the records lie."""
+    from saebench.run_table import reading_help, run_tables
+
+    if not records:
+        return
+    for table in run_tables(records):
+        console.print(table)
+    console.print(reading_help(records), markup=False)
+    for record in records:
+        for warning in record.sae["warnings"]:
+            console.print(f"note: {record.sae['name']}: {warning}", markup=False)
+        console.print(f"record: {record.path}", markup=False, soft_wrap=True)
+
+
+def _dry_run(request: "Request", as_json: bool) -> None:
+    from saebench.dry_run import dry_runs
+
+    plans = dry_runs(request)
+    if as_json:
+        bodies = [plan.to_json() for plan in plans]
+        click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
+        return
+    for plan in plans:
+        for line in plan.lines():
+            click.echo(line)

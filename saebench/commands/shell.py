@@ -1,0 +1,57 @@
+"""What every command shares: the console, errors as one line with an exit code, --debug."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.errors import SaebenchError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console_on(file: Any = None) -> "Console":
+    """A rich console on stderr, or on `file`; wide enough for a table where there is no terminal to ask."""
+    from rich.console import Console
+
+    file = file or sys.stderr
+    return Console(file=file, highlight=False, width=None if file.isatty() else 140)
+
+
+def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {one_line(Warning(str(message)))}", err=True)
+
+
+@contextmanager
+def errors(debug: bool) -> Iterator[None]:
+    """One line and an exit code for whatever goes wrong; the traceback only with --debug."""
+    from saebench import ranks
+
+    try:
+        yield
+    except SaebenchError as error:
+        if debug:
+            raise
+        click.echo(f"error: {one_line(error, 1000)}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
+        sys.exit(130)
+    except (click.ClickException, click.exceptions.Exit, SystemExit):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        click.echo(f"error: {kind}: {one_line(error)} (a bug in saebench: --debug shows where)", err=True)
+        sys.exit(1)
+    finally:
+        if "torch" in sys.modules:
+            ranks.stop()
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)

@@ -1,0 +1,103 @@
+"""Records for notebooks: a tidy table of every score, and one record as HTML."""
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from saebench.leaderboard import Cell
+from saebench.results import Record, load_records
+from saebench.tables import clean, interval_text, value_text
+
+# Text, then numbers: what a column is does not depend on what the records happen to hold.
+_TEXT = ("sae", "sha256", "architecture", "format", "model", "revision", "hook", "hook_out", "task", "corpus", "model_dtype",
+         "sae_dtype", "metric", "key", "unit", "direction", "no_interval", "fingerprint", "path")  # fmt: skip
+_FLOAT = ("at", "value", "low", "high")
+_WHOLE = ("width", "d_in", "seed", "limit", "version", "n")
+_COLUMNS = (
+    "sae", "architecture", "width", "d_in", "format", "model", "revision", "hook", "hook_out", "task", "metric", "version",
+    "key", "at", "value", "low", "high", "n", "unit", "direction", "no_interval", "partial", "model_dtype", "sae_dtype",
+    "seed", "limit", "corpus", "sha256", "fingerprint", "path",
+)  # fmt: skip
+
+
+def load_results(path: str | Path | Iterable[str | Path] = "results") -> pd.DataFrame:
+    """Every score of every record below a folder as a tidy table: one row per score, curves too.
+
+    Args:
+        path: a results folder or a record file, or several of them.
+
+    Returns:
+        Columns sae (its name), architecture, width (latents), d_in, format, model, revision, hook, hook_out, task
+        (name@version), metric, version (the metric's), key, at (the place on a curve; missing for other scores), value,
+        low and high (95 % interval; missing where there is none), n, unit, direction ("higher", "lower" or missing),
+        no_interval (why there is none), partial (made with --limit), model_dtype, sae_dtype, seed, limit, corpus,
+        sha256 (of the SAE), fingerprint, path. Scores are comparable where model, hook_out, task, corpus, dtypes and
+        partial are equal.
+
+    Raises:
+        RecordError: no such folder, or a file in it that is not a valid record.
+    """
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    rows = [_about(record) | _score(row) for record in load_records(paths) for row in record.scores]
+    frame = pd.DataFrame(rows, columns=list(_COLUMNS))
+    kinds = dict.fromkeys(_TEXT, "string") | dict.fromkeys(_FLOAT, "float64")
+    kinds |= dict.fromkeys(_WHOLE, "Int64") | {"partial": "bool"}
+    return frame.astype(kinds)
+
+
+def _about(record: Record) -> dict[str, Any]:
+    sae, settings = record.sae, record.settings
+    return {
+        "sae": _text(sae["name"]), "sha256": _text(sae["sha256"]), "architecture": _text(sae.get("architecture")),
+        "format": _text(sae.get("format")), "width": _whole(sae.get("d_sae")), "d_in": _whole(sae.get("d_in")),
+        "model": _text(record.model["id"]), "revision": _text(record.model.get("revision")), "hook": record.hook,
+        "hook_out": record.hook_out, "task": record.task_label, "corpus": _text(record.corpus["fingerprint"]),
+        "model_dtype": _text(settings["model_dtype"]), "sae_dtype": _text(settings["sae_dtype"]),
+        "seed": _whole(settings["seed"]), "limit": _whole(settings["limit"]), "partial": record.partial,
+        "fingerprint": record.fingerprint, "path": None if record.path is None else str(record.path),
+    }  # fmt: skip
+
+
+def _score(row: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: row[name] for name in _FLOAT} | {name: _whole(row[name]) for name in ("version", "n")}
+    return numbers | {name: _text(row[name]) for name in ("metric", "key", "unit", "direction", "no_interval")}
+
+
+def _text(value: object) -> str | None:
+    """Text of a sane length; a record's values may be anybody's."""
+    return None if value is None else str(value)[:1000]
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
+
+
+def record_html(record: Record) -> str:
+    """A record as an HTML table for a notebook: its scores with intervals, what was measured on what; all of it escaped."""
+    about = f"{clean(record.hook)} of {clean(record.model['id'])} · {clean(record.task_label)}"
+    if record.partial:
+        about += f" · partial: the first {clean(record.settings['limit'], 12)} contexts"
+    head = "".join(f"<th>{name}</th>" for name in ("metric", "score", "value", "95 % interval", "n", "unit"))
+    body = "".join(_html_row(row) for row in record.scores if row["at"] is None)
+    failed = "".join(f"<p>{escape(clean(m))} failed: {escape(clean(e, 300))}</p>" for m, e in record.errors.items())
+    return (
+        f"<div><p><b>{escape(clean(record.sae['name']))}</b><br>{escape(about)}</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{failed}</div>"
+    )
+
+
+def _html_row(row: dict[str, Any]) -> str:
+    cell = Cell("scored", row["value"], row["low"], row["high"], row["n"])
+    better = {"higher": " ↑", "lower": " ↓"}.get(str(row["direction"]), "")
+    texts = (
+        row["metric"],
+        f"{clean(row['key'])}{better}",
+        value_text(cell),
+        interval_text(cell),
+        row["n"],
+        row["unit"],
+    )
+    return "<tr>" + "".join(f"<td>{escape(clean(t)) if t not in ('', None) else ''}</td>" for t in texts) + "</tr>"

@@ -1,0 +1,149 @@
+"""What a record must be to stand in results/, and how it gets there. Nothing is believed that can be computed again."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from saebench.errors import SaebenchError, one_line
+from saebench.leaderboard import conflict
+from saebench.results import Record, RecordError, fingerprint, load_records, record_path, slug, write_atomically
+from saebench.stats import Ratio, ratio_interval
+from saebench.tables import clean
+from saebench.task import load_task
+
+# Sums of float64 in another order, on another machine.
+_CLOSE = 1e-9
+
+
+def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
+    """Check records and copy them, with their units, to where they belong below `results`: all of them, or none.
+
+    Returns:
+        (where it now lies, "added", "replaced" or "already there") for each.
+
+    Raises:
+        RecordError: one is not a record, may not stand in results, or contradicts one that does.
+    """
+    records = load_records(paths)
+    if not records:
+        raise RecordError("no record found: name record files (TASK@VERSION.json), or a folder of them")
+    for record in records:
+        if found := problems(record):
+            raise RecordError(f"{record.path}: cannot be submitted: {'; '.join(found)}")
+    there = {r.fingerprint: r for r in load_records([results])} if results.exists() else {}
+    states = []
+    for record in records:
+        states.append(_state(record, there.get(record.fingerprint)))
+        there.setdefault(record.fingerprint, record)
+    return [(_place(record, results, state), state) for record, state in zip(records, states, strict=True)]
+
+
+def problems(record: Record) -> list[str]:
+    """Why a record may not stand in results/, a few words each; empty if it may."""
+    return [p for check in (_whole, _task, _code, _identity, _units) for p in check(record)]
+
+
+def _whole(record: Record) -> Iterator[str]:
+    if record.partial or record.settings["limit"] is not None:
+        yield "it is partial (made with --limit)"
+    for metric, message in record.errors.items():
+        yield f"metric {clean(metric)} failed: {clean(message)}"
+    for metric in sorted(set(record.metrics) - {row["metric"] for row in record.scores} - set(record.errors)):
+        yield f"metric {clean(metric)} has no score"
+    for metric in sorted({row["metric"] for row in record.scores} - set(record.metrics)):
+        yield f"scores of {clean(metric)}, which it does not list as measured"
+    for what, name in (("SAE", record.sae["name"]), ("model", record.model["id"]), ("hook point", record.hook)):
+        if not isinstance(name, str) or clean(name, 200) != name:
+            yield f"the {what}'s name is not one plain line of at most 200 characters"
+
+
+def _task(record: Record) -> Iterator[str]:
+    try:
+        task = load_task(record.task_label.removesuffix(".toml"))
+    except SaebenchError as error:
+        yield one_line(error)
+        return
+    if record.task["sha256"] != task.sha256():
+        yield f"its task {task.label} is not the one that this saebench has (another sha256)"
+    if missing := sorted(set(task.metrics) - set(record.metrics)):
+        yield f"{', '.join(missing)} of {task.label} was not measured: run it without --metric"
+
+
+def _code(record: Record) -> Iterator[str]:
+    runs = [run.get("provenance") if isinstance(run, dict) else None for run in record.runs]
+    if not runs:
+        yield "it does not say which code made it"
+    for run in runs:
+        commit = run.get("commit") if isinstance(run, dict) else None
+        if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+            yield "it does not name the commit that made it: run saebench from a checkout"
+        elif not isinstance(run, dict) or run.get("dirty") is not False:
+            yield f"it was made with uncommitted changes on top of {commit[:12]}: commit them and run it again"
+
+
+def _identity(record: Record) -> Iterator[str]:
+    if record.fingerprint != fingerprint(record.identity):
+        yield "its fingerprint does not follow from what it says it measured"
+
+
+def _units(record: Record) -> Iterator[str]:
+    for metric in record.metrics:
+        rows = [row for row in record.scores if row["metric"] == metric and row["num"] is not None]
+        try:
+            units = record.units(metric)
+        except (RecordError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
+            yield one_line(error)
+            continue
+        if units is None and rows:
+            yield f"{clean(metric)} has scores over units, but no units"
+        for row in rows if units is not None else ():
+            try:
+                found = ratio_interval(units, Ratio(row["num"], row["den"], row["offset"], row["scale"]))
+            except (SaebenchError, KeyError, TypeError, ValueError) as error:
+                yield f"{clean(row['key'])} cannot be computed from its units: {one_line(error)}"
+                continue
+            for name in ("value", "low", "high"):
+                if not _same(row[name], getattr(found, name)):
+                    yield f"{clean(row['key'])}: {name} is {row[name]}, its units give {getattr(found, name)}"
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-12)
+
+
+def _state(record: Record, other: Record | None) -> str:
+    """Whether it is new, more than what is there, or the same.
+
+    Raises:
+        RecordError: it contradicts the one that is there, or holds less.
+    """
+    if other is None:
+        return "added"
+    if found := conflict(other, record):
+        raise RecordError(f"{record.path}: contradicts {other.path}, which has the same fingerprint: {found}")
+    if lost := sorted(set(other.metrics) - set(record.metrics)):
+        raise RecordError(f"{record.path}: {other.path} is there already and holds more ({', '.join(lost)})")
+    changed = {m: e["version"] for m, e in record.metrics.items()} != {
+        m: e["version"] for m, e in other.metrics.items()
+    }
+    return "replaced" if changed else "already there"
+
+
+def _place(record: Record, results: Path, state: str) -> Path:
+    """Copy a record and its units, byte for byte, to where it belongs."""
+    path = record_path(results, record)
+    if state == "already there" or record.path is None:
+        return path
+    copy = replace(record, metrics=deepcopy(record.metrics))
+    for metric, entry in copy.metrics.items():
+        if entry["units"] is not None:
+            data = record.path.with_name(Path(entry["units"]["file"]).name).read_bytes()
+            entry["units"]["file"] = f"{path.stem}.{slug(metric)}.parquet"
+            write_atomically(path.with_name(entry["units"]["file"]), data)
+    copy.write(path, {})
+    return path

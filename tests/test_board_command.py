@@ -1,0 +1,175 @@
+"""`saebench leaderboard` and its kin for notebooks: filters, order, binary output, plots, tidy frames."""
+
+import io
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+import saebench
+from saebench.cli import main
+from saebench.results import RecordError
+from tests.synthetic import Make, make_record
+from tests.test_leaderboard import HOSTILE
+
+
+def call(*args: Any) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return partial(make_record, tmp_path)
+
+
+@pytest.fixture
+def results(make: Make, tmp_path: Path) -> Path:
+    """Four SAEs: two architectures, two widths, L0 30 to 33."""
+    for i, (architecture, width) in enumerate([("topk", 64), ("topk", 128), ("jumprelu", 64), ("jumprelu", 128)]):
+        about = {"name": "dcab"[i], "sha256": f"{i}" * 64, "architecture": architecture, "d_sae": width}
+        make(f"sae-{i}", 0.01 * i, i, sae=about)
+    return tmp_path
+
+
+def names(*args: Any) -> list[str]:
+    result = call("leaderboard", *args, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    return [row["name"] for board in json.loads(result.stdout) for row in board["rows"]]
+
+
+def test_filters_and_order(results: Path) -> None:
+    assert sorted(names(results)) == ["a", "b", "c", "d"]
+    assert sorted(names(results, "--architecture", "TopK")) == ["c", "d"]
+    assert sorted(names(results, "--width", 64)) == ["a", "d"]
+    assert names(results, "--width", 64, "--architecture", "topk") == ["d"]
+    assert sorted(names(results, "--max-l0", 31.5)) == ["c", "d"]
+    assert names(results, "--sort", "name") == ["a", "b", "c", "d"]
+    assert names(results, "--sort", "explained_variance") == ["d", "c", "a", "b"], "the best first"
+    assert names(results, "--sort", "l0") == ["d", "c", "a", "b"], "the sparsest first"
+    assert [n in "ad" for n in names(results, "--sort", "width")] == [True, True, False, False]
+
+
+def test_what_filters_leave_is_ranked_among_itself(results: Path) -> None:
+    result = call("leaderboard", results, "--architecture", "jumprelu", "--format", "json")
+    rows = {row["name"]: row["scores"][0] for row in json.loads(result.stdout)[0]["rows"]}
+    assert rows["a"]["key"] == "explained_variance"
+    assert [rows["a"]["rank"], rows["b"]["rank"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--architecture", "nothing"], 1, "none of 4 records passes --architecture"),
+        (["--width", 3, "--max-l0", 1], 1, "--width, --max-l0"),
+        (["--sort", "explaned_variance"], 2, "did you mean 'explained_variance'"),
+        (["--format", "parkett"], 2, "did you mean 'parquet'"),
+    ],
+)
+def test_bad_flags_are_one_line(results: Path, flags: list[Any], code: int, words: str) -> None:
+    result = call("leaderboard", results, *flags)
+    assert result.exit_code == code, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    result = call("leaderboard", tmp_path)
+    assert result.exit_code == 1
+    assert "saebench run" in result.stderr
+
+
+def test_parquet_holds_what_csv_holds(results: Path, tmp_path: Path) -> None:
+    output = tmp_path / "board.parquet"
+    assert call("leaderboard", results, "--format", "parquet", "--output", output).exit_code == 0
+    found = pd.read_parquet(output)
+    piped = CliRunner().invoke(main, ["leaderboard", str(results), "--format", "parquet"])
+    assert piped.stdout_bytes == output.read_bytes(), "into a pipe it needs no --output"
+    table = pd.read_csv(io.StringIO(call("leaderboard", results, "--format", "csv").stdout), keep_default_na=False)
+    assert list(found) == list(table)
+    assert len(found) == len(table) == 16
+    assert found["value"].tolist() == table["value"].tolist()
+    assert [str(v) for v in found["sae"]] == [str(v) for v in table["sae"]]
+    assert found["rank"].dropna().astype(int).tolist() == [int(v) for v in table["rank"] if v != ""]
+    assert str(found["n"].dtype) == "Int64"
+
+
+def test_binary_is_not_sent_to_a_terminal(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    from saebench.commands import records as command
+
+    monkeypatch.setattr(command.sys, "stdout", Terminal())
+    with pytest.raises(saebench.SaebenchError, match="--output"):
+        command._write_report(command._boards((results,), None, {}), "parquet", None)
+
+
+def test_plots_are_written(results: Path, tmp_path: Path) -> None:
+    result = call("leaderboard", results, "--plots", tmp_path / "figures")
+    assert result.exit_code == 0, result.stderr
+    drawn = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    assert {"pareto-explained_variance.png", "pareto-explained_variance.svg"} <= set(drawn)
+    assert result.stderr.count("plot: ") == len(drawn)
+
+
+# --- for notebooks ---------------------------------------------------------------------------------------------------
+
+
+def test_load_results_is_tidy(results: Path, make: Make) -> None:
+    make("cut", 0.5, 9, partial=True)
+    frame = saebench.load_results(results)
+    assert len(frame) == 20
+    assert frame.groupby("sae")["partial"].first().to_dict() == {
+        "a": False, "b": False, "c": False, "cut": True, "d": False
+    }  # fmt: skip
+    for record in saebench.load_records([results]):
+        mine = frame[frame["sha256"] == record.sae["sha256"]].set_index("key")
+        for row in record.scores:
+            line = mine.loc[row["key"]]
+            assert line["value"] == row["value"]
+            assert line["n"] == row["n"]
+            assert (row["low"] is None) == math.isnan(line["low"])
+        assert set(mine["path"]) == {str(record.path)}
+    ev = frame[(frame["key"] == "explained_variance") & (frame["width"] == 64)]
+    assert ev["direction"].tolist() == ["higher"] * len(ev)
+    assert set(ev["task"]) == {"fidelity@1"}
+
+
+def test_an_empty_frame_has_the_same_columns(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty, full = saebench.load_results(tmp_path / "empty"), saebench.load_results(results)
+    assert empty.empty
+    assert dict(empty.dtypes) == dict(full.dtypes)
+    with pytest.raises(RecordError, match="no such file"):
+        saebench.load_results(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names_stay_text_in_notebooks_and_parquet(make: Make, tmp_path: Path, name: str) -> None:
+    record = make("plain")
+    record.sae |= {"name": name, "architecture": name, "d_sae": {"not": "a number"}}
+    record.errors["use"] = name
+    assert record.path is not None
+    record.write(record.path, {})
+    html = record._repr_html_()
+    assert "<script" not in html
+    assert len(html) < 20_000
+    frame = saebench.load_results(tmp_path)
+    assert frame["sae"].str.len().max() <= 1000
+    assert frame["width"].isna().all()
+    written = call("leaderboard", tmp_path, "--format", "parquet", "--output", tmp_path / "out.parquet")
+    assert written.exit_code == 0, written.stderr
+    assert pd.read_parquet(tmp_path / "out.parquet")["sae"].str.len().max() <= 300
+
+
+def test_a_record_in_a_notebook_shows_its_scores(make: Make) -> None:
+    html = make("an <b>SAE</b>")._repr_html_()
+    assert "an &lt;b&gt;SAE&lt;/b&gt;" in html
+    assert "explained_variance ↑" in html
+    assert html.count("<tr>") == 4, "a head, three scores, and no point of a curve"
