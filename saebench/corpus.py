@@ -25,7 +25,7 @@ class Contexts:
 
     Attributes:
         token_ids: [N, T] int64
-        document_id: [N] int64, indices into `documents`: the clusters of every interval
+        document_id: [N] int64, indices into `documents`: the clusters of every interval; groups of labelled documents
         special: [N, T] bool, BOS and other special tokens, and padding
         documents: names
         dropped_tokens: tokens of tails shorter than a context
@@ -141,7 +141,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     assert task.labels is not None
     path = task.folder / str(task.corpus.file)
     _verify(task, path)
-    table = labelled_texts(_filtered(read_table(path), task), task.labels, str(path))
+    table = labelled_texts(_filtered(read_table(path), task, path), task.labels, str(path))
     start = [] if bos is None else [bos]
     pieces: list[list[int]] = []
     kept: list[int] = []
@@ -168,7 +168,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     padding = np.arange(token_ids.shape[1]) >= lengths[:, None]
     labels = table.labels.take(np.array(kept))
     require_sides(labels)
-    names, document_id = np.unique([table.documents[i] for i in kept], return_inverse=True)
+    names, document_id = np.unique([table.groups[i] for i in kept], return_inverse=True)
     return Contexts(
         token_ids,
         document_id.astype(np.int64),
@@ -247,7 +247,7 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
         return
     path = task.folder / str(spec.file)
     _verify(task, path)
-    for row in _filtered(pd.read_parquet(path), task, ("document", "text")).itertuples():
+    for row in _filtered(pd.read_parquet(path), task, path, ("document", "text")).itertuples():
         yield str(row.document), str(row.text)
 
 
@@ -264,14 +264,13 @@ def _verify(task: Task, path: Path) -> None:
         )
 
 
-def _filtered(frame: pd.DataFrame, task: Task, needed: Iterable[str] = ()) -> pd.DataFrame:
-    """The rows that the task's `where` keeps, of a table that has the columns it needs."""
+def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The rows that the task asks for; raises SaebenchError where a column is missing."""
     where = task.corpus.where or {}
     missing = [name for name in (*needed, *where) if name not in frame]
     if missing:
         raise SaebenchError(
-            f"task {task.label}: {task.corpus.file} has no column {', '.join(missing)}: "
-            f"it has {', '.join(map(str, frame.columns))}"
+            f"task {task.label}: {path} has no column {', '.join(missing)}: it has {', '.join(map(str, frame.columns))}"
         )
     for column, value in where.items():
         frame = frame[frame[column] == value]

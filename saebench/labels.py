@@ -61,13 +61,13 @@ class LabelledTexts:
 
     Attributes:
         texts: [N] the documents, in the order of their hashes.
-        documents: [N] names; rows of one name are one cluster of every interval.
+        groups: [N] names of their groups.
         labels: their labels and sides.
         dropped: how many rows were left out, by reason.
     """
 
     texts: list[str]
-    documents: list[str]
+    groups: list[str]
     labels: Labels
     dropped: dict[str, int]
 
@@ -81,7 +81,8 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, encoding="utf-8")
+        # Only an empty cell is missing: "NA" or "None" may well be a label.
+        return pd.read_csv(path, encoding="utf-8", keep_default_na=False, na_values=[""])
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -100,13 +101,12 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     Raises:
         UsageError: a column is missing, there are fewer than two classes, or a class has but one group.
     """
-    for column in filter(None, (spec.text, spec.label, spec.document, spec.group)):
+    for column in filter(None, (spec.text, spec.label, spec.group)):
         if column not in frame.columns:
             raise UsageError(f"{where}: {unknown('column', column, [str(c) for c in frame.columns])}")
     text = frame[spec.text].astype("string").str.strip()
-    group = frame[spec.group] if spec.group else (frame[spec.document] if spec.document else text)
+    group = frame[spec.group] if spec.group else text.map(_hash, na_action="ignore")
     rows = pd.DataFrame({"text": text, "label": frame[spec.label], "group": group.astype("string")})
-    rows["document"] = frame[spec.document].astype("string") if spec.document else None
     dropped: dict[str, int] = {}
     for reason, bad in (
         ("without text", rows.text.isna() | (rows.text == "")),
@@ -119,10 +119,11 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     several = rows.groupby("text").label.transform("nunique") > 1
     dropped["under several labels"] = int(several.sum())
     rows = rows[~several]
+    # In an order of their own before repeats go, so that which copy stays does not depend on the file's order.
+    rows = rows.assign(order=rows.text.map(_hash)).sort_values(["order", "group"], kind="stable")
     repeated = rows.duplicated("text")
     dropped["repeated"] = int(repeated.sum())
     rows = rows[~repeated]
-    rows = rows.iloc[np.argsort([_hash(t) for t in rows.text], kind="stable")]
     classes = tuple(sorted(set(rows.label)))
     if len(classes) < 2:
         raise UsageError(f"{where}: column '{spec.label}' has {len(classes)} classes, two or more are needed")
@@ -134,8 +135,7 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
             raise UsageError(
                 f"{where}: every document of label '{name}' is in one group, so it cannot be split by group"
             )
-    documents = [str(d) for d in rows.document] if spec.document else [_hash(t)[:16] for t in rows.text]
-    return LabelledTexts([str(t) for t in rows.text], documents, Labels(classes, label, test, codes), dropped)
+    return LabelledTexts([str(t) for t in rows.text], list(rows.group), Labels(classes, label, test, codes), dropped)
 
 
 def split_by_group(label: np.ndarray, group: np.ndarray, names: list[str], share: float) -> np.ndarray:

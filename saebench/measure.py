@@ -227,8 +227,8 @@ class ModelRun:
 
     def _state_key(self, read: HookPoint, write: HookPoint) -> str:
         return fingerprint(
-            {"saebench": saebench.__version__, "model": self.subject.loaded.sha256, "read": str(read), "write": str(write), "rank": self.rank,
-             "world": self.world, "corpus": self.contexts.fingerprint()}
+            {"saebench": saebench.__version__, "model": self.subject.loaded.sha256, "read": str(read),
+             "write": str(write), "rank": self.rank, "world": self.world, "corpus": self.contexts.fingerprint()}
         )[:16]  # fmt: skip
 
     def _lane_key(self, job: Job) -> str:

@@ -60,14 +60,13 @@ class LabelSpec:
 
     Attributes:
         text, label: the columns.
-        document: rows with the same value are one cluster of every interval; None makes each row its own.
-        group: rows with the same value are on the same side of the split; None takes `document`.
+        group: rows with the same value are on the same side of the split, and vary together: they are one cluster of every
+            interval, as the contexts of a document are. None makes each row its own.
         test: the share of documents that is held out, by whole groups.
     """
 
     text: str = "text"
     label: str = "label"
-    document: str | None = None
     group: str | None = None
     test: float = 0.3
 
@@ -178,10 +177,10 @@ def _read(path: Path) -> Task:
     try:
         corpus = CorpusSpec(**raw.pop("corpus"))
         contexts = ContextSpec(**raw.pop("contexts"))
+        labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
         metrics = raw.pop("metrics")
         if not isinstance(metrics, list):
             raise TypeError("metrics must be a list of names")
-        labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
         task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, labels=labels, **raw)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
@@ -210,10 +209,10 @@ def _check(task: Task, path: Path) -> None:
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
         "contexts.length must be 2 or more": not _whole(contexts.length, 2),
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
-        "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
-        "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
         "a labelled corpus must be a file": task.labels is not None and corpus.file is None,
         "labels.test must lie between 0 and 1": task.labels is not None and not 0 < task.labels.test < 1,
+        "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
+        "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
     }
     for problem, holds in problems.items():
         if holds:
@@ -221,8 +220,7 @@ def _check(task: Task, path: Path) -> None:
 
 
 def _is_name(name: Any) -> bool:
-    parts = str(name).split("/")
-    return len(parts) <= 2 and all(re.fullmatch("[A-Za-z0-9_-]+", part) for part in parts)
+    return re.fullmatch("[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", str(name)) is not None
 
 
 def _is_commit(revision: Any) -> bool:

@@ -71,9 +71,10 @@ def test_every_label_with_two_groups_has_both_sides(groups: list[tuple[int, int]
 
 def test_order_of_the_file_changes_nothing() -> None:
     frame = table()
+    frame = pd.concat([frame, frame.head(3).assign(group=["g8", "g10", "g2"])], ignore_index=True)  # copies elsewhere
     a = labelled_texts(frame, BY_GROUP, "t")
     b = labelled_texts(frame.sample(frac=1, random_state=1), BY_GROUP, "t")
-    assert a.texts == b.texts
+    assert (a.texts, a.groups) == (b.texts, b.groups)
     assert a.labels.digest() == b.labels.digest()
 
 
@@ -113,6 +114,12 @@ def test_a_label_column_of_numbers_with_a_gap() -> None:
     found = labelled_texts(frame, BY_GROUP, "t")
     assert found.labels.classes == ("0", "1")
     assert found.dropped["without label"] == 1
+
+
+def test_na_is_a_label(tmp_path: Path) -> None:
+    frame = table().assign(label=lambda f: f.label.map({"c0": "NA", "c1": "None"}))
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert labelled_texts(read_table(tmp_path / "t.csv"), BY_GROUP, "t").labels.classes == ("NA", "None")
 
 
 def test_bad_tables_are_one_line_errors(tmp_path: Path) -> None:

