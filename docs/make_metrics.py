@@ -43,9 +43,11 @@ def _page(metric: type[Metric]) -> str:
         _paragraphs(metric.__doc__),
         f"Version {metric.version}. Reads {needs}. Code: `plugins/{module.__name__.split('plugins.')[-1].replace('.', '/')}.py`.",
         "## Scores",
-        _table(_scores(metric)),
-        "An interval is over documents; a score that says why has none.",
     ]
+    if "labels" in metric.needs:
+        parts += ["They depend on the classes of the task: `saebench run` lists them all."]
+    else:
+        parts += [_table(_scores(metric)), "An interval is over documents; a score that says why has none."]
     if "units" in vars(metric):
         parts += ["## Units", _paragraphs(metric.units.__doc__)]
     notes = [

@@ -6,6 +6,7 @@ mean ablation puts in; a sample of them is what each SAE's measured L0 is checke
 
 import hashlib
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -130,7 +131,8 @@ def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, temporary)
         temporary.replace(path)
     except (OSError, SafetensorError):  # a full disk is either
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_l0(sae: SAE, calibration: Calibration) -> float:

@@ -130,7 +130,7 @@ def _token_shape(request: Request) -> tuple[int, int]:
     import numpy as np
 
     try:
-        shape = getattr(np.load(str(request.tokens), allow_pickle=False, mmap_mode="r"), "shape", ())
+        shape: tuple[int, ...] = getattr(np.load(str(request.tokens), allow_pickle=False, mmap_mode="r"), "shape", ())
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{request.tokens}: not readable as .npy") from error
     if len(shape) != 2 or min(shape) < 1:
