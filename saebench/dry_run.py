@@ -5,7 +5,7 @@ from typing import Any
 
 from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.measure import BATCH, LANES
+from saebench.measure import LANES, default_batch
 from saebench.models import DTYPES, default_device, default_dtype, load_config
 from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.runner import check_request
@@ -112,7 +112,7 @@ def _group(
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
     device = request.device or default_device()
-    batch = request.batch_size or BATCH["cuda" if device.startswith("cuda") else "cpu"]
+    batch = request.batch_size or default_batch(device, min(len(jobs), LANES))
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
     memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, length, config)
     saes = sum(job.nbytes for job in jobs)

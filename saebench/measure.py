@@ -29,10 +29,17 @@ from saebench.task import Task
 
 # SAEs that go through one pass together; more of them run in further passes.
 LANES = 16
-# Contexts a batch, before anything is known about memory. An accelerator starts higher and halves until it fits.
-BATCH = {"cpu": 16, "cuda": 64}
+# Streams a batch (the model's own and one per SAE, for each context), before anything is known about memory. An accelerator
+# starts higher and halves until it fits. On a CPU this keeps a layer's temporaries below 32 MiB for a small model: larger ones
+# are mapped anew every time (with 16 contexts a batch, 8 SAEs together took as long per SAE as 4).
+STREAMS = {"cpu": 32, "cuda": 128}
 # Seconds between saves of a pass's state: what a killed run loses at most.
 SAVE_EVERY = 15.0
+
+
+def default_batch(device: str, saes: int) -> int:
+    """Contexts a batch for so many SAEs together."""
+    return max(1, STREAMS["cuda" if device.startswith("cuda") else "cpu"] // (1 + saes))
 
 
 class Reporter(Protocol):
@@ -182,9 +189,7 @@ class ModelRun:
     # --- one (read, write) place --------------------------------------------------------------------------------------
 
     def _group(self, read: HookPoint, write: HookPoint, jobs: list[Job]) -> None:
-        batch = (
-            self.request.batch_size or BATCH[self.subject.device.type if self.subject.device.type == "cuda" else "cpu"]
-        )
+        batch = self.request.batch_size or default_batch(self.subject.device.type, min(len(jobs), LANES))
         try:
             with self._timed("calibrate"):
                 self.subject.check(write)
