@@ -6,8 +6,9 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint install leaderboard results-readme docs bench data clean
 
+# Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
-	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity
+	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity --results demo-results
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
