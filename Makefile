@@ -34,7 +34,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
-# Every committed record as one page that needs nothing else.
+# Every committed record as one page that needs nothing else, with a page for each SAE in leaderboard-saes/.
 leaderboard: $(VENV)/.installed
 	$(BIN)/saebench leaderboard results --format html --output leaderboard.html
 
@@ -56,4 +56,4 @@ data: $(VENV)/.installed
 	$(BIN)/python tasks/data/rebuild_labels.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html
+	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html leaderboard-saes

@@ -22,8 +22,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vP"
 # Stands for "the colour of the text around", which a figure cannot know.
 _INK = "#010203"
-# A score of this name is what an explanation is worth over another latent's.
-_CONTROLLED = "real_minus_shuffled"
+# Scores of these names are a score's control (an explanation that belongs to another latent), and what it has over that.
+_SHUFFLED, _GAIN = "_shuffled", "_gain"
 # Beyond this many points, interval bars hide them.
 _BARS = 300
 _SVG = "http://www.w3.org/2000/svg"
@@ -32,9 +32,12 @@ _XLINK = "http://www.w3.org/1999/xlink"
 
 def plots(board: Board) -> "dict[str, Figure]":
     """Every picture that the board has numbers for, by name: pareto-KEY for each score shown that has a better and an
-    interval, curve-KEY, and probing-POOL."""
+    interval, control-KEY where it has a control (then in place of the other), curve-KEY, and probing-POOL."""
     found = {}
-    better = [c for c in board.shown if c.direction and c.key != SPARSITY and _points(board, c)]
+    controls = {c: control for c in board.shown if (control := _control(board, c)) and _points(board, c)}
+    for column, shuffled in controls.items():
+        found[f"control-{_stem(column, list(controls))}"] = controlled(board, column, shuffled)
+    better = [c for c in board.shown if c.direction and c.key != SPARSITY and c not in controls and _points(board, c)]
     for column in better:
         if any(row.cells[column].low is not None for row in board.rows):
             found[f"pareto-{_stem(column, better)}"] = pareto(board, column)
@@ -48,6 +51,15 @@ def plots(board: Board) -> "dict[str, Figure]":
         if any(c.key == f"{pool}_sae_accuracy" for c in board.columns):
             found[f"probing-{pool}"] = probing(board, pool)
     return found
+
+
+def _control(board: Board, column: Column) -> Column | None:
+    """The column that holds the score's control, if there is one."""
+    key = f"{column.key}{_SHUFFLED}"
+    same = (
+        c for c in board.columns if (c.metric, c.version, c.key, c.at) == (column.metric, column.version, key, None)
+    )
+    return next(same, None) if column.at is None else None
 
 
 def _stem(column: Column, among: Sequence[Column]) -> str:
@@ -69,7 +81,7 @@ def pareto(board: Board, quality: Column) -> "Figure":
     )
     for i, (name, members) in enumerate(_by_architecture(board, points).items()):
         colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
-        cells = [sparse[m] for m in members], [board.rows[m].cells[quality] for m in members]
+        cells = [l0 for m in members if (l0 := board.rows[m].l0)], [board.rows[m].cells[quality] for m in members]
         x, y = ([cell.value or 0.0 for cell in side] for side in cells)
         style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6, "label": name, "zorder": 3}
         axes.plot(x, y, gid=_gid(members), **style)
@@ -80,9 +92,31 @@ def pareto(board: Board, quality: Column) -> "Figure":
             drawn = axes.errorbar(x, y, yerr=_bars(cells[1]), xerr=_bars(cells[0]), **bars)
             for lines in drawn[2]:
                 lines.set_gid(_gid(members))
-    if quality.key.endswith(_CONTROLLED):
+    if quality.key.endswith(_GAIN):
         axes.axhline(0.0, linestyle=":", color=_INK, alpha=0.5, linewidth=1, label="no better than the control")
-    _log_if_wide(axes, [sparse[m].value or 0.0 for m in points])
+    _log_if_wide(axes, [_l0(board.rows[m]) for m in points])
+    _legend(axes)
+    return figure
+
+
+def controlled(board: Board, real: Column, shuffled: Column) -> "Figure":
+    """A score (filled, with its interval) over its control (hollow), against L0: the line between is what it is worth."""
+    figure, axes = _axes(_sparsity_label(board), _label(real))
+    points = _points(board, real)
+    for i, (name, members) in enumerate(_by_architecture(board, points).items()):
+        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+        x = [_l0(board.rows[m]) for m in members]
+        cells = [board.rows[m].cells[real] for m in members]
+        y = [cell.value or 0.0 for cell in cells]
+        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6}
+        axes.plot(x, y, gid=_gid(members), label=name, zorder=3, **style)
+        axes.errorbar(x, y, yerr=_bars(cells), fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+        below = [board.rows[m].cells[shuffled].value for m in members]
+        both = [(at, low, high) for at, low, high in zip(x, below, y, strict=True) if low is not None]
+        label = {"label": "with another latent's"} if i == 0 else {}
+        axes.plot([at for at, *_ in both], [low for _, low, _ in both], markerfacecolor="none", **style, **label)
+        axes.vlines(*zip(*both, strict=True) if both else ([], [], []), colors=colour, linestyles=":", linewidth=1)
+    _log_if_wide(axes, [_l0(board.rows[m]) for m in points])
     _legend(axes)
     return figure
 
@@ -91,7 +125,7 @@ def curve(board: Board, columns: Sequence[Column]) -> "Figure":
     """A score over the place where it was taken, a line an SAE: dead latents over tokens seen, for one."""
     columns = sorted(columns, key=lambda c: c.at or 0.0)
     figure, axes = _axes("tokens seen", _label(columns[0]).split(" @")[0])
-    for i, (name, members) in enumerate(_by_architecture(board, range(len(board.rows))).items()):
+    for i, (name, members) in enumerate(_by_architecture(board, _having(board, columns[0].key)).items()):
         for member in members:
             cells = board.rows[member].cells
             drawn = [(c.at, cells[c].value) for c in columns if cells[c].value is not None]
@@ -117,7 +151,7 @@ _RIVALS = {
 def probing(board: Board, pool: str) -> "Figure":
     """Accuracy against the number of latents a probe reads: SAEs with intervals, random twins dotted, ceiling, majority."""
     figure, axes = _axes("latents a class (k)", f"accuracy, {pool}-pooled")
-    for i, (name, members) in enumerate(_by_architecture(board, range(len(board.rows))).items()):
+    for i, (name, members) in enumerate(_by_architecture(board, _having(board, f"{pool}_sae_accuracy")).items()):
         colour = _COLOURS[i % len(_COLOURS)]
         for member in members:
             first = member == members[0]
@@ -142,6 +176,12 @@ def probing(board: Board, pool: str) -> "Figure":
     _log(axes)
     _legend(axes)
     return figure
+
+
+def _having(board: Board, key: str) -> list[int]:
+    """The rows that have any point of a curve."""
+    columns = [c for c in board.columns if c.key == key and c.at is not None]
+    return [i for i, row in enumerate(board.rows) if any(row.cells[c].value is not None for c in columns)]
 
 
 def _accuracy(board: Board, row: int, key: str) -> tuple[list[float], list[float], list[list[float]]]:
@@ -257,6 +297,17 @@ def _label(column: Column) -> str:
     return f"{clean(column.key, 40)}{unit}{better}"
 
 
+def _sparsity_label(board: Board) -> str:
+    """What stands below a plot against L0; names the task that it was measured in where that is another."""
+    elsewhere = sorted({row.l0.reason for row in board.rows if row.l0 and row.l0.reason})
+    return "latents per token (L0)" + (f", of {clean(elsewhere[0], 30)}" if elsewhere else "")
+
+
+def _l0(row: Row) -> float:
+    assert row.l0 is not None
+    return row.l0.value or 0.0
+
+
 def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) > 5 * min(values):
         _log(axes)
@@ -284,7 +335,7 @@ def architecture(row: Row) -> str:
     return clean(row.record.sae.get("architecture") or "unknown", 30).lstrip("_") or "unknown"
 
 
-def _by_architecture(board: Board, rows: Sequence[int] | range) -> dict[str, list[int]]:
+def _by_architecture(board: Board, rows: Sequence[int]) -> dict[str, list[int]]:
     names = sorted({architecture(board.rows[i]) for i in rows})
     return {name: [i for i in rows if architecture(board.rows[i]) == name] for name in names}
 
