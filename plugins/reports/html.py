@@ -112,7 +112,7 @@ def _row(number: int, row: Row, columns: Sequence[Column], link: str | None) -> 
     latents = width if isinstance(width, int) else 0
     l0 = None if row.l0 is None else row.l0.value
     name = escape(clean(row.name))
-    page = f' <a href="{escape(link)}" aria-label="page of {name}">⧉</a>' if link else ""
+    page = f' <a href="{escape(link)}" aria-label="page of {name}">page</a>' if link else ""
     cells = "".join(_cell(row.cells[column]) for column in columns)
     return (
         f'<tr data-row="{number}" class="{"more" if number >= _SHOWN else ""}" data-kind="{escape(kind)}" '
