@@ -20,7 +20,7 @@ from saebench.metric import NEEDS, Env
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.plan import Failure, Job, Request
 from saebench.provenance import provenance
-from saebench.results import Record, fingerprint, read_record, record_path
+from saebench.results import Record, add_to_record, fingerprint, read_record, record_path
 from saebench.scoring import finish_metric
 from saebench.state import StateFolder
 from saebench.stream import Lane, Pass, Tally
@@ -140,18 +140,24 @@ class ModelRun:
         job.missing = {}
 
     def _plan(self, job: Job) -> None:
-        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks."""
-        record = self._skeleton(job)
-        path = record_path(self.request.results, record)
-        if path.exists():
-            record = read_record(path)
-        job.record = record
+        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks.
+
+        Rank 0's disk counts, which another rank's may differ from.
+        """
+        skeleton = self._skeleton(job)
+        ranks.require_same(f"SAE, model or text ({job.name})", skeleton.fingerprint)
+        job.record, missing = ranks.decide(lambda: self._find(job, skeleton))
+        job.missing = {name: self.wanted[name] for name in missing}
+
+    def _find(self, job: Job, skeleton: Record) -> tuple[Record, list[str]]:
+        """The record that is there, or the skeleton of a new one; and the names of the metrics that it lacks."""
+        path = record_path(self.request.results, skeleton)
+        record = read_record(path) if path.exists() else skeleton
         have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
-        job.missing = {n: m for n, m in self.wanted.items() if self.request.force or have.get(n) != m.version}
-        if not job.missing:
+        missing = [n for n, metric in self.wanted.items() if self.request.force or have.get(n) != metric.version]
+        if not missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
-        # What rank 0 saw on disk is what counts: another rank may look a moment later.
-        job.missing = {n: self.wanted[n] for n in ranks.agree(list(job.missing))}
+        return record, missing
 
     def _skeleton(self, job: Job) -> Record:
         loaded, contexts = self.subject.loaded, self.contexts
@@ -376,7 +382,7 @@ class ModelRun:
             seconds[name] = round(time.perf_counter() - begin, 3)
         timings = run["timings"] | {"scores": seconds}
         record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
-        record.write(record_path(self.request.results, record), units)
+        job.record = add_to_record(self.request.results, record, list(job.missing), units)
 
 
 def _place(hook: str) -> HookPoint | None:
