@@ -145,7 +145,7 @@ def _group(
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
     device = request.device or default_device()
-    batch = request.batch_size or default_batch(device, min(len(jobs), LANES))
+    batch = request.batch_size or default_batch(device, min(len(jobs), LANES) if losses else 0, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
     memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, text.length, config)
     saes = sum(job.nbytes for job in jobs)

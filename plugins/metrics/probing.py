@@ -32,9 +32,10 @@ class Probing(Metric):
     the principal or of random directions of x, chosen as latents are). Units: test documents; clusters: the task's groups.
     No interval where a label has but one group on the test side.
 
-    Headline, at k = 16 and mean pooling: `accuracy`, `balanced_accuracy`, `auroc`, `gap_to_dense` and `gap_to_random_sae` (paired
-    over documents), `dense_accuracy`, `random_sae_accuracy`, `majority_rate`. Curves, a point for each k in 1, 2, 5, 16, 128 and
-    all: `mean_SOURCE_accuracy`, `_balanced_accuracy` and `_auroc`, the same with `max_`, `mean_gap_to_dense`, `mean_gap_to_random_sae`.
+    Headline, at k = 16 and mean pooling: `accuracy`, `balanced_accuracy`, `auroc`, `gap_to_dense` and `gap_to_random_sae`
+    (paired over documents), `dense_accuracy`, `random_sae_accuracy`, `majority_rate`. Curves, with a point for each k in
+    1, 2, 5, 16, 128 and all: `mean_SOURCE_accuracy`, `mean_SOURCE_balanced_accuracy`, `mean_SOURCE_auroc`, `mean_gap_to_dense`,
+    `mean_gap_to_random_sae`, and the same with `max_`.
     """
 
     name = "probing"
