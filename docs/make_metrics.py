@@ -45,7 +45,7 @@ def _page(metric: type[Metric]) -> str:
         "## Scores",
     ]
     if "labels" in metric.needs:
-        parts += ["They depend on the classes of the task: `saebench run` lists them all."]
+        parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
         parts += [_table(_scores(metric)), "An interval is over documents; a score that says why has none."]
     if "units" in vars(metric):

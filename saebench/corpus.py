@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.labels import Labels, labelled_texts, read_table, require_sides
-from saebench.task import CorpusSpec, Task
+from saebench.hub import hub_documents, hub_table
+from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
+from saebench.models import fetched_folder
+from saebench.task import LabelSpec, Task
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,7 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
 def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     """One context a document: its first T tokens, padded on the right to the longest."""
     assert task.labels is not None
-    path = task.folder / str(task.corpus.file)
-    _verify(task, path)
-    table = labelled_texts(_filtered(read_table(path), task, path), task.labels, str(path))
+    table = _labelled_table(task, task.labels)
     start = [] if bos is None else [bos]
     pieces: list[list[int]] = []
     kept: list[int] = []
@@ -180,6 +180,16 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
         labels,
         table.dropped | {"without tokens": empty, "beyond the task's count": unused, "cut": cut},
     )
+
+
+def _labelled_table(task: Task, labels: LabelSpec) -> LabelledTexts:
+    """The labelled texts of a task, from its file or from the hub."""
+    if task.corpus.hub:
+        frame, columns = hub_table(task.corpus, labels)
+        return labelled_texts(frame, columns, task.corpus.hub)
+    path = (fetched_folder() if task.corpus.fetched else task.folder) / str(task.corpus.file)
+    _verify(task, path)
+    return labelled_texts(_filtered(read_table(path), task, path), labels, str(path))
 
 
 def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
@@ -243,7 +253,7 @@ def _documents(task: Task) -> Iterator[tuple[str, str]]:
     """(name, text) of each document of a task's corpus, in a fixed order."""
     spec = task.corpus
     if spec.hub:
-        yield from _hub_documents(spec)
+        yield from hub_documents(spec)
         return
     path = task.folder / str(spec.file)
     _verify(task, path)
@@ -256,12 +266,18 @@ def _verify(task: Task, path: Path) -> None:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}") from error
+        remedy = f": make it with `{_remake(task)}`" if task.corpus.fetched else ""
+        raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}{remedy}") from error
     if digest != task.corpus.sha256:
         raise SaebenchError(
             f"task {task.label}: {path} is not the text it names (sha256 {digest[:12]}…, expected "
-            f"{str(task.corpus.sha256)[:12]}…): rebuild it with `make data`"
+            f"{str(task.corpus.sha256)[:12]}…): rebuild it with `{_remake(task)}`"
         )
+
+
+def _remake(task: Task) -> str:
+    """The command that makes a task's text again."""
+    return f"python -m saebench.tasks.fetch {Path(str(task.corpus.file)).stem}" if task.corpus.fetched else "make data"
 
 
 def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -275,20 +291,3 @@ def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ..
     for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
-
-
-def _hub_documents(spec: CorpusSpec) -> Iterator[tuple[str, str]]:
-    """The first documents of a hub data set at its pinned commit, streamed."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            spec.hub, spec.subset, split=spec.split, revision=spec.revision, streaming=True
-        ).take(spec.documents)
-        for i, row in enumerate(rows):
-            yield f"{spec.hub}/{spec.split}/{i}", str(row[spec.text_column])
-    except Exception as error:  # the hub's errors come from half a dozen libraries
-        raise SaebenchError(
-            f"corpus '{spec.hub}' could not be read ({type(error).__name__}: {one_line(error, 160)}): "
-            "check the network and the names in the task file"
-        ) from error

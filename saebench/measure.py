@@ -37,9 +37,14 @@ STREAMS = {"cpu": 32, "cuda": 128}
 SAVE_EVERY = 15.0
 
 
-def default_batch(device: str, saes: int) -> int:
-    """Contexts a batch for so many SAEs together."""
-    return max(1, STREAMS["cuda" if device.startswith("cuda") else "cpu"] // (1 + saes))
+def default_batch(device: str, saes: int, length: int = 128) -> int:
+    """Contexts a batch for so many SAEs that the stream forks for: none, where the model stops at the hook point.
+
+    Args:
+        length: of the longest context; of shorter ones more go into a batch.
+    """
+    streams = STREAMS["cuda" if device.startswith("cuda") else "cpu"]
+    return max(1, streams * max(1, 128 // length) // (1 + saes))
 
 
 class Reporter(Protocol):
@@ -195,7 +200,10 @@ class ModelRun:
     # --- one (read, write) place --------------------------------------------------------------------------------------
 
     def _group(self, read: HookPoint, write: HookPoint, jobs: list[Job]) -> None:
-        batch = self.request.batch_size or default_batch(self.subject.device.type, min(len(jobs), LANES))
+        forks = any("token_losses" in metric.needs for job in jobs for metric in job.missing.values())
+        batch = self.request.batch_size or default_batch(
+            self.subject.device.type, min(len(jobs), LANES) if forks else 0, self.contexts.length
+        )
         try:
             with self._timed("calibrate"):
                 self.subject.check(write)

@@ -1,0 +1,225 @@
+"""k-sparse probing beside SAEBench's, and what it costs -> results/bench/probing.json and probing.md.
+
+    python tests/bench/probing.py .bench .bench/venv/bin/python [--only peer|cost]
+
+`peer`: the same tokens and labels through SAEBench's functions (saebench_probing_peer.py) and ours. `cost`: one SAE against
+eight, the model's time apart from the SAEs' and the probes'.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from core import permuted_copies, threads
+from probing_report import write_report
+from probing_tokens import main as write_tokens
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+SAE = ROOT / "results/baselines/smollm2-135m-layer15-topk32"
+LAYER, CACHED_DOCUMENTS, TOGETHER = 15, 1000, 8
+
+
+# --- the same tokens through both ----------------------------------------------------------------------------------
+
+
+def peer(folder: Path, python: Path) -> dict[str, Any]:
+    """SAEBench's accuracies over its seeds, ours on sets drawn as it draws them, and how far the pooled latents differ."""
+    if not (folder / "probing.npz").is_file():
+        write_tokens(folder)
+    answer = folder / "peer-probing.json"
+    if not answer.is_file():
+        command = [python, "-W", "ignore", HERE / "saebench_probing_peer.py", "--model", folder / "model"]
+        command += ["--tokens", folder / "probing.npz", "--sae", SAE, "--out", answer]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
+    theirs = json.loads(answer.read_text())
+    data = np.load(folder / "probing.npz")
+    found, scale = our_latents(data)
+    other = np.load(answer.with_suffix(".npz"))["latents"]
+    ours = [accuracies(found, scale, data, seed, theirs["ks"]) for seed in range(theirs["seeds"])]
+    rows = []
+    for k in theirs["ks"]:
+        a = [float(np.mean(list(run[str(k)].values()))) for run in theirs["accuracy"]]
+        row = {"k": k, "saebench": a} | {name: [run[k][name] for run in ours] for name in ("ours", "their_fit")}
+        rows.append(row)
+    return {
+        "documents": len(data["label"]),
+        "classes": len(data["classes"]),
+        "largest_difference": float(np.abs(found - other).max()),
+        "largest_latent": float(np.abs(other).max()),
+        "rows": rows,
+        "versions": theirs["versions"],
+    }
+
+
+def our_latents(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean-pooled latents [N, d_sae] of every token but BOS (no outlier is left out here), and decoder norms [d_sae]."""
+    import torch
+
+    import saebench
+    from saebench.hookpoint import HookPoint
+    from saebench.models import load_model
+    from saebench.pooling import pool_latents, sparse_rows
+    from saebench.subject import Subject
+
+    subject = Subject(load_model("smollm2-135m-instruct"))
+    sae, place = saebench.load_sae(SAE), HookPoint.parse(f"blocks.{LAYER}.hook_resid_post")
+    parts = []
+    for rows in np.array_split(np.arange(len(data["label"])), math.ceil(len(data["label"]) / 32)):
+        lengths = data["lengths"][rows]
+        ids = torch.from_numpy(data["token_ids"][rows, : lengths.max()])
+        place_in = torch.arange(ids.shape[1])
+        scored = (place_in > 0) & (place_in < torch.from_numpy(lengths)[:, None])
+        with torch.no_grad():
+            x, _ = subject.capture(ids, place, place)
+            parts.append(pool_latents(sae.encode(x.float()).select(scored), scored))
+    dense = sparse_rows(parts, "mean", sae.d_sae).toarray()
+    return dense, sae.W_dec.double().norm(dim=1).numpy()
+
+
+def accuracies(
+    latents: np.ndarray, scale: np.ndarray, data: Any, seed: int, ks: list[int]
+) -> dict[int, dict[str, float]]:
+    """{k: {"ours": mean accuracy over classes, "their_fit": the same with unscaled features and C = 1}}."""
+    from sklearn.linear_model import LogisticRegression
+
+    from saebench.labels import Labels
+    from saebench.probes import Documents
+
+    rng = np.random.default_rng(seed)
+    found: dict[int, dict[str, list[float]]] = {k: {"ours": [], "their_fit": []} for k in ks}
+    for c in range(len(data["classes"])):
+        rows = np.concatenate(
+            [balanced(data["label"], np.flatnonzero(data["test"] == side), c, rng) for side in (0, 1)]
+        )
+        own, test = (data["label"][rows] == c).astype(np.int64), data["test"][rows]
+        documents = Documents(Labels(("rest", "own"), own, test, np.arange(len(rows))))
+        features = latents[rows]
+        rankings = documents.rankings(features, scale)
+        for k in ks:
+            probe = documents.probe(features, rankings, k, None)
+            found[k]["ours"].append(float((documents.predicted(probe.decision) == own[test]).mean()))
+            columns = features[:, rankings[0][:k]]
+            plain = LogisticRegression(max_iter=1000).fit(columns[~test], own[~test])
+            found[k]["their_fit"].append(float(plain.score(columns[test], own[test])))
+    return {k: {name: float(np.mean(v)) for name, v in one.items()} for k, one in found.items()}
+
+
+def balanced(label: np.ndarray, rows: np.ndarray, c: int, rng: np.random.Generator) -> np.ndarray:
+    """All of a class and as many of the others, spread over them: how SAEBench sets a class against the rest."""
+    own = rows[label[rows] == c]
+    others = sorted(set(label.tolist()) - {c})
+    each = math.ceil(len(own) / len(others))
+    rest = np.concatenate([rng.permutation(rows[label[rows] == o])[:each] for o in others])
+    return np.concatenate([own, rng.permutation(rest)[: len(own)]])
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def cost(folder: Path) -> dict[str, Any]:
+    """One SAE and eight on the first documents of wordnet@1, twice by turns; then one fit on all latents, three ways."""
+    saes = permuted_copies(SAE, folder / "saes", TOGETHER)
+    runs = [{"saes": n, **timed_run(saes[:n])} for n in (1, 1, TOGETHER, 1, TOGETHER)][1:]  # the first fits baselines
+    return {"threads": int(threads()), "documents": CACHED_DOCUMENTS, "runs": runs, "fit": fits()}
+
+
+def timed_run(saes: list[Path]) -> dict[str, Any]:
+    """Seconds of a run: up to the hook point in the model, everything else of the pass, and each SAE's probes."""
+    import saebench
+    from saebench.subject import Subject
+
+    spent = [0.0]
+    capture: Callable[..., Any] = Subject.capture
+
+    def timed(*args: Any) -> Any:
+        begin = time.perf_counter()
+        found = capture(*args)
+        spent[0] += time.perf_counter() - begin
+        return found
+
+    Subject.capture = timed  # type: ignore[method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as results:
+            records = saebench.run(saes, task="probing/wordnet", limit=CACHED_DOCUMENTS, results=results, force=True)
+    finally:
+        Subject.capture = capture  # type: ignore[method-assign]
+    if bad := {r.sae["name"]: r.errors for r in records if r.errors}:
+        raise SystemExit(f"metrics failed: {bad}")
+    last = records[0].runs[-1]["timings"]
+    fit = [r.runs[-1]["timings"]["scores"]["probing"] for r in records]
+    return {
+        "model_s": spent[0],
+        "pass_s": last["pass"],
+        "probes_s": fit,
+        "batch": records[0].runs[-1]["provenance"]["batch_size"],
+    }
+
+
+def fits() -> dict[str, float]:
+    """Seconds of ten one-against-the-rest probes on 2,304 latents of 4,000 documents, made up: sparse, some tell the class."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
+    from saebench.labels import Labels
+    from saebench.probes import C_ALL, GRID, Documents
+
+    rng = np.random.default_rng(0)
+    n, width, classes = 5000, 2304, 10
+    label = rng.integers(0, classes, n)
+    latents = rng.exponential(size=(n, width)).astype(np.float32) * (rng.random((n, width)) < 0.08)
+    for c in range(classes):
+        latents[label == c, c * 20 : c * 20 + 20] += (rng.random(((label == c).sum(), 20)) < 0.2).astype(np.float32)
+    from scipy.sparse import csr_matrix
+
+    test = np.arange(n) % 5 == 0
+    documents = Documents(Labels(tuple(map(str, range(classes))), label, test, np.arange(n)))
+    sparse, out = csr_matrix(latents), {}
+    rankings = documents.rankings(sparse)
+    for name, run in {
+        "all latents, fixed C (what is done)": lambda: documents.probe(sparse, None, None, C_ALL),
+        "128 latents, cross-validated C (what is done)": lambda: documents.probe(sparse, rankings, 128, None),
+    }.items():
+        begin = time.perf_counter()
+        run()
+        out[name] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    train, one = latents[~test].astype(np.float64), label[~test] == 0
+    for C in GRID:  # one class of ten; the other nine cost the same
+        cross_val_score(LogisticRegression(C=C, max_iter=1000), train, one, cv=3)
+    out["all latents, cross-validated C, a plain scikit-learn loop (one class × 10)"] = 10 * (
+        time.perf_counter() - begin
+    )
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("peer_python", type=Path)
+    parser.add_argument("--only", choices=["peer", "cost"])
+    parser.add_argument("--out", type=Path, default=ROOT / "results/bench")
+    args = parser.parse_args()
+    os.environ.setdefault("SAEBENCH_CACHE", str(args.folder.resolve() / "cache"))
+    path = args.out / "probing.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if args.only != "cost":
+        found["peer"] = peer(args.folder.resolve(), args.peer_python.absolute())
+    if args.only != "peer":
+        found["cost"] = cost(args.folder.resolve())
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    write_report(found, args.out)
+    print((args.out / "probing.md").read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
