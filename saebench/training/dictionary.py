@@ -1,0 +1,56 @@
+"""The SAE while it is trained: its parameters, and the products a loss is written in."""
+
+import torch
+from torch import Tensor, nn
+
+from saebench.training import kernels
+from saebench.training.kernels import Codes
+
+
+class Dictionary(nn.Module):
+    """x̂ = z W_dec + b_dec with z a function of (x − b_dec) W_encᵀ + b_enc.
+
+    Both matrices have one row per latent, [width, d_in]: what one latent reads and writes lies together in memory.
+
+    Attributes:
+        extra: trained tensors that only one recipe has, by name.
+        state: tensors that its loss updates itself, by name.
+    """
+
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+
+    def __init__(self, d_in: int, width: int, seed: int, extra: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        directions = nn.functional.normalize(torch.randn(width, d_in, generator=generator), dim=1)
+        self.W_enc = nn.Parameter(directions.clone())
+        self.W_dec = nn.Parameter(directions)
+        self.b_enc = nn.Parameter(torch.zeros(width))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.extra = nn.ParameterDict(extra)
+        self.state = nn.ParameterDict({name: nn.Parameter(t, requires_grad=False) for name, t in state.items()})
+
+    @property
+    def width(self) -> int:
+        return self.W_dec.shape[0]
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """[n, width] of x [n, d_in], dense and with gradient: what relu, gated and jumprelu begin with."""
+        return kernels.linear(x - self.b_dec, self.W_enc, self.b_enc)
+
+    def top_k(self, x: Tensor, k: int) -> Codes:
+        """The ReLU of the k largest pre-activations of each row of x [n, d_in]."""
+        return kernels.encode_top_k(x, self.b_dec, self.W_enc, self.b_enc, k)
+
+    def batch_top_k(self, x: Tensor, k: int) -> Codes:
+        """The ReLU of the k·n largest pre-activations of the whole batch (of all processes)."""
+        return kernels.encode_batch_top_k(x, self.b_dec, self.W_enc, self.b_enc, k)
+
+    def decode(self, codes: Codes) -> Tensor:
+        """x̂ [n, d_in] of sparse codes."""
+        return kernels.decode(codes, self.W_dec, self.b_dec)
+
+    def decode_dense(self, z: Tensor) -> Tensor:
+        """x̂ [n, d_in] of dense codes z [n, width]."""
+        return kernels.linear(z, self.W_dec.T, self.b_dec)
