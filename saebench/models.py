@@ -99,6 +99,19 @@ def load_config(spec: str, revision: str | None = None) -> Any:
     return transformers.AutoConfig.from_pretrained(folder)
 
 
+def load_tokenizer(spec: str, revision: str | None = None) -> Any:
+    """The model's tokenizer without its weights, for a dry run; None where it has none."""
+    import transformers
+
+    path, _ = _locate(spec, revision, weights=False)
+    folder = _dequantised(path) if path.suffix == ".gguf" else path
+    return transformers.AutoTokenizer.from_pretrained(folder) if _has_tokenizer(folder) else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
 def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path, str | None]:
     """(folder or GGUF file, hub revision)"""
     aliases = registry().models
@@ -164,8 +177,7 @@ def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     # A model alone will do for a run on token ids.
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    return model, transformers.AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+    return model, transformers.AutoTokenizer.from_pretrained(folder) if _has_tokenizer(folder) else None
 
 
 def _dequantised(gguf: Path) -> Path:
