@@ -7,12 +7,11 @@ left over, so training goes on from there with the same batches.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from saebench.training.activations import Chunks
-
-_STRIDE = 2**32
 
 
 class Buffer:
@@ -66,6 +65,7 @@ class Buffer:
         if self._rows is None or self._order is None:
             fresh = self.chunks.chunk(self.refill)
             self._rows = fresh if self.carry is None else torch.cat([self.carry.to(fresh), fresh])
-            generator = torch.Generator().manual_seed(self.seed * _STRIDE + self.refill)
-            self._order = torch.randperm(len(self._rows), generator=generator).to(self._rows.device)
+            # numpy takes both numbers whole; torch's CPU generator keeps the low 32 bits of one seed.
+            order = np.random.default_rng((self.seed, self.refill)).permutation(len(self._rows))
+            self._order = torch.from_numpy(order).to(self._rows.device)
         return self._rows, self._order
