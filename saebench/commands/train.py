@@ -89,8 +89,8 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
     entry = {"recipe": what, "width": own["width"], "seed": options["seed"] or 0} | settings
     if own["k"] is not None:
         entry["k"] = own["k"]
-    given = {name: value for name, value in options.items() if value is not None}
-    return TrainRequest(saes=tuple(expand(entry)), **given)
+    asked = {name: value for name, value in options.items() if value is not None}
+    return TrainRequest(saes=tuple(expand(entry)), **asked)
 
 
 def _setting(text: str) -> tuple[str, Any]:

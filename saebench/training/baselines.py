@@ -21,7 +21,7 @@ class Trainable(Protocol):
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def sae(self) -> SAE: ...
 
@@ -61,7 +61,7 @@ class PCA:
     def state_dict(self) -> Mapping[str, Any]:
         return {"centre": self.centre, "count": self.count, "total": self.total, "products": self.products}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value.to(self.count.device))
 
@@ -96,7 +96,7 @@ class RandomWeights:
     def state_dict(self) -> Mapping[str, Any]:
         return {"b_dec": self.b_dec}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.b_dec = state["b_dec"].to(self.directions.device)
 
     def sae(self) -> SAE:

@@ -9,6 +9,7 @@ import torch
 from saebench.cost import ModelSize, model_size
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
+from saebench.linear import linear
 from saebench.models import DTYPES, default_device, load_config
 from saebench.training.plan import TrainRequest
 from saebench.training.run import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
@@ -143,10 +144,10 @@ def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float
     """Floating-point operations a second of a product of [2048, 1024] and [1024, 2048], after a first one."""
     a = torch.ones(2048, 1024, dtype=dtype, device=device)
     b = torch.ones(2048, 1024, dtype=dtype, device=device)
-    torch.nn.functional.linear(a, b)
+    linear(a, b)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        float(torch.nn.functional.linear(a, b)[0, 0])  # waits for a GPU
+        float(linear(a, b)[0, 0])  # waits for a GPU
         done += 1
     return done * 2 * 2048 * 1024 * 2048 / (time.perf_counter() - started)
 

@@ -135,9 +135,10 @@ def read_request(path: Path) -> TrainRequest:
             raise UsageError(f"{path}: {unknown('key', key, known)}")
     prefix = raw.pop("prefix", "")
     try:
-        corpus = {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent} if "corpus" in raw else {}
+        if "corpus" in raw:
+            raw |= {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent}
         saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand(entry, prefix))
-        return TrainRequest(saes=saes, **corpus, **raw)
+        return TrainRequest(saes=saes, **raw)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (TypeError, AttributeError, KeyError) as error:

@@ -362,6 +362,8 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     chunks: Chunks = source
     if request.cache is not None:
         chunks = CachedActivations(source, request.cache / cache_key(source))
+    tokens = steps * request.batch_size
+    reporter.message(f"{len(lanes)} SAE(s), {tokens:,} tokens of {text.tokens:,} in the text, {steps:,} steps")
     folder = RunFolder(out)
     identity = request.identity() | {
         "dtype": dtype, "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
