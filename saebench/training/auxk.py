@@ -22,7 +22,7 @@ def auxk_loss(sae: Dictionary, batch: Batch, error: Tensor, k: int) -> Tensor:
     if batch.dead is None or k == 0:
         return error.new_zeros(())
     dead = batch.dead.nonzero()[:, 0]
-    z = kernels.linear(batch.x - sae.b_dec, sae.W_enc[dead], sae.b_enc[dead]).relu()
+    z = kernels.linear(batch.x - sae.b_dec, sae.W_enc[dead], sae.b_enc[dead], sae.dtype).relu()
     if len(dead) > k:
         values, indices = z.topk(k, dim=1, sorted=False)
         z = torch.zeros_like(z).scatter(1, indices, values)

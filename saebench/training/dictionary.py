@@ -13,6 +13,7 @@ class Dictionary(nn.Module):
     Both matrices have one row per latent, [width, d_in]: what one latent reads and writes lies together in memory.
 
     Attributes:
+        dtype: of the dense products; parameters are float32 whatever it is.
         extra: trained tensors that only one recipe has, by name.
         state: tensors that its loss updates itself, by name.
     """
@@ -20,8 +21,18 @@ class Dictionary(nn.Module):
     W_enc: nn.Parameter
     W_dec: nn.Parameter
 
-    def __init__(self, d_in: int, width: int, seed: int, extra: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        width: int,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        extra: dict[str, Tensor],
+        state: dict[str, Tensor],
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         generator = torch.Generator().manual_seed(seed)
         directions = nn.functional.normalize(torch.randn(width, d_in, generator=generator), dim=1)
         self.W_enc = nn.Parameter(directions.clone())
@@ -37,15 +48,15 @@ class Dictionary(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """[n, width] of x [n, d_in], dense and with gradient: what relu, gated and jumprelu begin with."""
-        return kernels.linear(x - self.b_dec, self.W_enc, self.b_enc)
+        return kernels.linear(x - self.b_dec, self.W_enc, self.b_enc, self.dtype)
 
     def top_k(self, x: Tensor, k: int) -> Codes:
         """The ReLU of the k largest pre-activations of each row of x [n, d_in]."""
-        return kernels.encode_top_k(x, self.b_dec, self.W_enc, self.b_enc, k)
+        return kernels.encode_top_k(x, self.b_dec, self.W_enc, self.b_enc, k, self.dtype)
 
     def batch_top_k(self, x: Tensor, k: int) -> Codes:
         """The ReLU of the k·n largest pre-activations of the whole batch (of all processes)."""
-        return kernels.encode_batch_top_k(x, self.b_dec, self.W_enc, self.b_enc, k)
+        return kernels.encode_batch_top_k(x, self.b_dec, self.W_enc, self.b_enc, k, self.dtype)
 
     def decode(self, codes: Codes) -> Tensor:
         """x̂ [n, d_in] of sparse codes."""
@@ -53,4 +64,4 @@ class Dictionary(nn.Module):
 
     def decode_dense(self, z: Tensor) -> Tensor:
         """x̂ [n, d_in] of dense codes z [n, width]."""
-        return kernels.linear(z, self.W_dec.T, self.b_dec)
+        return kernels.linear(z, self.W_dec.T, self.b_dec, self.dtype)

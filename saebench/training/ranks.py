@@ -19,6 +19,15 @@ def all_sum(value: Tensor) -> Tensor:
     return total
 
 
+def all_min(value: Tensor) -> Tensor:
+    """The smallest of all processes' values."""
+    if world() == 1:
+        return value.detach()
+    least = value.detach().clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least
+
+
 def batch_mean(value: Tensor) -> Tensor:
     """The mean over all processes of each one's mean over its (equally many) rows.
 

@@ -31,6 +31,7 @@ class Settings:
         decay: share of all steps, at the end, over which it falls linearly to 0.
         clip: largest global norm of the gradient; 0 never clips.
         dead_after: a latent that has not fired for this many tokens is dead.
+        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32.
     """
 
     lr: float = 2e-3
@@ -41,6 +42,7 @@ class Settings:
     decay: float = 0.2
     clip: float = 1.0
     dead_after: int = 200_000
+    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         positive = {"lr": self.lr, "eps": self.eps, "dead_after": self.dead_after}
@@ -53,6 +55,9 @@ class Settings:
                 raise UsageError(f"{name} is {value}, expected 0 ≤ {name} < 1")
         if not self.clip >= 0:
             raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")
+
+        if self.dtype not in ("bfloat16", "float32"):
+            raise UsageError(f"dtype is '{self.dtype}', expected bfloat16 or float32")
 
     def check(self, d_in: int, width: int) -> None:
         """Raise UsageError where these settings do not fit an SAE of this shape."""
@@ -150,7 +155,7 @@ def make_settings(recipe: Recipe, given: Mapping[str, Any]) -> Any:
             value = float(value)
         if isinstance(value, list):
             value = tuple(value)
-        wanted = {float: float, int: int, bool: bool, "float": float, "int": int, "bool": bool}.get(kind)
+        wanted = {float: float, int: int, bool: bool, "float": float, "int": int, "bool": bool, str: str}.get(kind)
         if wanted is not None and type(value) is not wanted:
             raise UsageError(
                 f"recipe {recipe.name}: {name} is {value!r}, expected {'a whole number' if wanted is int else wanted.__name__}"

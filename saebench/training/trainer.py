@@ -71,7 +71,9 @@ class Trainer:
         self.recipe, self.settings, self.steps, self.device = recipe, settings, steps, torch.device(device)
         extra = recipe.parameters(settings, d_in, width)
         state = recipe.buffers(settings, d_in, width)
-        self.dictionary = Dictionary(d_in, width, seed, extra, state).to(self.device)
+        self.dictionary = Dictionary(
+            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), extra=extra, state=state
+        ).to(self.device)
         self.scale: float | None = None
         self.done = 0
         self.tokens = 0
