@@ -1,11 +1,11 @@
 """TopK with an auxiliary loss for dead latents: Gao et al. 2024, arXiv 2406.04093, sections 2.3 and A.2."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from saebench import hookimpl
 from saebench.sae import TopK as TopKActivation
 from saebench.training.auxk import auxk_loss
+from saebench.training.dictionary import Dictionary
 from saebench.training.recipe import Batch, Loss, Recipe, Settings
 
 
@@ -30,7 +30,7 @@ class TopK(Recipe):
     architecture = "topk"
     settings = TopKSettings
 
-    def loss(self, sae: Any, batch: Batch, settings: TopKSettings) -> Loss:
+    def loss(self, sae: Dictionary, batch: Batch, settings: TopKSettings) -> Loss:
         """L = ‖x − x̂‖²/Var(x) + α·‖e − ê‖²/Var(e), with e = x − x̂ and ê from the `auxk` best dead latents."""
         z = sae.top_k(batch.x, settings.k)
         x_hat = sae.decode(z)
@@ -40,7 +40,7 @@ class TopK(Recipe):
         total = fvu + settings.auxk_coefficient * aux
         return Loss(total, x_hat.detach(), z.fired(), {"fvu": fvu.detach(), "auxk": aux.detach()})
 
-    def activation(self, sae: Any, settings: TopKSettings, scale: float) -> TopKActivation:
+    def activation(self, sae: Dictionary, settings: TopKSettings, scale: float) -> TopKActivation:
         return TopKActivation(settings.k)
 
 

@@ -1,5 +1,7 @@
 """The SAE while it is trained: its parameters, and the products a loss is written in."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,18 @@ class Dictionary(nn.Module):
         """x̂ [n, d_in] of sparse codes."""
         return kernels.decode(codes, self.W_dec, self.b_dec)
 
-    def decode_dense(self, z: Tensor) -> Tensor:
-        """x̂ [n, d_in] of dense codes z [n, width]."""
-        return kernels.linear(z, self.W_dec.T, self.b_dec, self.dtype)
+    def decode_prefixes(self, codes: Codes, sizes: Sequence[int]) -> list[Tensor]:
+        """x̂ [n, d_in] of the first group of latents, of the first two, …, of all; `sizes` of the groups sum to the width."""
+        x_hat, start = self.b_dec.expand(len(codes.layout.offsets) - 1, -1), 0
+        found = []
+        for size, W_dec in zip(sizes, self.W_dec.split(list(sizes)), strict=True):
+            part = kernels.decode(codes.between(start, start + size), W_dec, torch.zeros_like(self.b_dec))
+            x_hat = x_hat + part
+            found.append(x_hat)
+            start += size
+        return found
+
+    def decode_dense(self, z: Tensor, frozen: bool = False) -> Tensor:
+        """x̂ [n, d_in] of dense codes z [n, width]; with `frozen`, W_dec and b_dec take no gradient from it."""
+        W_dec, b_dec = (self.W_dec.detach(), self.b_dec.detach()) if frozen else (self.W_dec, self.b_dec)
+        return kernels.linear(z, W_dec.T, b_dec, self.dtype)

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from saebench.errors import UsageError, unknown
 from saebench.sae import Activation
 from saebench.training.dictionary import Dictionary
-from saebench.training.ranks import batch_mean
+from saebench.training.ranks import all_min, batch_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,15 @@ class Batch:
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes of a local mean, so that a loss that divides by it, or squares it, is the global one."""
         return batch_mean(value)
+
+    def least(self, values: Tensor) -> Tensor:
+        """The smallest positive of all processes' values, 0-d; infinite where there is none."""
+        positive = torch.where(values > 0, values, torch.inf)
+        return all_min(positive.min() if len(values) else values.new_tensor(torch.inf))
+
+    def ramp(self, share: float) -> float:
+        """A factor that rises linearly from 0 to 1 over this share of all steps."""
+        return min(1.0, self.step / (share * self.steps)) if share > 0 else 1.0
 
 
 @dataclass(frozen=True)
