@@ -13,15 +13,22 @@ from saebench.errors import SaebenchError, UsageError
 T = TypeVar("T")
 
 
-def start() -> tuple[int, int]:
-    """(rank, world size) of this process; joins the group that torchrun set up, if it did."""
+def start(tensors_on: str = "cpu") -> tuple[int, int]:
+    """(rank, world size) of this process; joins the group that torchrun set up, if it did.
+
+    Args:
+        tensors_on: the device of tensors that will travel all the time, as in training; GPUs then talk through NCCL.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         if "RANK" not in os.environ:
             raise UsageError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")
-        # What travels between ranks are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike. The others wait
-        # while rank 0 makes scores of the weights, which for a large SAE takes longer than gloo's half hour.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        # What travels between ranks of a measurement are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike. The
+        # others wait while rank 0 makes scores of the weights, which for a large SAE takes longer than gloo's half hour.
+        if tensors_on.startswith("cuda"):
+            torch.cuda.set_device(tensors_on)
+        backend = "cpu:gloo,cuda:nccl" if tensors_on.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=7))
     return int(os.environ.get("RANK", "0")), world
 
 

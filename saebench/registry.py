@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
+    from saebench.training.recipe import Recipe
 
 GROUP = "saebench"
 
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "formats": ("saebench_formats", ("name", "matches", "load")),
     "metrics": ("saebench_metrics", ("name", "version", "needs", "update", "merge", "units", "scores")),
     "models": ("saebench_models", ("name", "locate")),
+    "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
 }
 
@@ -54,6 +56,7 @@ class Registry:
     formats: "dict[str, Format]" = field(default_factory=dict)
     metrics: "dict[str, type[Metric]]" = field(default_factory=dict)
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
+    recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
 
     @property
