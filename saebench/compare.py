@@ -11,7 +11,7 @@ from saebench.stats import Difference, paired_difference
 from saebench.text import clean
 
 # A record's group (`Record.group`), in words, in its order.
-_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm")
+_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from saebench.checkpoint import Format
+    from saebench.judge import Judge
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
@@ -29,6 +30,12 @@ def saebench_formats() -> "Sequence[Format]":
 @hookspec
 def saebench_metrics() -> "Sequence[type[Metric]]":
     """Metrics: subclasses of `saebench.Metric`, one instance of which is made for each SAE."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_judges() -> "Sequence[type[Judge]]":
+    """Judges: subclasses of `saebench.judge.Judge`, one instance of which is made for a `--judge name:model`."""
     raise AssertionError("a specification is never called")
 
 
