@@ -302,7 +302,7 @@ class ModelRun:
         ablations = None
         if any(lane.needs("token_losses") for lane in lanes) and len(mine):
             ablations = Ablations(self.subject, contexts, write, calibration, cache_folder())
-        return Pass(self.subject, contexts, mine, read, write, lanes, calibration, ablations)
+        return Pass(self.subject, contexts, mine, read, write, lanes, calibration, ablations, self.request.seed)
 
     def _stream(self, the_pass: Pass, key: str, batch: int) -> int:
         """Run the pass with progress, saving its state now and then and at its end."""
@@ -365,18 +365,18 @@ class ModelRun:
             }
         if tally is not None and sum(astuple(tally)):
             record.corpus["tokens"] = asdict(tally)
-        units, seconds = {}, {}
+        kept, seconds = {}, {}
         for name, metric in job.missing.items():
             begin = time.perf_counter()
             instance = lane.metrics.get(name, metric)
             env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder())
-            frame = finish_metric(record, instance, lane.errors.get(name), env)
-            if frame is not None:
-                units[name] = frame
+            kept[name] = finish_metric(record, instance, lane.errors.get(name), env)
             seconds[name] = round(time.perf_counter() - begin, 3)
         timings = run["timings"] | {"scores": seconds}
         record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
-        record.write(record_path(self.request.results, record), units)
+        units = {name: k.units for name, k in kept.items() if k.units is not None}
+        files = {name: k.files for name, k in kept.items() if k.files}
+        record.write(record_path(self.request.results, record), units, files)
 
 
 def _place(hook: str) -> HookPoint | None:
