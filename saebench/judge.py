@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from saebench.errors import SaebenchError
+from saebench.errors import SaebenchError, UsageError
+from saebench.registry import registry
 
 State = Literal["ok", "refused", "truncated", "malformed", "failed"]
 STATES: tuple[State, ...] = ("ok", "refused", "truncated", "malformed", "failed")
@@ -20,6 +22,10 @@ Kind = Literal["boolean", "string"]
 
 class JudgeError(SaebenchError):
     """The judge cannot be asked at all (no key, unknown model, a limit reached): the run stops asking."""
+
+
+class BatchLost(JudgeError):
+    """A batch that was handed over will never have replies; it is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,16 @@ class Judge:
         name: the provider, as in `--judge name:model`.
         concurrency: how many calls may be under way at once.
         sends: whether its calls leave the process (and may cost money).
+        replays: whether it only repeats what the cache holds.
+
+    Attributes:
+        capabilities: may shrink when the provider says that it does not know what it was asked for.
     """
 
     name: ClassVar[str]
     concurrency: ClassVar[int] = 8
     sends: ClassVar[bool] = True
+    replays: ClassVar[bool] = False
     capabilities = Capabilities()
 
     def __init__(self, model: str, url: str | None = None) -> None:
@@ -151,6 +162,11 @@ class Judge:
     def identity(self) -> dict[str, Any]:
         """What could change an answer: part of every request's key and of the record's fingerprint. Never a key or a password."""
         return {"provider": self.name, "model": self.model, "url": self.url}
+
+    @property
+    def headroom(self) -> int:
+        """Tokens that a reply may cost beyond its request's max_tokens, by a model that thinks first."""
+        return 0
 
     def open(self) -> None:
         """Make ready to answer: read the key, reach the server, find the model. Costs nothing.
@@ -173,12 +189,43 @@ class Judge:
         """Hand over a batch, each request under an id; returns the batch's id at the provider. Needs `capabilities.batch`."""
         raise NotImplementedError(f"judge '{self.name}' takes no batches")
 
-    def collect(self, batch: str) -> Mapping[str, Reply] | None:
-        """The replies of a batch under their ids, in any order, as many as there are; None while it is not finished."""
+    def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
+        """The replies of a batch under their ids, in any order, as many as there are; None while it is not finished.
+
+        Args:
+            batch: what `submit` returned.
+            requests: what was handed over, or those of it that are wanted.
+
+        Raises:
+            BatchLost: it is gone, or was refused as a whole.
+        """
         raise NotImplementedError(f"judge '{self.name}' takes no batches")
 
     def close(self) -> None:
         """Let go of connections and memory."""
+
+
+def make_judge(spec: str, url: str | None = None) -> Judge:
+    """The judge that `--judge spec` names, not opened.
+
+    Args:
+        spec: provider:model, like `openai:gpt-6-luna` or `local:smollm2-135m-instruct`.
+        url: another address that speaks the provider's protocol.
+
+    Raises:
+        UsageError: no such provider, no model named, or no such address.
+    """
+    provider, _, model = spec.partition(":")
+    kind: type[Judge] = registry().get("judges", provider)
+    if not model:
+        raise UsageError(f"--judge {spec} names no model: write it as {provider}:MODEL")
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise UsageError(f"--judge-url {url} is no address: write it like http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise UsageError("--judge-url may hold no password, since it stands in records: set SAEBENCH_JUDGE_KEY")
+    return kind(model, url)
 
 
 # --- replies as text -------------------------------------------------------------------------------------------------
@@ -212,6 +259,26 @@ def read_reply(text: str, request: Request) -> Reply:
             data[name] = values[0]
     problems += [f"'{name[:40]}' was not asked for" for name in dict.fromkeys(found) if name not in request.fields]
     return Reply("malformed" if problems else "ok", data, text, "; ".join(problems))
+
+
+def value_places(text: str) -> dict[str, int]:
+    """Where in a text that is a JSON object the value of each key begins; empty where it is none."""
+    decoder, places, at = json.JSONDecoder(), {}, text.find("{") + 1
+    try:
+        while at and (at := _skip(text, at, " \t\r\n,")) < len(text) and text[at] == '"':
+            name, at = decoder.raw_decode(text, at)
+            at = _skip(text, at, " \t\r\n:")
+            places[name] = at
+            _, at = decoder.raw_decode(text, at)
+    except ValueError:
+        return {}
+    return places
+
+
+def _skip(text: str, at: int, what: str) -> int:
+    while at < len(text) and text[at] in what:
+        at += 1
+    return at
 
 
 class _Pairs(list[tuple[str, Any]]):

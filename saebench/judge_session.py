@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from saebench.errors import one_line
-from saebench.judge import Calls, Capabilities, Judge, JudgeError, Reply, Request
+from saebench.judge import BatchLost, Calls, Capabilities, Judge, JudgeError, Reply, Request
 from saebench.judge_cache import ReplyCache
 from saebench.prices import Price, cost_bound, cost_of
 
@@ -72,12 +72,13 @@ class JudgeSession:
             batch: hand requests over as batches and wait for them.
             poll: seconds between two looks at a batch.
         """
-        self.judge, self.cache, self.mode = judge, cache, mode
+        self.judge, self.cache, self.mode = judge, cache, "only" if judge.replays else mode
         self.price, self.max_cost, self.batch = price, max_cost, batch
         self.listener, self.poll = listener, poll
         self.tally = Tally(cost=0.0 if price else None)
         self.identity = judge.identity
         self._answers: dict[str, Reply] = {}
+        self._answered = not judge.sends
 
     @property
     def capabilities(self) -> Capabilities:
@@ -123,11 +124,12 @@ class JudgeSession:
         return {key: request for key, request in wanted.items() if key not in self._answers}
 
     def _keep(self, answered: Sequence[tuple[str, Request, Reply]], factor: float = 1.0) -> None:
+        self._answered = True
         for key, request, reply in answered:
             self._answers[key] = reply
             self.tally.sent += 1
             if self.price and self.tally.cost is not None:
-                self.tally.cost += factor * cost_of(self.price, request, reply)
+                self.tally.cost += factor * cost_of(self.price, request, reply, self.judge.headroom)
         if self.cache:
             self.cache.put(self.identity, answered)
         if self.listener:
@@ -137,7 +139,7 @@ class JudgeSession:
         """What the request may cost, if the limit allows it; None if not."""
         if not self.price:
             return 0.0
-        bound = factor * cost_bound(self.price, request)
+        bound = factor * cost_bound(self.price, request, self.judge.headroom)
         if self.max_cost is not None and (self.tally.cost or 0.0) + reserved + bound > self.max_cost:
             return None
         return bound
@@ -170,7 +172,9 @@ class JudgeSession:
         problem: JudgeError | None = None
         failures = 0
         while following is not None or under_way:
-            if following is not None and problem is None and len(under_way) < threads:
+            # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
+            most = threads if self._answered else 1
+            if following is not None and problem is None and len(under_way) < most:
                 bound = self._affords(missing[following], sum(under_way.values()))
                 if bound is not None:
                     work.put((following, missing[following]))
@@ -215,6 +219,9 @@ class JudgeSession:
         for batch, keys in begun.items():
             self._collect(batch, {key: missing[key] for key in keys if key in missing})
         left = {key: request for key, request in missing.items() if key not in self._answers}
+        if left and not self._answered:  # one call alone shows in a second what a batch would show in a day
+            first = next(iter(left))
+            self._ask({first: left.pop(first)})
         while left:
             part = self._affordable(left)
             if not part:
@@ -242,10 +249,17 @@ class JudgeSession:
 
     def _collect(self, batch: str, requests: dict[str, Request]) -> None:
         """Wait for a batch and keep its replies; what it has no reply for failed."""
-        while (replies := self.judge.collect(batch)) is None:
-            time.sleep(self.poll)
+        try:
+            while (replies := self.judge.collect(batch, requests)) is None:
+                time.sleep(self.poll)
+        except BatchLost:
+            self._forget(batch)
+            raise
         gone = Reply("failed", problem="the finished batch has no reply for it")
         self._keep([(k, request, replies.get(k, gone)) for k, request in requests.items()], self._batch_factor)
+        self._forget(batch)
+
+    def _forget(self, batch: str) -> None:
         if self.cache:
             self.cache.close_batch(self.identity, batch)
 

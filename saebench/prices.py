@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.errors import UsageError, one_line
-from saebench.judge import Reply, Request
+from saebench.judge import Judge, Reply, Request
 
 # What providers put around a request that has a schema; generous, since it only bounds.
 _AROUND = 600
@@ -33,28 +33,30 @@ class Price:
         return (self.input * input_tokens + self.output * output_tokens) / 1e6
 
 
-def find_price(judge: str, model: str, url: str | None) -> Price | None:
-    """The price of a model at its own provider; None where it is not known, as at any other address.
+def find_price(judge: Judge) -> Price | None:
+    """The price of a judge's tokens: none for one that sends nothing; None where it is not known, as at any other address.
 
     Raises:
         UsageError: the file of prices that $SAEBENCH_PRICES names cannot be read.
     """
-    if url is not None:
+    if not judge.sends:
+        return Price(0.0, 0.0)
+    if judge.url is not None:
         return None
-    entry = _prices().get(judge, {}).get(model)
+    entry = _prices().get(judge.name, {}).get(judge.model)
     return None if entry is None else Price(**entry)
 
 
-def cost_bound(price: Price, request: Request) -> float:
-    """What a call costs at most: a token is at least one byte of the text, and the reply has at most max_tokens."""
+def cost_bound(price: Price, request: Request, headroom: int = 0) -> float:
+    """What a call costs at most: a token is at least one byte of text, and the reply has at most max_tokens and the headroom."""
     text = request.system + request.user + json.dumps(request.schema(), ensure_ascii=False)
-    return price.cost(len(text.encode()) + _AROUND, request.max_tokens)
+    return price.cost(len(text.encode()) + _AROUND, request.max_tokens + headroom)
 
 
-def cost_of(price: Price, request: Request, reply: Reply) -> float:
+def cost_of(price: Price, request: Request, reply: Reply, headroom: int = 0) -> float:
     """What a call did cost; at most, where the provider did not count (it may have been charged for although it failed)."""
     if reply.usage is None:
-        return cost_bound(price, request)
+        return cost_bound(price, request, headroom)
     return price.cost(reply.usage.input_tokens, reply.usage.output_tokens)
 
 

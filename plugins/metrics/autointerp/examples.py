@@ -243,8 +243,8 @@ def _twins(half: Table, i: int, quantile: int, w: int, seed: int) -> Twins | Non
     a, b = np.nonzero(np.triu(whole[:, None] & whole, 1))
     same = (count[a] == count[b]) & (first[a] == first[b])
     a, b = a[same], b[same]
-    free = ~(fires[a] & fires[b]).any(1)
-    a, b = a[free], b[free]
+    both: np.ndarray = fires[a] & fires[b]
+    a, b = a[~both.any(1)], b[~both.any(1)]
     where = int(half["context"][i]), int(half["peak"][i])
     for pair in np.argsort(hashed(seed, Purpose.TWINS, int(half["latent"][i]), *where, a, b), kind="stable"):
         twins = Twins(*(_window(half, i, int(column[pair]), w, quantile) for column in (a, b)))
