@@ -238,13 +238,13 @@ def _twins(half: Table, i: int, quantile: int, w: int, seed: int) -> Twins | Non
     z, ok = half["z"][i], half["ok"][i]
     sliding = np.lib.stride_tricks.sliding_window_view
     fires: np.ndarray = sliding(z != 0, w)  # [w, w]: every window that holds the peak
-    whole = sliding(ok, w).all(1)
+    whole: np.ndarray = np.all(sliding(ok, w), axis=1)
     count, first = fires.sum(1), np.arange(w) + fires.argmax(1)
     a, b = np.nonzero(np.triu(whole[:, None] & whole, 1))
     same = (count[a] == count[b]) & (first[a] == first[b])
     a, b = a[same], b[same]
-    both: np.ndarray = fires[a] & fires[b]
-    a, b = a[~both.any(1)], b[~both.any(1)]
+    clash: np.ndarray = np.any(fires[a] & fires[b], axis=1)
+    a, b = a[~clash], b[~clash]
     where = int(half["context"][i]), int(half["peak"][i])
     for pair in np.argsort(hashed(seed, Purpose.TWINS, int(half["latent"][i]), *where, a, b), kind="stable"):
         twins = Twins(*(_window(half, i, int(column[pair]), w, quantile) for column in (a, b)))
