@@ -10,7 +10,7 @@ from saebench.results import Record
 from saebench.stats import Difference, independent_difference, paired_difference
 
 # A record's group (`Record.group`), in words, in its order.
-_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm")
+_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")
 
 
 @dataclass(frozen=True)

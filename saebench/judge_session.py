@@ -78,7 +78,24 @@ class JudgeSession:
         self.tally = Tally(cost=0.0 if price else None)
         self.identity = judge.identity
         self._answers: dict[str, Reply] = {}
-        self._answered = not judge.sends
+        self._settled = not judge.sends
+        self._open = False
+        self._touched: set[str] = set()
+
+    def open(self) -> None:
+        """Make the judge ready to answer, once.
+
+        Raises:
+            SaebenchError: it will not be able to.
+        """
+        if not self._open:
+            self.judge.open()
+            self._open = True
+
+    def close(self) -> None:
+        """Let go of the judge."""
+        if self._open:
+            self.judge.close()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -94,6 +111,7 @@ class JudgeSession:
                 a row failed, or a request is not in the cache that is to be replayed. What was answered is kept.
         """
         keys = [request.key(self.identity) for request in requests]
+        self._touched |= set(keys)
         missing = self._missing(dict(zip(keys, requests, strict=True)))
         if missing and self.mode == "only":
             first = next(iter(missing.values()))
@@ -103,6 +121,7 @@ class JudgeSession:
                 "record them with --replay record"
             )
         if missing:
+            self.open()
             if self.listener:
                 self.listener.begin(label, len(keys), len(keys) - len(missing), "calls")
             try:
@@ -124,7 +143,7 @@ class JudgeSession:
         return {key: request for key, request in wanted.items() if key not in self._answers}
 
     def _keep(self, answered: Sequence[tuple[str, Request, Reply]], factor: float = 1.0) -> None:
-        self._answered = True
+        self._settled = True
         for key, request, reply in answered:
             self._answers[key] = reply
             self.tally.sent += 1
@@ -173,7 +192,7 @@ class JudgeSession:
         failures = 0
         while following is not None or under_way:
             # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
-            most = threads if self._answered else 1
+            most = threads if self._settled else 1
             if following is not None and problem is None and len(under_way) < most:
                 bound = self._affords(missing[following], sum(under_way.values()))
                 if bound is not None:
@@ -219,7 +238,7 @@ class JudgeSession:
         for batch, keys in begun.items():
             self._collect(batch, {key: missing[key] for key in keys if key in missing})
         left = {key: request for key, request in missing.items() if key not in self._answers}
-        if left and not self._answered:  # one call alone shows in a second what a batch would show in a day
+        if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
             first = next(iter(left))
             self._ask({first: left.pop(first)})
         while left:
@@ -265,18 +284,32 @@ class JudgeSession:
 
     # --- what it costs ------------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Count anew for `about`: before each metric of each SAE."""
+        self._touched.clear()
+
     def about(self) -> dict[str, Any]:
-        """Who answered, for the record: the same for a run and its replay."""
-        replies = self._answers.values()
+        """Who answered since `begin`, for the record: the same for a run, its continuation and its replay."""
+        replies = [self._answers[key] for key in sorted(self._touched) if key in self._answers]
         usages = [reply.usage for reply in replies if reply.usage]
         return {
             **self.identity,
             "answered_by": sorted({reply.model for reply in replies if reply.model}),
-            "calls": len(self._answers),
-            "states": {state: n for state in sorted({r.state for r in replies}) if (n := sum(r.state == state for r in replies))},
+            "calls": len(replies),
+            "states": {state: sum(r.state == state for r in replies) for state in sorted({r.state for r in replies})},
             "input_tokens": sum(usage.input_tokens for usage in usages),
             "output_tokens": sum(usage.output_tokens for usage in usages),
-        }  # fmt: skip
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """What this run did of it so far: it differs from run to run."""
+        return {"sent": self.tally.sent, "replayed": self.tally.replayed, "cost_usd": self.tally.cost}
+
+    def spent(self) -> str:
+        """What this run did, in words."""
+        cost = "price unknown" if self.tally.cost is None else f"at most ${self.tally.cost:.4f}"
+        name = f"{self.judge.name}:{self.judge.model}"
+        return f"judge {name}: {self.tally.sent} calls sent ({cost}), {self.tally.replayed} replayed"
 
 
 def estimate(calls: Sequence[Calls], price: Price | None, batch: bool = False) -> tuple[int, int, float | None]:

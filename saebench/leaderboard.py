@@ -83,7 +83,7 @@ class Board:
     """Everything that is comparable with each other.
 
     Attributes:
-        model, revision, hook, task, corpus, dtypes: what all rows share, in words.
+        model, revision, hook, task, corpus, dtypes: what all rows share, in words; the judge stands behind the dtypes.
         columns: every score that any row has, in the order of the records.
         rows: one per SAE.
         partial: how many records were left out because they were made with --limit.
@@ -143,6 +143,9 @@ def _board(records: list[Record]) -> Board:
 
 def _empty(record: Record) -> Board:
     dtypes = f"{record.settings['model_dtype']}/{record.settings['sae_dtype']}"
+    judge = record.settings.get("judge")
+    if isinstance(judge, dict):
+        dtypes += f" · judge {judge.get('provider')}:{judge.get('model')}"
     return Board(
         model=str(record.model["id"]),
         revision=record.model.get("revision"),

@@ -16,6 +16,8 @@ from saebench.calibration import Calibration, calibrate, check_l0
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
 from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
+from saebench.judge_session import JudgeSession
+from saebench.judging import judge_settings
 from saebench.metric import NEEDS, Env
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.plan import Failure, Job, Request
@@ -47,7 +49,7 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None: ...
 
-    def begin(self, label: str, total: int, done: int) -> None: ...
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
 
     def advance(self, contexts: int) -> None: ...
 
@@ -83,12 +85,15 @@ class ModelRun:
         timings: dict[str, float],
         reporter: Reporter,
         outcome: Outcome,
+        judge: JudgeSession | None = None,
     ) -> None:
         """
         Args:
             subject: the loaded model, shared by the tasks of a suite.
             timings: seconds that loading it took.
+            judge: what metrics ask that ask one.
         """
+        self.judge = judge
         self.request, self.task, self.wanted = request, task, wanted
         self.reporter, self.outcome = reporter, outcome
         self.rank, self.world = ranks.start()
@@ -161,7 +166,8 @@ class ModelRun:
         if contexts.labels is not None:
             corpus |= {"labels": contexts.labels.about(), "left_out": dict(contexts.left_out)}
         settings = {"model_dtype": self.subject.dtype, "sae_dtype": "float32", "seed": self.request.seed,
-                    "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
+                    "limit": self.request.limit, "max_norm": self.task.contexts.max_norm,
+                    **judge_settings(self.judge.judge if self.judge else None, self.wanted)}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
         about = dict(job.about)
         about["warnings"] = about["warnings"] + self._habits(about, job.read)
@@ -365,15 +371,24 @@ class ModelRun:
             }
         if tally is not None and sum(astuple(tally)):
             record.corpus["tokens"] = asdict(tally)
-        kept, seconds = {}, {}
+        kept, seconds, judged = {}, {}, {}
         for name, metric in job.missing.items():
             begin = time.perf_counter()
             instance = lane.metrics.get(name, metric)
-            env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder())
+            judge = self.judge if metric.asks else None
+            if judge is not None:
+                judge.begin()
+            env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder(), judge)
             kept[name] = finish_metric(record, instance, lane.errors.get(name), env)
+            if judge is not None:
+                judged[name] = judge.about()
             seconds[name] = round(time.perf_counter() - begin, 3)
         timings = run["timings"] | {"scores": seconds}
-        record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
+        entry = {"metrics": list(job.missing), **run, "timings": timings}
+        if judged and self.judge is not None:
+            entry["judged"] = judged
+            timings["judge"] = self.judge.timings()
+        record.runs.append(entry)
         units = {name: k.units for name, k in kept.items() if k.units is not None}
         files = {name: k.files for name, k in kept.items() if k.files}
         record.write(record_path(self.request.results, record), units, files)

@@ -88,6 +88,7 @@ class Record:
             str(self.corpus["fingerprint"]),
             dtypes,
             str(self.settings["max_norm"]),
+            json.dumps(self.settings.get("judge"), sort_keys=True),
         )
 
     @property

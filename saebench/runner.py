@@ -1,5 +1,6 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
+from saebench.judge_session import Mode
+from saebench.judging import open_session
 from saebench.measure import ModelRun, Outcome, Reporter, load_subject
 from saebench.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.results import Record
@@ -19,7 +22,7 @@ class Silent:
 
     def message(self, text: str) -> None: ...
 
-    def begin(self, label: str, total: int, done: int) -> None: ...
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
 
     def advance(self, contexts: int) -> None: ...
 
@@ -61,6 +64,12 @@ def run(
     text_column: str = "text",
     label_column: str = "label",
     group_column: str | None = None,
+    judge: str | None = None,
+    judge_url: str | None = None,
+    judge_cache: str | Path | None = None,
+    judge_batch: bool = False,
+    replay: Mode = "record",
+    max_cost: float | None = None,
     reporter: Reporter | None = None,
 ) -> list[Record]:
     """Measure SAEs and write their records; the same as `saebench run`.
@@ -83,6 +92,12 @@ def run(
         strict: a broken plugin is an error.
         format, k, scale, ignore_keys: see `load_sae`.
         data, text_column, label_column, group_column: probe for the labels of this table in place of a task.
+        judge: provider:model of the language model that metrics ask, for those that ask one.
+        judge_url: another address that speaks the provider's protocol; it gets no key but $SAEBENCH_JUDGE_KEY.
+        judge_cache: the file of the judge's replies; by default in the cache folder.
+        judge_batch: hand the calls over as a batch, at half the price, and wait for it.
+        replay: "record" asks what the file of replies does not hold, "live" asks everything again, "only" asks nothing.
+        max_cost: US dollars that the judge may cost; the run stops before passing it.
         reporter: hears about progress.
 
     Returns:
@@ -97,6 +112,7 @@ def run(
         Request(
             several, names, model, revision, hook, task, tokens, metrics, Path(results), batch_size, device, dtype,
             limit, seed, force, strict, format, k, scale, ignore_keys, data, text_column, label_column, group_column,
+            judge, judge_url, judge_cache, judge_batch, replay, max_cost,
         ),
         reporter or Silent(),
     )  # fmt: skip
@@ -111,6 +127,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     tasks = read_tasks(request)
     wanted = [wanted_metrics(request, task) for task in tasks]
     rank, _ = ranks.start()
+    judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request)
     outcome = Outcome(failures=failures)
     for model in dict.fromkeys(job.model for job in jobs):
@@ -123,12 +140,16 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
         for task, metrics in zip(tasks, wanted, strict=True):
             todo = [replace(job, record=None, missing={}) for job in mine]
             try:
-                ModelRun(request, task, metrics, subject, timings, reporter, outcome).run(todo)
+                ModelRun(request, task, metrics, subject, timings, reporter, outcome, judge).run(todo)
             except SaebenchError as error:
                 outcome.failures += [Failure(job.name, error) for job in todo if job.missing or job.record is None]
             if rank == 0:
                 done = [job.record for job in todo if job.record is not None and job.record.path is not None]
                 outcome.records += done
+    if judge is not None:
+        judge.close()
+        if rank == 0:
+            reporter.message(judge.spent())
     order = {job.sha256: i for i, job in enumerate(jobs)}
     outcome.records.sort(key=lambda record: order[record.sae["sha256"]])
     return outcome
@@ -145,6 +166,8 @@ def check_request(request: Request) -> None:
             known = False
         if not known:
             raise UsageError(f"--device {request.device} is not on this machine: cpu is, or leave it out")
+    if request.max_cost is not None and not 0 <= request.max_cost < math.inf:
+        raise UsageError(f"--max-cost must be an amount of US dollars, not {request.max_cost}")
     for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")
