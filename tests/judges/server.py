@@ -23,7 +23,7 @@ MODEL = "test-model"
 
 @dataclass(frozen=True)
 class Asked:
-    """One call as it arrived. `attempt` counts from 1 how often this user text was sent; `fields` are empty where no schema came."""
+    """One call as it arrived. `attempt` counts from 1 how often this user text came; `fields` are empty without a schema."""
 
     api: str
     system: str
