@@ -120,10 +120,10 @@ def report(lines: list[Line], steps: int, folder: Path) -> None:
     text = [
         "# Trainers, side by side", "",
         f"Written by `make bench-train`: SmolLM2-135M-Instruct, the output of layer 15, {steps * BATCH:,} activations once, "
-        f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores. Warm-up is 5 % of the steps for all. Explained variance, "
-        "L0 and latents that never fire: on 40,960 activations of documents held back from training; ΔCE (nats per token): on 32 "
-        "contexts of held-out speeches. Activations/s is the training loop alone, activations in memory. \"Others\" is how many cores "
-        "other processes kept busy meanwhile: above about 0.1, speeds are not to be trusted.", "",
+        f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores, warm-up 5 % of the steps for all.",
+        "Explained variance, L0 and latents that never fire: on 40,960 activations of documents held back; ΔCE (nats per token): "
+        "on 32 contexts of held-out speeches. Activations/s is the training loop alone, activations in memory.",
+        '"Others" is how many cores other processes kept busy meanwhile: above about 0.1, speeds are not to be trusted.', "",
         "| Trainer | Rate | lr | Activations/s | × fastest peer | Explained variance | L0 | Dead | ΔCE | Memory, MiB | Others |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
