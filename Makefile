@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install leaderboard results-readme docs bench data clean
+.PHONY: demo test lint install leaderboard results-readme docs bench bench-train data clean
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
@@ -49,6 +49,10 @@ docs: $(VENV)/.installed
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
 bench: $(VENV)/.installed
 	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/run.sh
+
+# Our trainer and the fastest peers' on the same activations.
+bench-train: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/train.sh
 
 # Rebuild the vendored text from the packages it comes from.
 data: $(VENV)/.installed
