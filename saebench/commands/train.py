@@ -147,7 +147,9 @@ def _toy(recipe: str, out: Path | None) -> None:
         found.figure().savefig(picture, dpi=110)
     except OSError as error:
         raise SaebenchError(f"{picture} could not be written: {one_line(error)}") from error
-    click.echo(f"{recipe}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}")
+    click.echo(
+        f"{recipe}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}"
+    )
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 
