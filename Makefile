@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing clean
+.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing bench-train clean
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
@@ -57,6 +57,10 @@ wheel:
 # SAEBench's sparse probing and ours on the same tokens, and what probing costs.
 bench-probing: $(VENV)/.installed
 	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python BENCH_SCRIPT=probing.py sh tests/bench/run.sh
+
+# Our trainer and the fastest peers' on the same activations.
+bench-train: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/train.sh
 
 # Rebuild the vendored text from the packages it comes from.
 data: $(VENV)/.installed

@@ -14,6 +14,7 @@ from saebench.registry import installed
 KINDS = {
     "metric": "saebench run --sae PATH --metric $module",
     "format": "saebench inspect PATH",
+    "recipe": "saebench train $module --help",
     "report": "saebench leaderboard --format $module",
 }
 

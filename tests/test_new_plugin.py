@@ -94,6 +94,7 @@ def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
         ("metric", '"amax"', '"mean"'),
         ("format", "TopK(k), True", "TopK(k), False"),
         ("format", "config.check", "len"),
+        ("recipe", "x_hat = sae.decode_dense(f)", "x_hat = sae.decode_dense(f.detach())"),
         ("report", "value_text(cell)", '"0"'),
     ],
 )

@@ -397,9 +397,10 @@ def _as_saelens(sae: SAE) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     activation, extra = sae.activation, {}
     if isinstance(activation, Gated):
-        if bool(sae.b_enc.any()):
-            raise CheckpointError("a gated SAE with an encoder bias cannot be written as SAELens")
-        tensors |= {"r_mag": activation.r_mag, "b_gate": activation.b_gate, "b_mag": activation.b_mag}
+        # SAELens's gated SAE has no bias before its two paths: b_enc moves into theirs.
+        b_gate = activation.b_gate + sae.b_enc
+        b_mag = activation.b_mag + activation.r_mag.exp() * sae.b_enc
+        tensors |= {"r_mag": activation.r_mag, "b_gate": b_gate, "b_mag": b_mag}
         architecture = "gated"
     else:
         tensors["b_enc"] = sae.b_enc

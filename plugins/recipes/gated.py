@@ -36,7 +36,7 @@ class Gated(Recipe):
 
     def loss(self, sae: Dictionary, batch: Batch, settings: GatedSettings) -> Loss:
         """L = ‖x − x̂‖² + λ‖ReLU(π)‖₁ + ‖x − x̂_frozen(ReLU(π))‖² (the paper's eq. 8), the decoder frozen in the last term."""
-        p = sae.pre_activations(batch.x)  # its own bias stays 0: the two paths have theirs
+        p = sae.pre_activations(batch.x)  # its bias is common to both paths, which have their own besides
         gate = (p + sae.extra["b_gate"]).relu()
         magnitude = (p * sae.extra["r_mag"].exp() + sae.extra["b_mag"]).relu()
         f = torch.where(gate > 0, magnitude, 0)

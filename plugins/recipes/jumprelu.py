@@ -18,16 +18,14 @@ class JumpReLUSettings(Settings):
     Attributes:
         k: the L0 to reach.
         sparsity: λ, the weight of (L0/k − 1)².
-        threshold: every threshold's first value, where activations have mean square 1.
-        bandwidth: ε, the width of the window in which a threshold sees a gradient.
+        bandwidth: ε, the width of the window in which a threshold sees a gradient, over the thresholds' first value.
         sparsity_warmup: share of all steps over which λ rises linearly from 0.
     """
 
     beta1: float = 0.0
     k: int = 32
-    sparsity: float = 1.0
-    threshold: float = 0.1
-    bandwidth: float = 0.1
+    sparsity: float = 2.0
+    bandwidth: float = 0.5
     sparsity_warmup: float = 0.05
 
 
@@ -39,16 +37,27 @@ class JumpReLU(Recipe):
     settings = JumpReLUSettings
 
     def parameters(self, settings: JumpReLUSettings, d_in: int, width: int) -> dict[str, Tensor]:
-        return {"log_threshold": torch.full((width,), settings.threshold).log()}
+        return {"log_threshold": torch.zeros(width)}
+
+    def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
+        return {"bandwidth": torch.tensor(settings.bandwidth)}
+
+    def initialise(self, sae: Dictionary, sample: Tensor, settings: JumpReLUSettings) -> None:
+        """One threshold for all, at which the untrained SAE has the target L0 already: a short run has no time to find it."""
+        pre = sae.pre_activations(sample[: max(1, 2**24 // sae.width)])
+        kept = pre.flatten().topk(min(settings.k * len(pre), pre.numel())).values
+        first = kept[-1].clamp_min(torch.finfo(pre.dtype).tiny)
+        sae.extra["log_threshold"].fill_(first.log())
+        sae.state["bandwidth"].copy_(settings.bandwidth * first)
 
     def loss(self, sae: Dictionary, batch: Batch, settings: JumpReLUSettings) -> Loss:
         """L = ‖x − x̂‖²/Var(x) + λ·(L0/k − 1)² with L0 = Σᵢ H(πᵢ − θᵢ), H the step function (the paper's eq. 9 and 31)."""
         pre = sae.pre_activations(batch.x)
-        threshold = sae.extra["log_threshold"].exp()
-        f = jump(pre, threshold, settings.bandwidth)
+        threshold, bandwidth = sae.extra["log_threshold"].exp(), float(sae.state["bandwidth"])
+        f = jump(pre, threshold, bandwidth)
         x_hat = sae.decode_dense(f)
         fvu = (batch.x - x_hat).pow(2).sum(1).mean() / batch.variance
-        l0 = batch.mean(step(pre, threshold, settings.bandwidth).sum(1).mean())
+        l0 = batch.mean(step(pre, threshold, bandwidth).sum(1).mean())
         total = fvu + settings.sparsity * batch.ramp(settings.sparsity_warmup) * (l0 / settings.k - 1) ** 2
         fired = (f.detach() > 0).sum(0).float()
         return Loss(total, x_hat.detach(), fired, {"fvu": fvu.detach()})

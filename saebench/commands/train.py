@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saebench.commands.shell import console_on, debug_option, errors
-from saebench.errors import UsageError
+from saebench.errors import SaebenchError, UsageError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -137,7 +137,20 @@ def _train(request: "TrainRequest", out: Path) -> None:
 
 
 def _toy(recipe: str, out: Path | None) -> None:
-    raise UsageError("--toy is not here yet")
+    from saebench.registry import registry
+    from saebench.training.toy import toy
+
+    found = toy(registry().get("recipes", recipe))
+    picture = (out or Path()) / "toy.png"
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        found.figure().savefig(picture, dpi=110)
+    except OSError as error:
+        raise SaebenchError(f"{picture} could not be written: {one_line(error)}") from error
+    click.echo(
+        f"{recipe}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}"
+    )
+    console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 
 class _Progress:

@@ -121,7 +121,9 @@ class Recipe(ABC):
     name: ClassVar[str]
     architecture: ClassVar[str]
     settings: ClassVar[type[Settings]]
-    unit_decoder: ClassVar[bool] = True  # decoder rows keep norm 1, and their gradient loses its radial part
+    # Decoder rows keep norm 1, and their gradient loses its radial part. Where they are free, the finished SAE has their
+    # norms folded into its latents, which needs an activation without thresholds.
+    unit_decoder: ClassVar[bool] = True
 
     def parameters(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         """Trained tensors beside W_enc, W_dec, b_enc and b_dec, by name, at their first values. Default: none."""
@@ -130,6 +132,10 @@ class Recipe(ABC):
     def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         """Tensors that the loss itself updates (a running threshold), by name. Default: none."""
         return {}
+
+    def initialise(self, sae: Dictionary, sample: Tensor, settings: Any) -> None:
+        """Set first values that depend on data, from scaled activations [n, d_in], after b_dec is set. Default: nothing."""
+        return
 
     @abstractmethod
     def loss(self, sae: Dictionary, batch: Batch, settings: Any) -> Loss:

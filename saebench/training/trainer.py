@@ -97,6 +97,7 @@ class Trainer:
             raise NonFiniteError(f"the first activations have a mean square of {power}: no scale can be made of them")
         self.scale = power**-0.5
         self.dictionary.b_dec.copy_(rows.mean(0) * self.scale)
+        self.recipe.initialise(self.dictionary, rows * self.scale, self.settings)
 
     def step(self, x: Tensor) -> dict[str, float]:
         """One step on activations x [batch, d_in], in the model's own space.
@@ -195,11 +196,15 @@ class Trainer:
         def copy(t: Tensor) -> Tensor:
             return t.detach().cpu().clone().contiguous()
 
+        W_enc, W_dec, b_enc = own.W_enc, own.W_dec, own.b_enc
+        if not self.recipe.unit_decoder:
+            norm = W_dec.norm(dim=1, keepdim=True)
+            W_enc, W_dec, b_enc = W_enc * norm, W_dec / norm, b_enc * norm[:, 0]
         meta = Metadata(architecture=self.recipe.architecture, training_tokens=self.tokens)
         return SAE(
-            copy(own.W_enc.T),
-            copy(own.W_dec),
-            copy(own.b_enc / self.scale),
+            copy(W_enc.T),
+            copy(W_dec),
+            copy(b_enc / self.scale),
             copy(own.b_dec / self.scale),
             self.recipe.activation(own, settings, self.scale),
             subtracts_b_dec=True,

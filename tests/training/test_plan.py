@@ -132,3 +132,10 @@ def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None
     assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_toy_recovers_the_planted_features(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["train", "--toy", "--out", str(tmp_path / "toy")])
+    assert done.exit_code == 0, done.output
+    assert float(done.stdout.split("features ")[1].split(",")[0]) >= 0.95
+    assert (tmp_path / "toy" / "toy.png").read_bytes().startswith(b"\x89PNG")

@@ -182,6 +182,22 @@ def test_two_processes_train_as_one(whole: Path, llama: Path, ids: Path, tmp_pat
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_recipe_is_written_and_read_back(request_for: Make, tmp_path: Path) -> None:
+    """The checkpoint is the trained SAE: the same latents and reconstructions on the model's own activations."""
+    names = ["topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated"]
+    with_k = {"topk", "batchtopk", "matryoshka", "jumprelu"}
+    saes = tuple(SaeSpec(n, n, 64, 0, {"dtype": "float32"} | ({"k": 6} if n in with_k else {})) for n in names)
+    run = prepare(request_for(saes=saes), tmp_path / "run", Heard())
+    x = run.chunks.chunk(0)
+    run.go(Heard())
+    for lane in run.lanes:
+        trained, read = lane.trainer.sae(), saebench.load_sae(tmp_path / "run" / lane.spec.name)
+        z = trained.encode(x).dense()
+        assert bool((z != 0).any())
+        torch.testing.assert_close(read.encode(x).dense(), z, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(read(x), trained(x), rtol=1e-4, atol=1e-4)
+
+
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
