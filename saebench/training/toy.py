@@ -86,20 +86,27 @@ class ToyResult:
 
 
 def toy(
-    recipe: Recipe, *, seed: int = 0, features: int = 128, neurons: int = 48, steps: int = 600, **given: Any
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    features: int = 128,
+    neurons: int = 64,
+    latents: int = 192,
+    steps: int = 600,
+    **given: Any,
 ) -> ToyResult:
-    """Train a recipe on the toy network, with one latent a planted feature, and compare what it found with what is there.
+    """Train a recipe on the toy network, with half as many latents again as features, and compare what it found with them.
 
     Args:
         seed: of the network, the data and the SAE.
         given: settings of the recipe; its k defaults to the number of features that are active on average, rounded up.
     """
     network = ToyNetwork.random(features, neurons, seed)
-    defaults: dict[str, Any] = {"dtype": "float32", "dead_after": 20_000}
+    defaults: dict[str, Any] = {"dtype": "float32", "dead_after": 20_000, "lr": 1e-2}
     if "k" in {f.name for f in dataclasses.fields(recipe.settings)}:
         defaults["k"] = -int(-network.active // 1)
     trainer = Trainer(
-        recipe, make_settings(recipe, defaults | given), neurons, width=features, seed=seed + 1, steps=steps
+        recipe, make_settings(recipe, defaults | given), neurons, width=latents, seed=seed + 1, steps=steps
     )
     generator = torch.Generator().manual_seed(seed + 2)
     trainer.initialise(network.sample(4096, generator))

@@ -1,6 +1,6 @@
 """Ours beside the fastest peers on the same activations -> results/bench/train.json and train.md.
 
-    python tests/bench/train.py .bench PEER_PYTHON [--steps 100] [--runs saebench,sparsify,…] [--no-report]
+    python tests/bench/train.py .bench PEER_PYTHON [--steps 100] [--stage train|measure]
 
 Each line is a process of its own (train_one.py). Every SAE is then measured by saebench itself: explained variance, L0 and
 dead latents on activations of documents held back from training, ce_increase on held-out speeches.
@@ -37,6 +37,7 @@ class Line:
     trainer: str
     rate: str
     lr: float
+    activations: int
     activations_per_s: float
     peak_mib: float
     others_cores: float | None
@@ -51,14 +52,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("peer")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--trainers", default="")
+    parser.add_argument(
+        "--stage", choices=["train", "measure", "all"], default="all", help="timing needs a quiet machine"
+    )
     options = parser.parse_args()
-    chosen = [line for line in LINES if not options.trainers or line[0] in options.trainers.split(",")]
-    ran = [one(options.folder, options.peer, *line, options.steps) for line in chosen]
-    lines = measure(options.folder, ran)
-    if not options.trainers:
-        report(lines, options.steps, ROOT / "results" / "bench")
-    print(json.dumps([asdict(line) for line in lines], indent=1))
+    runs = options.folder / "train-runs.json"
+    if options.stage != "measure":
+        ran = [one(options.folder, options.peer, *line, options.steps) for line in LINES]
+        runs.write_text(json.dumps(ran, indent=1, default=str))
+    if options.stage != "train":
+        lines = measure(options.folder, json.loads(runs.read_text()))
+        report(lines, ROOT / "results" / "bench")
 
 
 def one(folder: Path, peer: str, trainer: str, lr: float | None, steps: int) -> dict[str, Any]:
@@ -92,7 +96,17 @@ def measure(folder: Path, ran: list[dict[str, Any]]) -> list[Line]:
         [record] = [r for r in records if Path(r.sae["path"]).name == path.name]
         score = record.score("ce_increase").value
         assert score is not None
-        keys = ("explained_variance", "l0", "dead_fraction", "trainer", "rate", "lr", "peak_mib", "others_cores")
+        keys = (
+            "explained_variance",
+            "l0",
+            "dead_fraction",
+            "trainer",
+            "rate",
+            "lr",
+            "activations",
+            "peak_mib",
+            "others_cores",
+        )
         speed = run["activations"] / run["wall_s"]
         lines.append(Line(activations_per_s=speed, ce_increase=score, **{key: run[key] for key in keys}))
     return lines
@@ -110,16 +124,17 @@ def on_activations(sae: saebench.SAE, valid: torch.Tensor) -> dict[str, float]:
     return {"explained_variance": 1 - error / total, "l0": active / len(valid), "dead_fraction": dead}
 
 
-def report(lines: list[Line], steps: int, folder: Path) -> None:
+def report(lines: list[Line], folder: Path) -> None:
     """train.json (all of it) and train.md (the table)."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"activations": steps * BATCH, "batch": BATCH, "width": WIDTH, "k": K, "torch": torch.__version__,
+    activations = lines[0].activations
+    found = {"activations": activations, "batch": BATCH, "width": WIDTH, "k": K, "torch": torch.__version__,
              "lines": [asdict(line) for line in lines]}  # fmt: skip
     (folder / "train.json").write_text(json.dumps(found, indent=1) + "\n")
     fastest = max(line.activations_per_s for line in lines if line.trainer != "saebench")
     text = [
         "# Trainers, side by side", "",
-        f"Written by `make bench-train`: SmolLM2-135M-Instruct, the output of layer 15, {steps * BATCH:,} activations once, "
+        f"Written by `make bench-train`: SmolLM2-135M-Instruct, the output of layer 15, {activations:,} activations once, "
         f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores, warm-up 5 % of the steps for all.",
         "Explained variance, L0 and latents that never fire: on 40,960 activations of documents held back; ΔCE (nats per token): "
         "on 32 contexts of held-out speeches. Activations/s is the training loop alone, activations in memory.",
