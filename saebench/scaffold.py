@@ -15,6 +15,7 @@ KINDS = {
     "metric": "saebench run --sae PATH --metric $module",
     "format": "saebench inspect PATH",
     "recipe": "saebench train $module --help",
+    "judge": "saebench run --sae PATH --task autointerp --judge $module:MODEL",
     "report": "saebench leaderboard --format $module",
 }
 

@@ -96,6 +96,8 @@ def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
         ("format", "config.check", "len"),
         ("recipe", "x_hat = sae.decode_dense(f)", "x_hat = sae.decode_dense(f.detach())"),
         ("report", "value_text(cell)", '"0"'),
+        ("judge", "longest in rest", "longest not in rest"),
+        ("judge", "reply.data, reply.text", "{'x': True}, reply.text"),
     ],
 )
 def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
@@ -119,7 +121,8 @@ def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
         ("torch", "metric", "already there"),
         ("json", "report", "already there"),
         ("gemma-scope", "format", "already a format"),
-        ("x", "judge", "judge"),
+        ("openai", "judge", "already"),
+        ("x", "recipe", "recipe"),
     ],
 )
 def test_bad_names_are_refused_and_write_nothing(name, kind, words, tmp_path, monkeypatch):
