@@ -81,7 +81,7 @@ class ReplyCache:
             usage = reply.usage or Usage(0, 0)
             counted = (usage.input_tokens, usage.output_tokens) if reply.usage else (None, None)
             rows.append((key, _text(judge), request.prompt, _text(asdict(request)), _text(asdict(reply)),
-                         reply.state, reply.model, *counted, now))  # fmt: skip
+                         reply.state, _plain(reply.model), *counted, now))  # fmt: skip
         with self._guarded(), self._connection() as db:
             db.executemany(f"INSERT OR REPLACE INTO replies VALUES ({','.join('?' * 10)})", rows)
 
@@ -108,7 +108,11 @@ class ReplyCache:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return json.dumps(value, sort_keys=True)  # ASCII: half a surrogate pair, which a model may well say, fits no database
+
+
+def _plain(text: str | None) -> str | None:
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 def _now() -> str:

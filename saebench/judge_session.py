@@ -211,7 +211,7 @@ class JudgeSession:
                 continue
             self._keep([(key, missing[key], reply)])
             failures = failures + 1 if reply.state == "failed" else 0
-            if failures >= GIVE_UP:
+            if failures == GIVE_UP:
                 problem = JudgeError(
                     f"{failures} calls in a row got no answer (the last: {reply.problem}); what was answered is kept: "
                     "run the same command again when the judge answers"

@@ -23,7 +23,7 @@ MODEL = "test-model"
 
 @dataclass(frozen=True)
 class Asked:
-    """One call as it arrived. `attempt` counts from 1 how often this user text was sent; `fields` are empty where no schema came."""
+    """One call as it arrived. `attempt` counts from 1 how often this user text was sent; no schema, no `fields`."""
 
     api: str
     system: str
@@ -191,30 +191,30 @@ class JudgeServer:
 
     def reply(self, api: str, said: Any, body: Mapping[str, Any]) -> dict[str, Any]:
         """A call's answer in the API's format; what is no text is a refusal or a cut."""
-        text = said.text if isinstance(said, Said | Truncated) else said if isinstance(said, str) else json.dumps(said)
         refused, cut = isinstance(said, Refusal), isinstance(said, Truncated)
-        text = "" if refused else text
+        if refused:
+            text = ""
+        elif isinstance(said, str):
+            text = said
+        else:
+            text = said.text if isinstance(said, Said | Truncated) else json.dumps(said)
         tokens = len(json.dumps(body)) // 4, max(1, len(text) // 4)
         model = f"{body['model']}-2026-01-01"
         if api == "anthropic":
             reason = "refusal" if refused else "max_tokens" if cut else "end_turn"
-            return {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "stop_reason": reason, "stop_sequence": None,
-                    "content": [{"type": "text", "text": text}] if text else [],
-                    "usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]}}  # fmt: skip
+            content = [{"type": "text", "text": text}] if text else []
+            usage = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+            return {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "stop_reason": reason,
+                    "stop_sequence": None, "content": content, "usage": usage}  # fmt: skip
         logprobs = None
         if isinstance(said, Said) and said.tokens and body.get("logprobs"):
-            logprobs = {"content": [{"token": t, "logprob": likely.get(t, -9.0), "bytes": None,
-                                     "top_logprobs": [{"token": a, "logprob": p, "bytes": None} for a, p in likely.items()]}
-                                    for t, likely in said.tokens], "refusal": None}  # fmt: skip
-        message = {
-            "role": "assistant",
-            "content": None if refused else text,
-            "refusal": "I would rather not." if refused else None,
-        }
+            logprobs = {"content": [_token(token, likely) for token, likely in said.tokens], "refusal": None}
+        refusal = "I would rather not." if refused else None
+        message = {"role": "assistant", "content": None if refused else text, "refusal": refusal}
         choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop", "logprobs": logprobs}
         usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
         return {
-            "id": "chatcmpl-1",
+            "id": "1",
             "object": "chat.completion",
             "created": 1,
             "model": model,
@@ -249,6 +249,11 @@ class JudgeServer:
                     {"custom_id": key, "result": {"type": "succeeded", "message": self.reply(api, said, body)}}
                 )
         return lines, errors
+
+
+def _token(token: str, likely: Mapping[str, float]) -> dict[str, Any]:
+    others = [{"token": other, "logprob": logprob, "bytes": None} for other, logprob in likely.items()]
+    return {"token": token, "logprob": likely.get(token, -9.0), "bytes": None, "top_logprobs": others}
 
 
 def _batch_error(api: str, key: str, fault: Any) -> dict[str, Any]:

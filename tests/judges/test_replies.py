@@ -1,0 +1,368 @@
+"""What came back becomes the right state, through the vendors' real SDKs: nothing dropped, nothing made up."""
+
+import json
+import math
+import time
+from email.utils import formatdate
+
+import pytest
+from saebench.plugins.judges.openai import probabilities
+
+from saebench.errors import UsageError
+from saebench.judge import JudgeError, Reply, Request, read_reply, value_places
+from saebench.judge_session import JudgeSession
+from tests.judges.server import (
+    Coin,
+    CutBody,
+    Hang,
+    JudgeServer,
+    Refusal,
+    Said,
+    Status,
+    Truncated,
+    always,
+)  # fmt: skip
+
+APIS = ("openai", "anthropic")
+
+
+def request(user: str = "u", **fields: str) -> Request:
+    return Request("system", user, fields or {"a": "boolean", "b": "boolean"}, "test@1", 64)  # type: ignore[arg-type]
+
+
+def ask(api: str, answer: object, *requests: Request) -> list[Reply]:
+    with JudgeServer(answer) as server:  # type: ignore[arg-type]
+        return JudgeSession(server.judge(api)).complete_all(requests or [request()])
+
+
+# --- what was said ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("said", "state", "data", "problem"),
+    [
+        ('{"a": true, "b": false}', "ok", {"a": True, "b": False}, ""),
+        ('  {"b": false,\n"a": true}\n', "ok", {"a": True, "b": False}, ""),
+        ('```json\n{"a": true, "b": false}\n```', "ok", {"a": True, "b": False}, ""),
+        ('```\n{"a": true, "b": false}```', "ok", {"a": True, "b": False}, ""),
+        ('{"a": true, "b": fal', "malformed", {}, "not JSON"),
+        ('Sure! {"a": true, "b": false}', "malformed", {}, "not JSON"),
+        ("", "malformed", {}, "not JSON"),
+        ("[true, false]", "malformed", {}, "not an object"),
+        ("true", "malformed", {}, "not an object"),
+        ('{"a": true, "b": NaN}', "malformed", {}, "not JSON"),
+        ('{"a": true, "c": false}', "malformed", {"a": True}, "'b' is missing; 'c' was not asked for"),
+        ('{"a": true}', "malformed", {"a": True}, "'b' is missing"),
+        ('{"a": true, "b": false, "b": false}', "malformed", {"a": True}, "'b' is there twice"),
+        ('{"a": true, "a": false, "b": false}', "malformed", {"b": False}, "'a' is there twice"),
+        ('{"a": "true", "b": 1}', "malformed", {}, "'a' is no boolean; 'b' is no boolean"),
+        ('{"a": null, "b": true}', "malformed", {"b": True}, "'a' is no boolean"),
+        ('{"a": {"a": true}, "b": true}', "malformed", {"b": True}, "'a' is no boolean"),
+        ("[" * 100_000, "malformed", {}, "not JSON"),
+        (Refusal(), "refused", {}, ""),
+        (Truncated('{"a": true'), "truncated", {}, "cut"),
+        (Truncated('{"a": true, "b": true}'), "truncated", {}, "cut"),
+    ],
+)
+def test_each_reply_has_its_state(api, said, state, data, problem):
+    [reply] = ask(api, lambda _: said)
+    assert (reply.state, dict(reply.data)) == (state, data)
+    assert problem in reply.problem
+    assert (reply.problem == "") == (state == "ok")
+    assert reply.model == "test-model-2026-01-01"
+    assert reply.usage is not None
+    assert reply.usage.input_tokens > 0
+    if isinstance(said, str):
+        assert reply.text == said
+
+
+def test_strings_are_text_and_nothing_else():
+    reply = read_reply('{"a": "it fires on \\"ships\\"", "b": true}', request(a="string", b="boolean"))
+    assert reply.data == {"a": 'it fires on "ships"', "b": True}
+    assert read_reply('{"a": true, "b": true}', request(a="string", b="boolean")).data == {"b": True}
+
+
+# --- what went wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "fault", [Status(429, "0.05"), Status(429), Status(500), Status(502), Status(529), Hang(3), CutBody()], ids=repr
+)
+def test_what_passes_is_asked_again(api, fault):
+    with JudgeServer(lambda asked: fault if asked.attempt == 1 else {"a": True, "b": False}) as server:
+        [reply] = JudgeSession(server.judge(api, timeout=0.5)).complete_all([request()])
+        assert reply.state == "ok"
+        assert [asked.attempt for asked in server.asked] == [1, 2]
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("fault", [Status(429, "0.05"), Status(500), Hang(3), CutBody()], ids=repr)
+def test_what_does_not_pass_has_failed(api, fault):
+    with JudgeServer(lambda asked: fault if "bad" in asked.user else {"a": True, "b": False}) as server:
+        requests = [request("good 1"), request("bad"), request("good 2")]
+        replies = JudgeSession(server.judge(api, timeout=0.3, retries=1)).complete_all(requests)
+    assert [reply.state for reply in replies] == ["ok", "failed", "ok"]
+    assert replies[1].problem
+    assert not replies[1].data
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_retry_after_is_waited_for(api):
+    begin = time.monotonic()
+    with JudgeServer(lambda asked: Status(429, "1.5") if asked.attempt == 1 else {"a": True, "b": True}) as server:
+        [reply] = JudgeSession(server.judge(api)).complete_all([request()])
+    assert reply.state == "ok"
+    assert time.monotonic() - begin > 1.4
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("wait", ["86400", formatdate(time.time() + 86400, usegmt=True)])
+def test_nobody_waits_for_a_day(api, wait):
+    with JudgeServer(lambda _: Status(429, wait)) as server:
+        [reply] = JudgeSession(server.judge(api)).complete_all([request()])
+        assert reply.state == "failed"
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Status(401), "does not accept the key in SAEBENCH_JUDGE_KEY"),
+        (Status(403), "does not accept the key"),
+        (Status(404), "has no model 'test-model'"),
+        (Status(402), "no money left"),
+    ],
+)
+def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
+    with JudgeServer(lambda asked: fault if asked.user == "7" else {"a": True, "b": True}) as server:
+        session = JudgeSession(server.judge(api))
+        with pytest.raises(JudgeError, match=words) as caught:
+            session.complete_all([request(str(i)) for i in range(100)])
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(server.asked) < 30
+        assert session.tally.sent == len(server.asked) - 1, "what was answered is kept"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_server_that_never_answers_is_given_up(api):
+    with JudgeServer(lambda asked: Status(400) if int(asked.user) > 4 else {"a": True, "b": True}) as server:
+        session = JudgeSession(server.judge(api))
+        with pytest.raises(JudgeError, match="20 calls in a row got no answer"):
+            session.complete_all([request(str(i)) for i in range(200)])
+        assert len(server.asked) < 40
+
+
+def test_a_judge_that_raises_costs_only_that_call():
+    def answer(asked: Request) -> dict[str, bool]:
+        if asked.user == "3":
+            raise ValueError("a bug")
+        return {"a": True, "b": True}
+
+    from saebench.testing import judge_session
+
+    replies = judge_session(answer).complete_all([request(str(i)) for i in range(5)])
+    assert [reply.state for reply in replies] == ["ok", "ok", "ok", "failed", "ok"]
+    assert replies[3].problem == "ValueError: a bug"
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_replies_are_in_order_whatever_the_order_of_answers(api):
+    coin = Coin()
+
+    def slowly(asked: object) -> object:
+        time.sleep(hash(asked.user) % 7 / 200)  # type: ignore[attr-defined]
+        return coin(asked)  # type: ignore[arg-type]
+
+    requests = [request(f"user {i}") for i in range(60)]
+    with JudgeServer(slowly) as server:  # type: ignore[arg-type]
+        found = JudgeSession(server.judge(api)).complete_all([*requests, *requests])
+        assert 1 < server.most_at_once <= 8
+        assert len(server.asked) == 60, "equal requests are asked once"
+        assert server.asked[0].user == "user 0"
+    with JudgeServer(coin) as server:
+        one = server.judge(api)
+        alone = [one.complete(r) for r in requests]
+    assert [r.data for r in found] == [r.data for r in alone] * 2
+    assert len({tuple(r.data.items()) for r in found}) == 4
+
+
+def test_a_repeat_is_asked_again():
+    with JudgeServer(Coin()) as server:
+        session = JudgeSession(server.judge("openai"))
+        session.complete_all([request(), Request(**{**vars(request()), "repeat": 1})])
+        assert len(server.asked) == 2
+
+
+# --- what each vendor is asked for ------------------------------------------------------------------------------------
+
+
+def test_openai_is_held_to_the_schema(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with JudgeServer(always(True)) as server:
+        judge = server.official("openai", monkeypatch)
+        judge.complete(request("hello", first="boolean", why="string"))
+        body = server.asked[0].body
+    schema = {"type": "object", "properties": {"first": {"type": "boolean"}, "why": {"type": "string"}},
+              "required": ["first", "why"], "additionalProperties": False}  # fmt: skip
+    assert body == {
+        "model": "test-model", "temperature": 0, "logprobs": True, "top_logprobs": 5, "reasoning_effort": "none",
+        "max_completion_tokens": 64,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}},
+        "messages": [{"role": "system", "content": "system"}, {"role": "user", "content": "hello"}],
+    }  # fmt: skip
+
+
+def test_anthropic_is_held_to_the_schema(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    with JudgeServer(always(True)) as server:
+        judge = server.official("anthropic", monkeypatch)
+        judge.complete(request("hello", first="boolean"))
+        body = dict(server.asked[0].body)
+    assert body.pop("output_config")["format"]["schema"]["required"] == ["first"]
+    assert body == {"model": "test-model", "max_tokens": 64, "system": "system", "thinking": {"type": "disabled"},
+                    "messages": [{"role": "user", "content": "hello"}]}  # fmt: skip
+    assert not judge.capabilities.temperature
+    assert not judge.capabilities.probabilities
+
+
+@pytest.mark.parametrize(
+    ("ways", "thinking", "most"), [(("between_tools",), {"type": "between_tools"}, 64), ((), None, 64 + 4096)]
+)
+def test_a_model_that_thinks_is_kept_from_it_or_given_room(ways, thinking, most):
+    with JudgeServer(always(True)) as server:
+        server.thinking = ways
+        judge = server.judge("anthropic")
+        judge.complete(request())
+        assert server.asked[0].body.get("thinking") == thinking
+        assert server.asked[0].max_tokens == most
+        assert judge.headroom == most - 64
+
+
+def test_what_openai_does_not_know_is_not_asked_for_again(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+    def picky(asked: object) -> object:
+        body = asked.body  # type: ignore[attr-defined]
+        if "temperature" in body:
+            return Status(400, message="Unsupported parameter: 'temperature'")
+        if body.get("reasoning_effort") in ("none", "minimal"):
+            return Status(400, message="Unsupported value: 'reasoning_effort' does not support 'none'")
+        if "logprobs" in body:
+            return Status(400, message="logprobs are not allowed with this model")
+        return {"a": True, "b": True}
+
+    with JudgeServer(picky) as server:  # type: ignore[arg-type]
+        judge = server.official("openai", monkeypatch)
+        session = JudgeSession(judge)
+        replies = session.complete_all([request(str(i)) for i in range(30)])
+        assert {reply.state for reply in replies} == {"ok"}
+        assert len(server.asked) == 30 + 4, "settled by the first call, before the others"
+        last = server.asked[-1].body
+        assert last["reasoning_effort"] == "low"
+        assert last["max_completion_tokens"] == 64 + 4096, "a model that thinks gets room for it"
+        assert not {"temperature", "logprobs", "top_logprobs"} & set(last)
+    assert judge.capabilities.structured
+    assert not judge.capabilities.probabilities
+    assert not judge.capabilities.temperature
+
+
+def test_a_local_server_without_schemas_is_asked_in_words():
+    def plain(asked: object) -> object:
+        if "response_format" in asked.body:  # type: ignore[attr-defined]
+            return Status(400, message="response_format json_schema is not supported")
+        return '```json\n{"a": false, "b": true}\n```'
+
+    with JudgeServer(plain) as server:  # type: ignore[arg-type]
+        judge = server.judge("openai")
+        assert judge.capabilities.structured
+        replies = JudgeSession(judge).complete_all([request(str(i)) for i in range(5)])
+        assert [dict(reply.data) for reply in replies] == [{"a": False, "b": True}] * 5
+        assert len(server.asked) == 6
+        assert server.asked[-1].system.endswith('of exactly this form: {"a": true or false, "b": true or false}')
+        assert server.asked[-1].max_tokens == 64
+    assert not judge.capabilities.structured
+
+
+def test_a_request_that_is_wrong_has_failed_and_is_not_repeated():
+    with JudgeServer(lambda _: Status(400, message="the prompt is too long")) as server:
+        [reply] = JudgeSession(server.judge("openai")).complete_all([request()])
+        assert (reply.state, len(server.asked)) == ("failed", 1)
+        assert "the prompt is too long" in reply.problem
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_unknown_model_is_named_before_anything_is_asked(api, monkeypatch):
+    monkeypatch.setenv(f"{api.upper()}_API_KEY", "sk-test")
+    with JudgeServer(always(True), models=("gpt-big", "gpt-small")) as server:
+        for open_it in (
+            lambda: server.official(api, monkeypatch, model="gpt-smal"),
+            lambda: server.judge(api, model="gpt-smal"),
+        ):
+            with pytest.raises(UsageError, match=r"unknown model of judge .*did you mean 'gpt-small'"):
+                open_it()
+        assert not server.asked
+
+
+def test_a_server_with_one_model_takes_any_name_for_it():
+    with JudgeServer(always(True), models=("/models/llama.gguf",)) as server:
+        assert server.judge("openai", model="whatever").complete(request()).state == "ok"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_nothing_there(api):
+    with JudgeServer(always(True)) as server:
+        url = server.url(api)
+    from saebench.judge import make_judge
+
+    begin = time.monotonic()
+    with pytest.raises(JudgeError, match="cannot be reached"):
+        make_judge(f"{api}:m", url).open()
+    assert time.monotonic() - begin < 5
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_those_of_the_tokens():
+    text = '{"why": "\\"a\\": true", "a": true, "b":false}'
+    cut = ['{"', "why", '": "\\"', "a", '\\": true"', ', "a":', " true", ', "b', '":', "false", "}"]
+    assert "".join(cut) == text
+    likely = {token: {token: -0.1} for token in cut}
+    likely[" true"] = {w: math.log(p) for w, p in ((" true", 0.6), (" false", 0.2), (" maybe", 0.1), ("true", 0.05))}
+    likely["false"] = {w: math.log(p) for w, p in (("false", 0.9), ("tr", 0.03), (" null", 0.05))}
+    tokens = tuple((token, likely[token]) for token in cut)
+    with JudgeServer(lambda _: Said(text, tokens)) as server:
+        [reply] = JudgeSession(server.judge("openai")).complete_all([request(why="string", a="boolean", b="boolean")])
+    assert reply.state == "ok"
+    assert reply.data["why"] == '"a": true'
+    assert reply.probabilities == {
+        "a": pytest.approx((0.6 + 0.05) / (0.6 + 0.05 + 0.2), rel=1e-12),
+        "b": pytest.approx(0.03 / 0.93, rel=1e-12),
+    }
+
+
+def test_tokens_that_are_not_the_text_give_no_probabilities():
+    reply = Reply("ok", {"a": True})
+    assert probabilities('{"a": true}', [('{"a":', {}), ("true}", {})], reply) == {}
+    assert probabilities('{"a": true}', [('{"a": true}', {'{"a": true}': -0.1})], reply) == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1, "b" : [true, {"c": 2}], "d": "x, \\"e\\": 1"}', "{}", '{"a', "", "[1]", '{"a": 1']
+)
+def test_places_of_values(text):
+    places = value_places(text)
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    if isinstance(whole, dict):
+        assert list(places) == list(whole)
+        for name, place in places.items():
+            assert json.JSONDecoder().raw_decode(text, place)[0] == whole[name]
