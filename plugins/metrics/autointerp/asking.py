@@ -63,7 +63,7 @@ class Item:
 
 
 def _user(body: object) -> str:
-    return json.dumps(body, ensure_ascii=False, indent=1)
+    return json.dumps(body, ensure_ascii=False)
 
 
 # --- explaining ------------------------------------------------------------------------------------------------------

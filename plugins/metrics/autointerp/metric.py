@@ -219,7 +219,7 @@ class AutoInterpSmall(AutoInterp):
     """The same with fewer latents and windows, one window a request: for a small judge on this machine, and for trying out."""
 
     name = "autointerp_small"
-    settings = Settings(latents=12, explained=4, judged=8, places=4, quantiles=4, reservoir=32, pool=512, together=1)
+    settings = Settings(latents=10, quantiles=2, explained=4, judged=6, places=4, reservoir=32, pool=512, together=1)
 
 
 @hookimpl
