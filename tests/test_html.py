@@ -129,7 +129,11 @@ def test_a_thousand_saes_fit_in_three_megabytes(large: str) -> None:
 def test_details_say_what_made_the_numbers(make: Make) -> None:
     text = page([example(make)])
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    about = json.loads(data)[0]["rows"][0]["about"]
+    details = json.loads(data)[0]
+    about = details["common"] | details["rows"][0]["about"]
+    assert set(about) == set(details["facts"])
+    assert "commit" in details["common"]
+    assert "latents" not in details["common"]
     assert about["commit"] == "c0ffeec0ffee"
     assert about["measured"] == "2026-01-02"
     assert about["device"] == "cpu (x86_64)"

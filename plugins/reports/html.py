@@ -134,13 +134,25 @@ def _cell(cell: Cell) -> str:
 
 
 def _details(board: Board) -> dict[str, Any]:
-    """A board's scores that are not points of a curve, for the script: names once, then a row of cells for each SAE."""
+    """A board's scores that are not points of a curve, for the script: names once, then a row of cells for each SAE.
+
+    Facts that all rows share stand once in `common`; `facts` is the order in which they are shown.
+    """
     columns = [c for c in board.columns if c.at is None]
+    abouts = [about(row) for row in board.rows]
+    facts = list(dict.fromkeys(name for one in abouts for name in one))
+    common = {name: abouts[0][name] for name in facts if len({one.get(name) for one in abouts}) == 1}
     return {
         "columns": [f"{clean(c.metric, 40)}.{clean(c.key, 40)}" for c in columns],
+        "facts": facts,
+        "common": common,
         "rows": [
-            {"name": clean(row.name), "about": about(row), "cells": [_shown(row.cells[c]) for c in columns]}
-            for row in board.rows
+            {
+                "name": clean(row.name),
+                "about": {name: value for name, value in one.items() if name not in common},
+                "cells": [_shown(row.cells[c]) for c in columns],
+            }
+            for row, one in zip(board.rows, abouts, strict=True)
         ],
     }
 
