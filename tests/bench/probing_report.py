@@ -65,8 +65,9 @@ def _cost(cost: dict[str, Any]) -> list[str]:
     lines = [
         "## Cost",
         "",
-        f"The first {cost['documents']} documents of `probing/wordnet`, {cost['threads']} threads; medians of repeats that took "
-        "turns. The rest of the pass is each SAE's latents, its random twin's, and pooling both.",
+        f"The first {cost['documents']} documents of `probing/wordnet`. CPU seconds on one thread, since the machine was not "
+        "ours alone; medians of two repeats that took turns. The rest of the pass is each SAE's latents, its random twin's, "
+        "and pooling both.",
         "",
         *table_head(columns),
     ]
@@ -87,7 +88,7 @@ def _cost(cost: dict[str, Any]) -> list[str]:
     lines += [
         "Probes are fitted for each SAE. Ten one-against-the-rest probes on 2,304 latents and 4,000 training documents:",
         "",
-        *table_head(("Fit", "seconds")),
+        *table_head(("Fit", "CPU seconds")),
         *(table_row((name, f"{seconds:.1f}")) for name, seconds in cost["fit"].items()),
         "",
         "What was done about it: C is chosen by cross-validation up to k = 128 only and is fixed for all latents; folds go up "
