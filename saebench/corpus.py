@@ -115,10 +115,10 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
     if task.labels:
         return _labelled_contexts(task, tokenizer, bos)
     names, pieces, dropped = [], [], 0
-    for name, text in _documents(task):
+    for name, text in documents(task):
         # Some tokenizers add BOS by themselves: never twice.
         ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
-        cut, tail = _pack(ids, spec.length, bos)
+        cut, tail = pack(ids, spec.length, bos)
         names.append(name)
         pieces.append(cut)
         dropped += tail
@@ -220,7 +220,7 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
     return Contexts(ids, rows, special, tuple(f"row {i}" for i in rows), 0, len(ids))
 
 
-def _pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
+def pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
     """Whole contexts [n, length] of one document, and how many tokens its tail has."""
     body = length - (bos is not None)
     n = len(ids) // body
@@ -249,7 +249,7 @@ def _spread(sizes: list[int], count: int) -> list[tuple[int, int]]:
     return [(d, picks[r]) for r in rounds for d, picks in enumerate(chosen) if r < len(picks)]
 
 
-def _documents(task: Task) -> Iterator[tuple[str, str]]:
+def documents(task: Task) -> Iterator[tuple[str, str]]:
     """(name, text) of each document of a task's corpus, in a fixed order."""
     spec = task.corpus
     if spec.hub:

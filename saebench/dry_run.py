@@ -6,6 +6,7 @@ from typing import Any
 from saebench.corpus import task_contexts
 from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.judging import JudgePlan, plan_judge
 from saebench.measure import LANES, default_batch
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
@@ -55,6 +56,7 @@ class DryRun:
     text: Text
     groups: list[Group]
     failures: list[Failure]
+    judge: JudgePlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: costs in multiply-adds, memory in bytes."""
@@ -64,8 +66,9 @@ class DryRun:
             for g in self.groups
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
+        judge = {"judge": self.judge.to_json()} if self.judge else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures}  # fmt: skip
+                "groups": groups, "failures": failures, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -76,6 +79,8 @@ class DryRun:
                 out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
             out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        if self.judge:
+            out.append(self.judge.line())
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
 
 
@@ -106,7 +111,8 @@ def _dry_run(request: Request, task: Task) -> DryRun:
         for place in places:
             mine = [j for j in jobs if j.model == model and (j.read, j.write) == place]
             groups.append(_group(request, model, mine, size, config, text, losses))
-    return DryRun(task.label, list(wanted), text, groups, failures)
+    judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
+    return DryRun(task.label, list(wanted), text, groups, failures, judge)
 
 
 def _text(request: Request, task: Task, model: str | None) -> Text:

@@ -11,9 +11,11 @@ import pluggy
 
 if TYPE_CHECKING:
     from saebench.checkpoint import Format
+    from saebench.judge import Judge
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
+    from saebench.training.recipe import Recipe
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
@@ -32,8 +34,20 @@ def saebench_metrics() -> "Sequence[type[Metric]]":
 
 
 @hookspec
+def saebench_judges() -> "Sequence[type[Judge]]":
+    """Judges: subclasses of `saebench.judge.Judge`, one instance of which is made for a `--judge name:model`."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
 def saebench_models() -> "Sequence[ModelAlias]":
     """Model aliases: a short name and where its weights are found on this machine."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_recipes() -> "Sequence[Recipe]":
+    """Training recipes: objects with `name`, `settings` and `loss(sae, batch, settings) -> Loss`."""
     raise AssertionError("a specification is never called")
 
 

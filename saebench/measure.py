@@ -16,11 +16,13 @@ from saebench.calibration import Calibration, calibrate, check_l0
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
 from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
+from saebench.judge_session import JudgeSession
+from saebench.judging import judge_settings
 from saebench.metric import NEEDS, Env
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.plan import Failure, Job, Request
 from saebench.provenance import provenance
-from saebench.results import Record, fingerprint, read_record, record_path
+from saebench.results import Record, add_to_record, fingerprint, read_record, record_path
 from saebench.scoring import finish_metric
 from saebench.state import StateFolder
 from saebench.stream import Lane, Pass, Tally
@@ -52,7 +54,7 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None: ...
 
-    def begin(self, label: str, total: int, done: int) -> None: ...
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
 
     def advance(self, contexts: int) -> None: ...
 
@@ -88,12 +90,15 @@ class ModelRun:
         timings: dict[str, float],
         reporter: Reporter,
         outcome: Outcome,
+        judge: JudgeSession | None = None,
     ) -> None:
         """
         Args:
             subject: the loaded model, shared by the tasks of a suite.
             timings: seconds that loading it took.
+            judge: what metrics ask that ask one.
         """
+        self.judge = judge
         self.request, self.task, self.wanted = request, task, wanted
         self.reporter, self.outcome = reporter, outcome
         self.rank, self.world = ranks.start()
@@ -145,18 +150,24 @@ class ModelRun:
         job.missing = {}
 
     def _plan(self, job: Job) -> None:
-        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks."""
-        record = self._skeleton(job)
-        path = record_path(self.request.results, record)
-        if path.exists():
-            record = read_record(path)
-        job.record = record
+        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks.
+
+        Rank 0's disk counts, which another rank's may differ from.
+        """
+        skeleton = self._skeleton(job)
+        ranks.require_same(f"SAE, model or text ({job.name})", skeleton.fingerprint)
+        job.record, missing = ranks.decide(lambda: self._find(job, skeleton))
+        job.missing = {name: self.wanted[name] for name in missing}
+
+    def _find(self, job: Job, skeleton: Record) -> tuple[Record, list[str]]:
+        """The record that is there, or the skeleton of a new one; and the names of the metrics that it lacks."""
+        path = record_path(self.request.results, skeleton)
+        record = read_record(path) if path.exists() else skeleton
         have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
-        job.missing = {n: m for n, m in self.wanted.items() if self.request.force or have.get(n) != m.version}
-        if not job.missing:
+        missing = [n for n, metric in self.wanted.items() if self.request.force or have.get(n) != metric.version]
+        if not missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
-        # What rank 0 saw on disk is what counts: another rank may look a moment later.
-        job.missing = {n: self.wanted[n] for n in ranks.agree(list(job.missing))}
+        return record, missing
 
     def _skeleton(self, job: Job) -> Record:
         loaded, contexts = self.subject.loaded, self.contexts
@@ -166,7 +177,8 @@ class ModelRun:
         if contexts.labels is not None:
             corpus |= {"labels": contexts.labels.about(), "left_out": dict(contexts.left_out)}
         settings = {"model_dtype": self.subject.dtype, "sae_dtype": "float32", "seed": self.request.seed,
-                    "limit": self.request.limit, "max_norm": self.task.contexts.max_norm}  # fmt: skip
+                    "limit": self.request.limit, "max_norm": self.task.contexts.max_norm,
+                    **judge_settings(self.judge.judge if self.judge else None, self.wanted)}  # fmt: skip
         task = {"name": self.task.name, "version": self.task.version, "sha256": self.task.sha256()}
         about = dict(job.about)
         about["warnings"] = about["warnings"] + self._habits(about, job.read)
@@ -373,18 +385,27 @@ class ModelRun:
             }
         if tally is not None and sum(astuple(tally)):
             record.corpus["tokens"] = asdict(tally)
-        units, seconds = {}, {}
+        units, seconds, judged = {}, {}, {}
         for name, metric in job.missing.items():
             begin = time.perf_counter()
             instance = lane.metrics.get(name, metric)
-            env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder())
+            judge = self.judge if metric.asks else None
+            if judge is not None:
+                judge.begin()
+            env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder(), judge)
             frame = finish_metric(record, instance, lane.errors.get(name), env)
             if frame is not None:
                 units[name] = frame
+            if judge is not None:
+                judged[name] = judge.about()
             seconds[name] = round(time.perf_counter() - begin, 3)
         timings = run["timings"] | {"scores": seconds}
-        record.runs.append({"metrics": list(job.missing), **run, "timings": timings})
-        record.write(record_path(self.request.results, record), units)
+        entry = {"metrics": list(job.missing), **run, "timings": timings}
+        if judged and self.judge is not None:
+            entry["judged"] = judged
+            timings["judge"] = self.judge.timings()
+        record.runs.append(entry)
+        job.record = add_to_record(self.request.results, record, list(job.missing), units)
 
 
 def _place(hook: str) -> HookPoint | None:

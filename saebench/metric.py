@@ -20,6 +20,9 @@ from saebench.sae import SAE, Latents
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from saebench.judge import Calls
+    from saebench.judge_session import JudgeSession
+
 T = TypeVar("T")
 Direction = Literal["higher", "lower"]
 
@@ -208,12 +211,14 @@ class Env:
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run.
         cache: a folder for what is worth keeping between runs.
+        judge: answers the requests of a metric that says in `asks` that it has some; None for the others.
     """
 
     sae: SAE
     tokenizer: "PreTrainedTokenizerBase | None" = None
     seed: int = 0
     cache: Path | None = None
+    judge: "JudgeSession | None" = None
 
 
 class Metric:
@@ -223,6 +228,7 @@ class Metric:
         name: how it is asked for and recorded.
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
+        asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
 
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
@@ -231,6 +237,7 @@ class Metric:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    asks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""
@@ -249,6 +256,11 @@ class Metric:
     def scores(self, env: Env) -> list[Score]:
         """The scores, declared over columns of `units()` or computed."""
         raise NotImplementedError(f"metric '{self.name}' must define scores")
+
+    @classmethod
+    def judge_calls(cls, d_sae: int) -> "list[Calls]":
+        """The calls that one SAE of so many latents costs at most, for `--dry-run`; of metrics that ask a judge."""
+        return []
 
     def details(self) -> dict[str, Any]:
         """What else belongs into the record, as plain values: which latents were chosen, what was fitted. Asked for last."""

@@ -90,9 +90,24 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
         raise SaebenchError(f"model '{spec}' does not fit into the memory of {device}: try --dtype bfloat16") from error
     except Exception as error:  # a damaged file makes transformers raise almost anything
         raise SaebenchError(f"model '{spec}' at {path} cannot be loaded: {one_line(error)}") from error
-    # A local path says nothing to others and would stand in records: its own name does; the hash identifies it anyway.
-    name = path.resolve().stem if Path(spec).expanduser().exists() else spec
-    return LoadedModel(model, tokenizer, name, sha, revision)
+    return LoadedModel(model, tokenizer, model_title(spec), sha, revision)
+
+
+def model_title(spec: str) -> str:
+    """A model's name in records: of a local path, which says nothing to others, the last part."""
+    path = Path(spec).expanduser()
+    return path.resolve().stem if path.exists() else spec
+
+
+def model_sha256(spec: str) -> str:
+    """The hash of a model's weight files, as `load_model` would give it, without loading them.
+
+    Raises:
+        UsageError: nothing of that name.
+        SaebenchError: it cannot be fetched.
+    """
+    path, _ = _locate(spec, None)
+    return _hash_files([path] if path.suffix == ".gguf" else _weight_files(path))
 
 
 def load_config(spec: str, revision: str | None = None) -> Any:

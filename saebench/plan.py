@@ -11,6 +11,7 @@ import torch
 from saebench.checkpoint import check_sae, load_sae
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
+from saebench.judge_session import Mode
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record
@@ -74,6 +75,12 @@ class Request:
     text_column: str = "text"
     label_column: str = "label"
     group_column: str | None = None
+    judge: str | None = None
+    judge_url: str | None = None
+    judge_cache: str | Path | None = None
+    judge_batch: bool = False
+    replay: Mode = "record"
+    max_cost: float | None = None
 
 
 @dataclass

@@ -19,9 +19,11 @@ from saebench.errors import SaebenchError, one_line, unknown
 
 if TYPE_CHECKING:
     from saebench.checkpoint import Format
+    from saebench.judge import Judge
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
+    from saebench.training.recipe import Recipe
 
 GROUP = "saebench"
 
@@ -29,7 +31,9 @@ GROUP = "saebench"
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "formats": ("saebench_formats", ("name", "matches", "load")),
     "metrics": ("saebench_metrics", ("name", "version", "needs", "update", "merge", "units", "scores")),
+    "judges": ("saebench_judges", ("name", "capabilities", "concurrency", "identity", "open", "complete")),
     "models": ("saebench_models", ("name", "locate")),
+    "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
 }
 
@@ -53,7 +57,9 @@ class Registry:
     plugins: list[Plugin] = field(default_factory=list)
     formats: "dict[str, Format]" = field(default_factory=dict)
     metrics: "dict[str, type[Metric]]" = field(default_factory=dict)
+    judges: "dict[str, type[Judge]]" = field(default_factory=dict)
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
+    recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
 
     @property

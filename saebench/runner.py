@@ -1,17 +1,24 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
+from saebench.judge_session import Mode
+from saebench.judging import open_session
 from saebench.measure import ModelRun, Outcome, Reporter, load_subject
 from saebench.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.results import Record
 from saebench.sae import SAE
+
+T = TypeVar("T")
 
 
 class Silent:
@@ -19,7 +26,7 @@ class Silent:
 
     def message(self, text: str) -> None: ...
 
-    def begin(self, label: str, total: int, done: int) -> None: ...
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
 
     def advance(self, contexts: int) -> None: ...
 
@@ -61,6 +68,12 @@ def run(
     text_column: str = "text",
     label_column: str = "label",
     group_column: str | None = None,
+    judge: str | None = None,
+    judge_url: str | None = None,
+    judge_cache: str | Path | None = None,
+    judge_batch: bool = False,
+    replay: Mode = "record",
+    max_cost: float | None = None,
     reporter: Reporter | None = None,
 ) -> list[Record]:
     """Measure SAEs and write their records; the same as `saebench run`.
@@ -83,6 +96,12 @@ def run(
         strict: a broken plugin is an error.
         format, k, scale, ignore_keys: see `load_sae`.
         data, text_column, label_column, group_column: probe for the labels of this table in place of a task.
+        judge: provider:model of the language model that metrics ask, for those that ask one.
+        judge_url: another address that speaks the provider's protocol; it gets no key but $SAEBENCH_JUDGE_KEY.
+        judge_cache: the file of the judge's replies; by default in the cache folder.
+        judge_batch: hand the calls over as a batch, at half the price, and wait for it.
+        replay: "record" asks what the file of replies does not hold, "live" asks everything again, "only" asks nothing.
+        max_cost: US dollars that the judge may cost; the run stops before passing it.
         reporter: hears about progress.
 
     Returns:
@@ -97,6 +116,7 @@ def run(
         Request(
             several, names, model, revision, hook, task, tokens, metrics, Path(results), batch_size, device, dtype,
             limit, seed, force, strict, format, k, scale, ignore_keys, data, text_column, label_column, group_column,
+            judge, judge_url, judge_cache, judge_batch, replay, max_cost,
         ),
         reporter or Silent(),
     )  # fmt: skip
@@ -111,27 +131,50 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     tasks = read_tasks(request)
     wanted = [wanted_metrics(request, task) for task in tasks]
     rank, _ = ranks.start()
+    judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request)
+    ranks.require_same("set of SAEs that it could load", [(job.name, job.sha256, job.model) for job in jobs])
     outcome = Outcome(failures=failures)
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
         try:
-            subject, timings = load_subject(request, model, reporter)
+            subject, timings = _everywhere(partial(load_subject, request, model, reporter))
         except SaebenchError as error:
             outcome.failures += [Failure(job.name, error) for job in mine]
             continue
         for task, metrics in zip(tasks, wanted, strict=True):
             todo = [replace(job, record=None, missing={}) for job in mine]
             try:
-                ModelRun(request, task, metrics, subject, timings, reporter, outcome).run(todo)
+                ModelRun(request, task, metrics, subject, timings, reporter, outcome, judge).run(todo)
             except SaebenchError as error:
                 outcome.failures += [Failure(job.name, error) for job in todo if job.missing or job.record is None]
             if rank == 0:
                 done = [job.record for job in todo if job.record is not None and job.record.path is not None]
                 outcome.records += done
+    if judge is not None:
+        judge.close()
+        if rank == 0:
+            reporter.message(judge.spent())
     order = {job.sha256: i for i, job in enumerate(jobs)}
     outcome.records.sort(key=lambda record: order[record.sae["sha256"]])
     return outcome
+
+
+def _everywhere(load: Callable[[], T]) -> T:
+    """What each rank loads for itself; where one cannot, none goes on without it.
+
+    Raises:
+        SaebenchError: this rank's own, or the first that another had.
+    """
+    problem = None
+    try:
+        loaded = load()
+    except SaebenchError as error:
+        problem = error
+    message = ranks.first(None if problem is None else str(problem))
+    if message is not None:
+        raise problem or SaebenchError(message)
+    return loaded
 
 
 def check_request(request: Request) -> None:
@@ -145,6 +188,8 @@ def check_request(request: Request) -> None:
             known = False
         if not known:
             raise UsageError(f"--device {request.device} is not on this machine: cpu is, or leave it out")
+    if request.max_cost is not None and not 0 <= request.max_cost < math.inf:
+        raise UsageError(f"--max-cost must be an amount of US dollars, not {request.max_cost}")
     for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")

@@ -138,7 +138,8 @@ def _said(spec: CorpusSpec | LabelSpec) -> dict[str, Any]:
 def builtin_tasks() -> dict[str, Path]:
     """Task files that come with saebench, by name: `fidelity`, `probing/wordnet`."""
     folder = Path(str(files("saebench.tasks")))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+    return {name: path for name, path in found.items() if not name.startswith("train/")}  # training runs are no tasks
 
 
 def load_tasks(spec: str) -> list[Task]:

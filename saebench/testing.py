@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from saebench.checkpoint import CheckpointError, Format, LoadOptions, read_as
 from saebench.errors import SaebenchError
+from saebench.judge import Capabilities, Judge, Reply, Request, Usage, read_reply
+from saebench.judge_session import JudgeSession
 from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
@@ -196,6 +199,46 @@ def _same(expected: Values, found: Values, where: str) -> None:
     for key, value in expected.items():
         close = math.isclose(value, found[key], rel_tol=1e-5, abs_tol=1e-7)
         assert close, f"score '{key[0]}' is {found[key]!r} {where}, expected {value!r}"
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+class FunctionJudge(Judge):
+    """A judge that answers with a function, for tests of metrics that ask one.
+
+    Args:
+        answer: gives the fields of the reply, or the whole reply.
+        probabilities: P(true) of each boolean field, where the answers are to have them.
+    """
+
+    name = "function"
+    concurrency = 1
+    sends = False
+
+    def __init__(
+        self,
+        answer: Callable[[Request], Mapping[str, bool | str] | Reply],
+        probabilities: Callable[[Request], Mapping[str, float]] | None = None,
+    ) -> None:
+        super().__init__("function")
+        self.answer, self.probabilities = answer, probabilities
+        self.capabilities = Capabilities(structured=True, probabilities=probabilities is not None)
+        self.asked: list[Request] = []
+
+    def complete(self, request: Request) -> Reply:
+        self.asked.append(request)
+        found = self.answer(request)
+        if isinstance(found, Reply):
+            return found
+        reply = read_reply(json.dumps(dict(found)), request)
+        likely = self.probabilities(request) if self.probabilities else {}
+        return replace(reply, model="function", usage=Usage(1, 1), probabilities=likely)
+
+
+def judge_session(judge: Judge | Callable[[Request], Mapping[str, bool | str] | Reply]) -> JudgeSession:
+    """A session with no file behind it, for `Env(sae, judge=judge_session(lambda request: {...}))`."""
+    return JudgeSession(judge if isinstance(judge, Judge) else FunctionJudge(judge))
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------

@@ -353,14 +353,17 @@ def write(sae: SAE, path: Path) -> None:
         metadata["training_architecture_details"] = {"k": meta.declared_l0} | (
             {"matryoshka_widths": widths} if widths else {}
         )
+    # An SAE made half as large with `sae.to(device, torch.float16)` is written so, and said to be.
+    dtype = torch.float16 if sae.W_enc.dtype == torch.float16 else torch.float32
     cfg = {
-        "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", "device": "cpu",
+        "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": str(dtype).removeprefix("torch."),
+        "device": "cpu",
         "apply_b_dec_to_input": sae.subtracts_b_dec, "normalize_activations": _normalization_name(sae),
         "reshape_activations": "none", **extra,
         "metadata": {k: v for k, v in metadata.items() if v is not None},
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
-    plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    plain = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
     _replace(path / _WEIGHTS, lambda target: save_file(plain, target))
     _replace(path / "cfg.json", lambda target: target.write_text(json.dumps(cfg, indent=1) + "\n"))
 

@@ -54,6 +54,10 @@ function filter(section) {
 function open(board, index) {
   const { columns } = boards[board], row = boards[board].rows[index];
   document.getElementById("details-name").textContent = row.name;
+  const page = document.querySelector(`section[data-board="${board}"] tr[data-row="${index}"] a`);
+  const link = document.getElementById("details-page");
+  link.hidden = !page;
+  if (page) link.href = page.href;
   dialog.querySelector("dl").replaceChildren(
     ...Object.entries(row.about).flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
   dialog.querySelector("tbody").replaceChildren(...row.cells.map(([value, interval, rank, n], i) => {
@@ -69,7 +73,7 @@ dialog.addEventListener("close", () => history.replaceState(null, "", location.p
 
 function hover(board, index, event) {
   const row = boards[board].rows[index];
-  const about = Object.entries(row.about).slice(0, 6).map(([name, value]) => `${name}: ${value}`);
+  const about = Object.entries(row.about).map(([name, value]) => `${name}: ${value}`);
   tip.textContent = [row.name, ...about].join("\n");
   tip.hidden = false;
   tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;

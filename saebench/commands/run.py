@@ -79,6 +79,31 @@ if TYPE_CHECKING:
 )
 @click.option("--limit", type=int, help="Only the first N contexts; the record is marked partial.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--judge", metavar="PROVIDER:MODEL", help="Who answers metrics that ask, e.g. openai:gpt-6-luna, local:ALIAS."
+)
+@click.option(
+    "--judge-url",
+    metavar="URL",
+    help="Another server of that protocol; gets no key but $SAEBENCH_JUDGE_KEY.",
+)
+@click.option(
+    "--judge-cache",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The judge's replies. Default: one file in the cache folder.",
+)
+@click.option(
+    "--judge-batch", is_flag=True, help="Ask in batches: half the price, up to a day. Stop and run again at will."
+)
+@click.option(
+    "--replay",
+    type=click.Choice(["record", "live", "only"]),
+    default="record",
+    show_default=True,
+    help="Ask what the file of replies lacks; ask everything again; ask nothing.",
+)
+@click.option("--max-cost", type=float, metavar="USD", help="Stop before the judge's calls cost more.")
 @click.option("--force", is_flag=True, help="Compute again what a record already holds.")
 @click.option("--strict", is_flag=True, help="A broken plugin is an error.")
 @click.option("--dry-run", is_flag=True, help="Say what would be computed and what it costs; compute nothing.")
@@ -93,6 +118,8 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
       saebench run --sae a/ --task probing
       saebench run --sae a/ --data my.csv --text-column review --label-column stars
+      saebench run --sae a/ --task autointerp --judge local:smollm2-135m-instruct
+      saebench run --sae a/ --task autointerp --judge openai:gpt-6-luna --max-cost 1 --dry-run
       saebench run --sae a/ --tokens ids.npy --metric fidelity --json
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
@@ -140,19 +167,19 @@ class _Progress:
         if not self.quiet:
             self.console.print(text, markup=False, style="dim")
 
-    def begin(self, label: str, total: int, done: int) -> None:
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if self.quiet:
             return
         if not self.console.is_terminal:
-            self.message(f"{label}: {total - done} contexts")
+            self.message(f"{label}: {total - done} {unit}")
             return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("contexts"),
+            TextColumn(unit),
             TimeRemainingColumn(),
         )
         self.bar = Progress(*columns, console=self.console, transient=True)

@@ -1,0 +1,259 @@
+"""OpenAI's chat models, and every server that speaks the same protocol: vLLM, llama.cpp, Ollama."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from saebench import hookimpl
+from saebench.errors import one_line
+from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
+
+from .vendor import Vendor, in_words
+
+# What is asked for until the server says that it does not know it, and what then takes its place (None: nothing).
+_OFFICIAL: dict[str, tuple[Any, ...]] = {
+    "reasoning_effort": ("none", "minimal", "low", None),
+    "temperature": (0, None),
+    "logprobs": (True, None),
+}
+_OTHERS: dict[str, tuple[Any, ...]] = {
+    "response_format": (True, None),
+    "temperature": (0, None),
+    "logprobs": (True, None),
+}
+_LIKELY = 5  # alternatives to each token; more are not allowed everywhere
+_FINISHED = ("completed", "expired", "cancelled", "failed")
+
+
+class OpenAI(Vendor):
+    """OpenAI's API (key in OPENAI_API_KEY), or with --judge-url any server that speaks it: vLLM, llama.cpp, Ollama."""
+
+    name = "openai"
+    variable = "OPENAI_API_KEY"
+    home = "https://api.openai.com/v1"
+
+    def __init__(self, model: str, url: str | None = None) -> None:
+        super().__init__(model, url)
+        self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
+        self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
+        self._lock = threading.Lock()
+        self._settled = False
+
+    def _auth(self, key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}"}
+
+    def open(self) -> None:
+        import openai
+
+        key = self._key()
+        self._client = openai.OpenAI(
+            api_key=key, base_url=self.url or self.home, max_retries=self.retries, timeout=self.timeout,
+            http_client=openai.DefaultHttpxClient(**self._client_options(key)),
+        )  # fmt: skip
+        self._find_model()
+
+    def _find_model(self) -> None:
+        import openai
+
+        try:
+            known = [model.id for model in self._client.with_options(max_retries=1).models.list()]
+        except openai.NotFoundError:
+            known = []  # another server need not list its models
+        except Exception as error:
+            self._unreachable(error)
+        # Some servers hold one model and take any name for it.
+        if self.model not in known and (self.url is None or len(known) > 1):
+            raise self._unknown_model(known)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @property
+    def headroom(self) -> int:
+        """Until the first answer it is not known whether the model can be kept from thinking."""
+        return self.thinking if self.url is None and not self._settled else self._thinks()
+
+    def _thinks(self) -> int:
+        return self.thinking if self._choices.get("reasoning_effort", ("none",))[0] != "none" else 0
+
+    # --- one call -----------------------------------------------------------------------------------------------------
+
+    def complete(self, request: Request) -> Reply:
+        import openai
+
+        while True:
+            choices = dict(self._choices)
+            try:
+                answer = self._client.chat.completions.create(**self._body(request))
+                self._settled = True
+                return self._reply(answer, request)
+            except openai.BadRequestError as error:
+                if not self._settle(str(error).lower(), choices):
+                    return self._failed(error)
+            except Exception as error:
+                return self._failed(error)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        chosen = {name: values[0] for name, values in self._choices.items() if values[0] is not None}
+        strict = self.url is None or chosen.pop("response_format", None)
+        body: dict[str, Any] = {"model": self.model, **chosen}
+        if "logprobs" in chosen:
+            body["top_logprobs"] = _LIKELY
+        if strict:
+            schema = {"name": "reply", "strict": True, "schema": request.schema()}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        # Whether another server holds its model to the form is not known: it is told in words too.
+        system = request.system if self.url is None else in_words(request)
+        body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": request.user}]
+        body["max_completion_tokens" if self.url is None else "max_tokens"] = request.max_tokens + self._thinks()
+        return body
+
+    def _settle(self, problem: str, tried: Mapping[str, tuple[Any, ...]]) -> bool:
+        """After a refused call: ask for less of what the server says it does not know. False: that is not it."""
+        words = {"response_format": ("response_format", "json_schema", "grammar", "structured", "guided"),
+                 "reasoning_effort": ("reasoning",), "temperature": ("temperature",), "logprobs": ("logprob",)}  # fmt: skip
+        with self._lock:
+            for name, values in self._choices.items():
+                if not any(word in problem for word in words[name]):
+                    continue
+                if values != tried[name]:  # another thread met the same and has settled it
+                    return True
+                if len(values) > 1:
+                    self._choices[name] = values[1:]
+                    self._note_capabilities()
+                    return True
+        return False
+
+    def _note_capabilities(self) -> None:
+        now = {name: values[0] is not None for name, values in self._choices.items()}
+        self.capabilities = replace(
+            self.capabilities, structured=now.get("response_format", True), probabilities=now["logprobs"],
+            temperature=now["temperature"],
+        )  # fmt: skip
+
+    def _reply(self, answer: Any, request: Request) -> Reply:
+        """The reply that a chat completion is."""
+        choice = answer.choices[0]
+        usage = None
+        if answer.usage is not None:
+            usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        text = self._redact(choice.message.content or "")
+        about: dict[str, Any] = {"model": self._redact(answer.model or ""), "usage": usage}
+        if choice.message.refusal:
+            return Reply("refused", text=text, problem=self._redact(choice.message.refusal), **about)
+        if choice.finish_reason == "content_filter":
+            return Reply("refused", text=text, problem="the provider's filter", **about)
+        if choice.finish_reason == "length":
+            return Reply("truncated", text=text, problem=f"cut at {request.max_tokens} tokens", **about)
+        reply = read_reply(text, request)
+        likely: Mapping[str, float] = {}
+        if choice.logprobs is not None and choice.logprobs.content:
+            tokens = [(t.token, {a.token: a.logprob for a in t.top_logprobs}) for t in choice.logprobs.content]
+            likely = probabilities(text, tokens, reply)
+        return replace(reply, probabilities=likely, **about)
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Mapping[str, Request]) -> str:
+        lines = [
+            {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": self._body(request)}
+            for key, request in requests.items()
+        ]
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        try:
+            file = self._client.files.create(file=("saebench.jsonl", data), purpose="batch")
+            batch = self._client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        except Exception as error:
+            raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
+        return batch.id
+
+    def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
+        import openai
+
+        try:
+            found = self._client.batches.retrieve(batch)
+            if found.status not in _FINISHED:
+                return None
+            if found.status == "failed":
+                reasons = [e.message or "" for e in (found.errors.data or [])] if found.errors else []
+                raise BatchLost(f"batch {batch} was refused: {self._redact(one_line(Exception('; '.join(reasons))))}")
+            files = [name for name in (found.output_file_id, found.error_file_id) if name]
+            lines = [
+                line for name in files for line in self._client.files.content(name).text.splitlines() if line.strip()
+            ]
+        except openai.NotFoundError:
+            raise BatchLost(f"batch {batch} is no longer at {self.url or self.home}: run it again") from None
+        except BatchLost:
+            raise
+        except Exception as error:
+            raise JudgeError(f"batch {batch} cannot be collected: {self._failed(error).problem}") from None
+        return dict(self._batch_lines(lines, requests))
+
+    def _batch_lines(self, lines: Sequence[str], requests: Mapping[str, Request]) -> Iterator[tuple[str, Reply]]:
+        from openai.types.chat import ChatCompletion
+
+        for line in lines:
+            try:
+                item = json.loads(line)
+                key = item["custom_id"]
+                request = requests[key]
+            except (ValueError, KeyError, TypeError):
+                continue  # not one of ours: what lacks a line has failed
+            response, error = item.get("response") or {}, item.get("error") or {}
+            try:
+                if response.get("status_code") == 200:
+                    yield key, self._reply(ChatCompletion.model_validate(response["body"]), request)
+                    continue
+                problem = error.get("message") or error.get("code") or json.dumps(response.get("body"))
+            except Exception as odd:  # an answer of a strange shape
+                problem = f"{type(odd).__name__}: {one_line(odd)}"
+            yield key, Reply("failed", problem=self._redact(one_line(Exception(str(problem)))))
+
+
+# --- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+def probabilities(text: str, tokens: Sequence[tuple[str, Mapping[str, float]]], reply: Reply) -> dict[str, float]:
+    """P(true) of each boolean field, between true and false, from each token's likeliest alternatives.
+
+    Args:
+        text: the reply.
+        tokens: the reply's tokens in order, each with the log-probabilities (natural) of what might have stood there.
+        reply: `text`, read.
+    """
+    if "".join(token for token, _ in tokens) != text:
+        return {}
+    starts = [0]
+    for token, _ in tokens:
+        starts.append(starts[-1] + len(token))
+    found: dict[str, float] = {}
+    for name, place in value_places(text).items():
+        if not isinstance(reply.data.get(name), bool):
+            continue
+        at = next(i for i in range(len(tokens)) if starts[i] <= place < starts[i + 1])
+        before = tokens[at][0][: place - starts[at]]
+        mass = {"true": 0.0, "false": 0.0}
+        for alternative, logprob in tokens[at][1].items():
+            word = _word(alternative, before)
+            if word:
+                mass[word] += math.exp(logprob)
+        if sum(mass.values()) > 0:
+            found[name] = mass["true"] / sum(mass.values())
+    return found
+
+
+def _word(token: str, before: str) -> str | None:
+    """Which of true and false a token begins with, after what stands `before` it in the token that was chosen."""
+    rest = token[len(before) :] if token.startswith(before) else token if not before.strip() else ""
+    rest = rest.lstrip()
+    return next((word for word in ("true", "false") if rest and (rest.startswith(word) or word.startswith(rest))), None)
+
+
+@hookimpl
+def saebench_judges() -> list[type[Judge]]:
+    return [OpenAI]

@@ -1,0 +1,158 @@
+"""What both vendors' judges share: whose key goes where, which errors end a run, and the words that ask for plain JSON."""
+
+import json
+import os
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from saebench.errors import UsageError, one_line, unknown
+from saebench.judge import Judge, JudgeError, Reply, Request
+
+# The key for an address that is not the provider's own. A provider's key never goes there: naming this one is the opt-in.
+OTHER_KEY = "SAEBENCH_JUDGE_KEY"
+# A server that asks to wait longer than this is not waited for.
+PATIENCE = 120.0
+
+
+class Vendor(Judge):
+    """A judge behind a vendor's SDK, which retries, waits as Retry-After says and times out.
+
+    Class attributes:
+        variable: the environment variable that holds the provider's own key.
+        home: the provider's own address.
+        timeout: seconds that a try may take; `retries` more tries after the first.
+        headroom: tokens that a model which cannot help thinking may think, on top of a request's max_tokens.
+    """
+
+    variable: str
+    home: str
+    timeout = 120.0
+    retries = 5
+    thinking = 4096
+
+    def __init__(self, model: str, url: str | None = None) -> None:
+        super().__init__(model, None if url is None or url.rstrip("/") == self.home else url.rstrip("/"))
+        self._secrets: tuple[str, ...] = ()
+
+    def _key(self) -> str:
+        """The key that may be sent to this judge's address; one that means nothing where none is needed.
+
+        Raises:
+            JudgeError: the provider's own address, and no key.
+        """
+        name = self.variable if self.url is None else OTHER_KEY
+        key = os.environ.get(name, "").strip()
+        if not key and self.url is None:
+            raise JudgeError(
+                f"judge {self.name} needs a key: set {name} (or --judge-url for another server, which gets no key)"
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise JudgeError(f"the key in {name} holds characters that no key has: set it again")
+        self._secrets = (key,) if key else ()
+        return key or "none"
+
+    def _redact(self, text: str) -> str:
+        """A server may send back what it was sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
+
+    def _auth(self, key: str) -> dict[str, str]:
+        """The header that carries a key."""
+        raise NotImplementedError
+
+    def _client_options(self, key: str) -> dict[str, Any]:
+        """For the SDK's HTTP client: nothing goes to another place than the judge's, whatever a redirect or an answer says."""
+        place = _place(self.url or self.home)
+        own = self._auth(key) if self._secrets else {}
+        # Another server gets its own key or none, and nothing of what the environment adds to calls to the provider.
+        strange = [] if self.url is None else ["authorization", "x-api-key", *_from_environment()]
+
+        def before(request: Any) -> None:
+            if _place(str(request.url)) != place:
+                raise JudgeError(f"{self.url or self.home} points to {request.url.host}, where its key must not go")
+            for name in strange:
+                request.headers.pop(name, None)
+            if strange:
+                request.headers.update(own)
+
+        def after(response: Any) -> None:
+            if _wait(response.headers.get("retry-after")) > PATIENCE:
+                response.headers["x-should-retry"] = "false"
+
+        return {
+            "follow_redirects": False,
+            "timeout": self.timeout,
+            "event_hooks": {"request": [before], "response": [after]},
+        }
+
+    def _unreachable(self, error: Exception) -> NoReturn:
+        """Raise what keeps the judge from being opened."""
+        failed = self._failed(error)
+        cause = error.__cause__ or error.__context__
+        why = self._redact(one_line(cause)) if cause else failed.problem
+        raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}") from None
+
+    def _unknown_model(self, known: list[str]) -> UsageError:
+        near = get_close_matches(self.model, known, n=3, cutoff=0.3) or sorted(known)[:8]
+        return unknown(f"model of judge {self.name}", self.model, near)
+
+    def _failed(self, error: Exception) -> Reply:
+        """The reply that an error leaves.
+
+        Raises:
+            JudgeError: the error will meet every call.
+        """
+        refusal = error
+        while refusal is not None and not isinstance(refusal, JudgeError):
+            refusal = refusal.__cause__  # type: ignore[assignment]
+        if refusal is not None:
+            raise JudgeError(str(refusal)) from None
+        status = getattr(error, "status_code", None)
+        text = self._redact(one_line(error))
+        where = self.url or self.home
+        if status in (401, 403):
+            name = self.variable if self.url is None else OTHER_KEY
+            raise JudgeError(f"{where} does not accept the key in {name} ({status}): {text}") from None
+        if status == 404:
+            raise JudgeError(f"{where} has no model '{self.model}', or no such service: {text}") from None
+        if status is not None and 300 <= status < 400:
+            raise JudgeError(f"{where} sends its callers elsewhere ({status}), where its key must not go") from None
+        if status == 402 or getattr(error, "code", None) == "insufficient_quota":
+            raise JudgeError(f"{where}: the account has no money left: {text}") from None
+        return Reply("failed", problem=f"{type(error).__name__}: {text}")
+
+
+def in_words(request: Request) -> str:
+    """The form of the reply, for a model that is not held to it."""
+    example = {name: "..." if kind == "string" else "true or false" for name, kind in request.fields.items()}
+    shape = json.dumps(example, ensure_ascii=False).replace('"true or false"', "true or false")
+    return f"{request.system}\n\nAnswer with one JSON object and nothing else, of exactly this form: {shape}"
+
+
+def _place(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _from_environment() -> list[str]:
+    """Headers that the SDKs read from the environment."""
+    names = ["openai-organization", "openai-project"]
+    for variable in ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"):
+        names += [line.partition(":")[0].strip().lower() for line in os.environ.get(variable, "").splitlines()]
+    return [name for name in names if name and name not in ("host", "content-type", "content-length")]
+
+
+def _wait(value: str | None) -> float:
+    """Seconds that a Retry-After asks for; 0 where it makes no sense."""
+    try:
+        return float(value or 0)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(value or "") - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0

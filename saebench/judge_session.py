@@ -1,0 +1,321 @@
+"""Asking a judge: replay what is known, send what is missing, count, and stop before a limit is passed.
+
+The replies come back in the order of the requests, whatever the order in which they were answered.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
+
+from saebench.errors import one_line
+from saebench.judge import BatchLost, Calls, Capabilities, Judge, JudgeError, Reply, Request
+from saebench.judge_cache import ReplyCache
+from saebench.prices import Price, cost_bound, cost_of
+
+Mode = Literal["record", "live", "only"]
+# So many calls in a row without an answer mean that there will be none.
+GIVE_UP = 20
+# Requests a batch: below what every provider takes.
+BATCH_ITEMS = 10_000
+
+
+class Listener(Protocol):
+    """Hears how many calls are done: the run's reporter."""
+
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
+
+    def advance(self, contexts: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass
+class Tally:
+    """What a session did.
+
+    Attributes:
+        sent: calls that were answered in this run; replayed: found in the cache.
+        cost: of this run in US dollars, at most; None where the price is not known.
+    """
+
+    sent: int = 0
+    replayed: int = 0
+    cost: float | None = None
+
+
+class JudgeSession:
+    """What a metric asks through, as `env.judge`; one for each run."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        cache: ReplyCache | None = None,
+        *,
+        mode: Mode = "record",
+        price: Price | None = None,
+        max_cost: float | None = None,
+        batch: bool = False,
+        listener: Listener | None = None,
+        poll: float = 30.0,
+    ) -> None:
+        """
+        Args:
+            judge: opened, unless the mode is "only".
+            cache: where replies are kept; None keeps them in memory only.
+            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more; "only" asks
+                nothing, and a request that the cache does not hold is an error.
+            price: of the judge's tokens; None: not known.
+            max_cost: US dollars that this run may cost; needs a price.
+            batch: hand requests over as batches and wait for them.
+            poll: seconds between two looks at a batch.
+        """
+        self.judge, self.cache, self.mode = judge, cache, "only" if judge.replays else mode
+        self.price, self.max_cost, self.batch = price, max_cost, batch
+        self.listener, self.poll = listener, poll
+        self.tally = Tally(cost=0.0 if price else None)
+        self.identity = judge.identity
+        self._answers: dict[str, Reply] = {}
+        self._settled = not judge.sends
+        self._open = False
+        self._touched: set[str] = set()
+
+    def open(self) -> None:
+        """Make the judge ready to answer, once.
+
+        Raises:
+            SaebenchError: it will not be able to.
+        """
+        if not self._open:
+            self.judge.open()
+            self._open = True
+
+    def close(self) -> None:
+        """Let go of the judge."""
+        if self._open:
+            self.judge.close()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.judge.capabilities
+
+    def complete_all(self, requests: Sequence[Request], label: str = "judge") -> list[Reply]:
+        """One reply for each request, in their order.
+
+        What a request's failure leaves is a reply that says so; equal requests are asked once.
+
+        Raises:
+            JudgeError: nothing more can be asked: a limit is reached, the provider refuses the key or the model, many calls in
+                a row failed, or a request is not in the cache that is to be replayed. What was answered is kept.
+        """
+        keys = [request.key(self.identity) for request in requests]
+        self._touched |= set(keys)
+        missing = self._missing(dict(zip(keys, requests, strict=True)))
+        if missing and self.mode == "only":
+            first = next(iter(missing.values()))
+            where = self.cache.path if self.cache else "memory"
+            raise JudgeError(
+                f"{len(missing)} of {len(set(keys))} calls are not in {where} (the first: {first.prompt}): "
+                "record them with --replay record"
+            )
+        if missing:
+            self.open()
+            if self.listener:
+                self.listener.begin(label, len(keys), len(keys) - len(missing), "calls")
+            try:
+                self._ask_batches(missing) if self.batch else self._ask(missing)
+            finally:
+                if self.listener:
+                    self.listener.end()
+        return [self._answers[key] for key in keys]
+
+    def _missing(self, wanted: dict[str, Request]) -> dict[str, Request]:
+        """What is not answered yet; replays what the cache knows."""
+        unknown = [key for key in wanted if key not in self._answers]
+        if self.cache and self.mode != "live":
+            found = self.cache.get(unknown)
+            # A call that failed is worth another try, but a replay shows it as it was.
+            found = {k: r for k, r in found.items() if r.state != "failed" or self.mode == "only"}
+            self._answers |= found
+            self.tally.replayed += len(found)
+        return {key: request for key, request in wanted.items() if key not in self._answers}
+
+    def _keep(self, answered: Sequence[tuple[str, Request, Reply]], factor: float = 1.0) -> None:
+        self._settled = True
+        for key, request, reply in answered:
+            self._answers[key] = reply
+            self.tally.sent += 1
+            if self.price and self.tally.cost is not None:
+                self.tally.cost += factor * cost_of(self.price, request, reply, self.judge.headroom)
+        if self.cache:
+            self.cache.put(self.identity, answered)
+        if self.listener:
+            self.listener.advance(len(answered))
+
+    def _affords(self, request: Request, reserved: float, factor: float = 1.0) -> float | None:
+        """What the request may cost, if the limit allows it; None if not."""
+        if not self.price:
+            return 0.0
+        bound = factor * cost_bound(self.price, request, self.judge.headroom)
+        if self.max_cost is not None and (self.tally.cost or 0.0) + reserved + bound > self.max_cost:
+            return None
+        return bound
+
+    def _limit(self, left: int) -> JudgeError:
+        return JudgeError(
+            f"stopped before passing --max-cost {self.max_cost:g}: {left} calls are left, at most ${self.tally.cost:.4f} "
+            "were spent; what was answered is kept: run it again with a higher limit"
+        )
+
+    # --- one call each ------------------------------------------------------------------------------------------------
+
+    def _ask(self, missing: dict[str, Request]) -> None:
+        """Send requests, so many at a time; this thread alone writes, so that a kill loses only what is under way."""
+        work: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
+        done: SimpleQueue[tuple[str, Reply | JudgeError]] = SimpleQueue()
+        threads = min(self.judge.concurrency, len(missing))
+        for _ in range(threads):  # daemons: an interrupted run does not wait for a server that hangs
+            threading.Thread(target=self._work, args=(work, done), daemon=True).start()
+        try:
+            self._feed(missing, threads, work, done)
+        finally:
+            for _ in range(threads):
+                work.put(None)
+
+    def _feed(self, missing: dict[str, Request], threads: int, work: Any, done: Any) -> None:
+        waiting: Iterator[str] = iter(missing)
+        following = next(waiting, None)
+        under_way: dict[str, float] = {}
+        problem: JudgeError | None = None
+        failures = 0
+        while following is not None or under_way:
+            # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
+            most = threads if self._settled else 1
+            if following is not None and problem is None and len(under_way) < most:
+                bound = self._affords(missing[following], sum(under_way.values()))
+                if bound is not None:
+                    work.put((following, missing[following]))
+                    under_way[following] = bound
+                    following = next(waiting, None)
+                    continue
+                if not under_way:
+                    raise self._limit(sum(key not in self._answers for key in missing))
+            if not under_way:
+                break
+            key, reply = done.get()
+            del under_way[key]
+            if isinstance(reply, JudgeError):
+                problem = reply
+                continue
+            self._keep([(key, missing[key], reply)])
+            failures = failures + 1 if reply.state == "failed" else 0
+            if failures >= GIVE_UP:
+                problem = JudgeError(
+                    f"{failures} calls in a row got no answer (the last: {reply.problem}); what was answered is kept: "
+                    "run the same command again when the judge answers"
+                )
+        if problem:
+            raise problem
+
+    def _work(self, work: Any, done: Any) -> None:
+        while (item := work.get()) is not None:
+            key, request = item
+            try:
+                done.put((key, self.judge.complete(request)))
+            except JudgeError as error:
+                done.put((key, error))
+            except Exception as error:  # a stranger's judge
+                done.put((key, Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")))
+
+    # --- batches ------------------------------------------------------------------------------------------------------
+
+    def _ask_batches(self, missing: dict[str, Request]) -> None:
+        """Collect the batches that an earlier run handed over, then hand over the rest, as much as the limit allows at a time."""
+        known = self.cache.open_batches(self.identity) if self.cache else {}
+        begun = {batch: keys for batch, keys in known.items() if missing.keys() & set(keys)}
+        for batch, keys in begun.items():
+            self._collect(batch, {key: missing[key] for key in keys if key in missing})
+        left = {key: request for key, request in missing.items() if key not in self._answers}
+        if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
+            first = next(iter(left))
+            self._ask({first: left.pop(first)})
+        while left:
+            part = self._affordable(left)
+            if not part:
+                raise self._limit(len(left))
+            batch = self.judge.submit(part)
+            if self.cache:
+                self.cache.open_batch(self.identity, batch, part)
+            self._collect(batch, part)
+            left = {key: request for key, request in left.items() if key not in self._answers}
+
+    def _affordable(self, left: dict[str, Request]) -> dict[str, Request]:
+        part: dict[str, Request] = {}
+        reserved = 0.0
+        for key, request in left.items():
+            bound = self._affords(request, reserved, self._batch_factor)
+            if bound is None or len(part) == BATCH_ITEMS:
+                break
+            part[key] = request
+            reserved += bound
+        return part
+
+    @property
+    def _batch_factor(self) -> float:
+        return self.price.batch if self.price else 1.0
+
+    def _collect(self, batch: str, requests: dict[str, Request]) -> None:
+        """Wait for a batch and keep its replies; what it has no reply for failed."""
+        try:
+            while (replies := self.judge.collect(batch, requests)) is None:
+                time.sleep(self.poll)
+        except BatchLost:
+            self._forget(batch)
+            raise
+        gone = Reply("failed", problem="the finished batch has no reply for it")
+        self._keep([(k, request, replies.get(k, gone)) for k, request in requests.items()], self._batch_factor)
+        self._forget(batch)
+
+    def _forget(self, batch: str) -> None:
+        if self.cache:
+            self.cache.close_batch(self.identity, batch)
+
+    # --- what it costs ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Count anew for `about`: before each metric of each SAE."""
+        self._touched.clear()
+
+    def about(self) -> dict[str, Any]:
+        """Who answered since `begin`, for the record: the same for a run, its continuation and its replay."""
+        replies = [self._answers[key] for key in sorted(self._touched) if key in self._answers]
+        usages = [reply.usage for reply in replies if reply.usage]
+        return {
+            **self.identity,
+            "answered_by": sorted({reply.model for reply in replies if reply.model}),
+            "calls": len(replies),
+            "states": {state: sum(r.state == state for r in replies) for state in sorted({r.state for r in replies})},
+            "input_tokens": sum(usage.input_tokens for usage in usages),
+            "output_tokens": sum(usage.output_tokens for usage in usages),
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """What this run did of it so far: it differs from run to run."""
+        return {"sent": self.tally.sent, "replayed": self.tally.replayed, "cost_usd": self.tally.cost}
+
+    def spent(self) -> str:
+        """What this run did, in words."""
+        cost = "price unknown" if self.tally.cost is None else f"at most ${self.tally.cost:.4f}"
+        name = f"{self.judge.name}:{self.judge.model}"
+        return f"judge {name}: {self.tally.sent} calls sent ({cost}), {self.tally.replayed} replayed"
+
+
+def estimate(calls: Sequence[Calls], price: Price | None, batch: bool = False) -> tuple[int, int, float | None]:
+    """(input tokens, output tokens, US dollars or None) of calls that are only planned."""
+    inputs = sum(c.count * -(-c.input_characters // 4) for c in calls)
+    outputs = sum(c.count * c.output_tokens for c in calls)
+    if price is None:
+        return inputs, outputs, None
+    return inputs, outputs, price.cost(inputs, outputs) * (price.batch if batch else 1.0)

@@ -1,0 +1,128 @@
+"""The judge of a run: made from what was asked for, checked before anything is spent, estimated for a dry run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saebench import ranks
+from saebench.errors import SaebenchError, UsageError
+from saebench.judge import Judge, make_judge
+from saebench.judge_cache import ReplyCache
+from saebench.judge_session import JudgeSession, Listener, estimate
+from saebench.metric import Metric
+from saebench.models import cache_folder
+from saebench.plan import Request
+from saebench.prices import find_price, price_file
+
+Wanted = dict[str, type[Metric]]
+
+
+def open_session(request: Request, wanted: Sequence[Wanted], listener: Listener) -> JudgeSession | None:
+    """The session of a run whose metrics ask a judge, None for one whose metrics do not.
+
+    Whatever would keep the judge from answering is found here, before a model runs: no key, an unknown model, no price.
+
+    Raises:
+        UsageError, SaebenchError: the judge cannot be asked; says what to do.
+    """
+    judge = chosen_judge(request, wanted)
+    if judge is None:
+        return None
+    cache = ReplyCache(Path(request.judge_cache) if request.judge_cache else cache_folder() / "judge-replies.sqlite")
+    session = JudgeSession(
+        judge, cache, mode=request.replay, price=find_price(judge), max_cost=request.max_cost, batch=request.judge_batch,
+        listener=listener,
+    )  # fmt: skip
+    problem: SaebenchError | None = None
+    if ranks.start()[0] == 0 and judge.sends and session.mode != "only":
+        try:
+            session.open()
+        except SaebenchError as error:
+            problem = error
+    if problem:
+        ranks.first(str(problem))
+        raise problem
+    if message := ranks.first(None):
+        raise SaebenchError(message)
+    return session
+
+
+def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
+    """The judge that was asked for, not opened; None where no metric asks one.
+
+    Raises:
+        UsageError: there should be one, or should not; or it cannot do what was asked for.
+    """
+    asking = prompts(wanted)
+    if not asking:
+        if request.judge is not None:
+            names = ", ".join(dict.fromkeys(name for some in wanted for name in some))
+            raise UsageError(
+                f"--judge: none of the metrics asks a judge ({names}): add one that does with --metric or --task"
+            )
+        return None
+    if request.judge is None:
+        first = next(name for some in wanted for name, metric in some.items() if metric.asks)
+        raise UsageError(f"metric '{first}' asks a judge: pass --judge PROVIDER:MODEL (see `saebench list judges`)")
+    judge = make_judge(request.judge, request.judge_url)
+    if request.judge_batch and not judge.capabilities.batch:
+        raise UsageError(f"judge {judge.name} takes no batches: leave --judge-batch out")
+    if request.max_cost is not None and find_price(judge) is None:
+        raise UsageError(
+            f"--max-cost: the price of {request.judge} is unknown: add it to a copy of {Path(price_file()).name} that "
+            "SAEBENCH_PRICES names, or leave --max-cost out"
+        )
+    return judge
+
+
+def prompts(wanted: Sequence[Wanted]) -> list[str]:
+    """The prompts of all these metrics, name@version, sorted."""
+    return sorted({prompt for some in wanted for metric in some.values() for prompt in metric.asks})
+
+
+def judge_settings(judge: Judge | None, wanted: Wanted) -> dict[str, Any]:
+    """What a record's settings say of the judge: part of its identity, and only there where a metric asks one."""
+    asked = prompts([wanted])
+    return {"judge": {**judge.identity, "prompts": asked}} if judge is not None and asked else {}
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """What a dry run says of a judge. Replies that are in the cache already cost nothing and are not taken off.
+
+    Attributes:
+        cost: US dollars, None where the price is unknown; `date` is the price's.
+    """
+
+    judge: str
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+    date: str
+
+    def to_json(self) -> dict[str, Any]:
+        cost = "unknown" if self.cost is None else round(self.cost, 6)
+        return {"judge": self.judge, "calls": self.calls, "input_tokens": self.input_tokens,
+                "output_tokens": self.output_tokens, "cost_usd": cost, "price_date": self.date}  # fmt: skip
+
+    def line(self) -> str:
+        cost = "an unknown price" if self.cost is None else f"about ${self.cost:.4f}"
+        dated = f" (prices of {self.date})" if self.date and self.cost is not None else ""
+        return (
+            f"judge {self.judge}: {self.calls:,} calls, about {self.input_tokens:,} tokens in and {self.output_tokens:,} "
+            f"out: {cost}{dated}; what was answered before costs nothing"
+        )
+
+
+def plan_judge(request: Request, wanted: Wanted, widths: Sequence[int]) -> JudgePlan | None:
+    """The calls that these metrics will make for SAEs of these numbers of latents, and what they cost."""
+    judge = chosen_judge(request, [wanted])
+    if judge is None:
+        return None
+    calls = [c for metric in wanted.values() if metric.asks for width in widths for c in metric.judge_calls(width)]
+    price = find_price(judge)
+    inputs, outputs, cost = estimate(calls, price, request.judge_batch)
+    date = price.date if price else ""
+    return JudgePlan(str(request.judge), sum(c.count for c in calls), inputs, outputs, cost, date)
