@@ -1,9 +1,9 @@
 """k-sparse probing beside SAEBench's, and what it costs -> results/bench/probing.json and probing.md.
 
-    python tests/bench/probing.py .bench .bench/venv/bin/python [--only peer|cost]
+    python tests/bench/probing.py .bench .bench/venv/bin/python [--only peer|cost|tasks] [--records DIR]
 
 `peer`: the same tokens and labels through SAEBench's functions (saebench_probing_peer.py) and ours. `cost`: one SAE against
-eight, the model's time apart from the SAEs' and the probes'.
+eight, the model's time apart from the SAEs' and the probes'. `tasks`: what the probing records below DIR say.
 """
 
 import argparse
@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 SAE = ROOT / "results/baselines/smollm2-135m-layer15-topk32"
 LAYER, DOCUMENTS, TOGETHER = 15, 500, 8
+FITS = ("ours", "their_fit", "scaled_C1", "unscaled_cv")
 
 
 # --- the same tokens through both ----------------------------------------------------------------------------------
@@ -45,13 +46,16 @@ def peer(folder: Path, python: Path) -> dict[str, Any]:
         subprocess.run(list(map(str, command)), check=True, cwd=ROOT)
     theirs = json.loads(answer.read_text())
     data = np.load(folder / "probing.npz")
-    found, scale = our_latents(data)
+    mine = folder / "our-probing.npz"
+    if not mine.is_file():
+        np.savez(mine, **dict(zip(("latents", "scale"), our_latents(data), strict=True)))
+    found, scale = (np.load(mine)[name] for name in ("latents", "scale"))
     other = np.load(answer.with_suffix(".npz"))["latents"]
     ours = [accuracies(found, scale, data, seed, theirs["ks"]) for seed in range(theirs["seeds"])]
     rows = []
     for k in theirs["ks"]:
         a = [float(np.mean(list(run[str(k)].values()))) for run in theirs["accuracy"]]
-        row = {"k": k, "saebench": a} | {name: [run[k][name] for run in ours] for name in ("ours", "their_fit")}
+        row = {"k": k, "saebench": a} | {name: [run[k][name] for run in ours] for name in FITS}
         rows.append(row)
     return {
         "documents": len(data["label"]),
@@ -91,14 +95,17 @@ def our_latents(data: Any) -> tuple[np.ndarray, np.ndarray]:
 def accuracies(
     latents: np.ndarray, scale: np.ndarray, data: Any, seed: int, ks: list[int]
 ) -> dict[int, dict[str, float]]:
-    """{k: {"ours": mean accuracy over classes, "their_fit": the same with unscaled features and C = 1}}."""
-    from sklearn.linear_model import LogisticRegression
+    """{k: {"ours": mean accuracy over classes, and the same with other fits on the latents that ours chose}}.
+
+    `their_fit`: unscaled, C = 1. `scaled_C1`: to unit variance, as ours, with C = 1. `unscaled_cv`: unscaled, C as ours.
+    """
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
     from saebench.labels import Labels
-    from saebench.probes import Documents
+    from saebench.probes import FOLDS, GRID, Documents
 
     rng = np.random.default_rng(seed)
-    found: dict[int, dict[str, list[float]]] = {k: {"ours": [], "their_fit": []} for k in ks}
+    found: dict[int, dict[str, list[float]]] = {k: {name: [] for name in FITS} for k in ks}
     for c in range(len(data["classes"])):
         rows = np.concatenate(
             [balanced(data["label"], np.flatnonzero(data["test"] == side), c, rng) for side in (0, 1)]
@@ -110,9 +117,18 @@ def accuracies(
         for k in ks:
             probe = documents.probe(features, rankings, k, None)
             found[k]["ours"].append(float((documents.predicted(probe.decision) == own[test]).mean()))
-            columns = features[:, rankings[0][:k]]
-            plain = LogisticRegression(max_iter=1000).fit(columns[~test], own[~test])
-            found[k]["their_fit"].append(float(plain.score(columns[test], own[test])))
+            columns = features[:, rankings[0][:k]].astype(np.float64)
+            sd = columns[~test].std(0)
+            scaled = (columns - columns[~test].mean(0)) / np.where(sd > 0, sd, 1)
+            fixed, chosen = (
+                LogisticRegression(max_iter=1000),
+                LogisticRegressionCV(Cs=GRID, cv=FOLDS, scoring="neg_log_loss", max_iter=1000),
+            )
+            for name, rows_of, model in (
+                ("their_fit", columns, fixed), ("scaled_C1", scaled, fixed), ("unscaled_cv", columns, chosen)
+            ):  # fmt: skip
+                model.fit(rows_of[~test], own[~test])
+                found[k][name].append(float((model.predict(rows_of[test]) == own[test]).mean()))
     return {k: {name: float(np.mean(v)) for name, v in one.items()} for k, one in found.items()}
 
 
@@ -220,19 +236,44 @@ def fits() -> dict[str, float]:
     return out
 
 
+# --- what records say --------------------------------------------------------------------------------------------------
+
+
+def tasks(records: Path) -> list[dict[str, Any]]:
+    """Headline numbers of every probing record: value, low and high of each."""
+    import saebench
+
+    keys = ("accuracy", "random_sae_accuracy", "gap_to_random_sae", "dense_accuracy", "gap_to_dense", "majority_rate")
+    found = []
+    for record in saebench.load_records([records]):
+        scores = {key: [record.score(key)[part] for part in ("value", "low", "high")] for key in keys}
+        groups = record.corpus["labels"]["groups"]["test"]
+        about = {
+            "task": record.task_label,
+            "sae": record.sae["name"],
+            "n": record.score("accuracy")["n"],
+            "groups": groups,
+        }
+        found.append(about | scores | {"partial": record.partial})
+    return sorted(found, key=lambda row: (row["task"], row["sae"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("peer_python", type=Path)
-    parser.add_argument("--only", choices=["peer", "cost"])
+    parser.add_argument("--only", choices=["peer", "cost", "tasks"])
+    parser.add_argument("--records", type=Path, help="a folder of probing records")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench")
     args = parser.parse_args()
     os.environ.setdefault("SAEBENCH_CACHE", str(args.folder.resolve() / "cache"))
     path = args.out / "probing.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    if args.only != "cost":
+    if args.records:
+        found["tasks"] = tasks(args.records)
+    if args.only in (None, "peer"):
         found["peer"] = peer(args.folder.resolve(), args.peer_python.absolute())
-    if args.only != "peer":
+    if args.only in (None, "cost"):
         found["cost"] = cost(args.folder.resolve())
     path.write_text(json.dumps(found, indent=1) + "\n")
     write_report(found, args.out)
