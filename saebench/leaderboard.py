@@ -262,6 +262,11 @@ def ratios(record: Record) -> dict[Column, Ratio]:
     }
 
 
+def is_paired(record: Record, metric: str) -> bool:
+    """Whether the metric's units are the same things for every SAE."""
+    return bool(record.metrics.get(metric, {}).get("paired", True))
+
+
 def _cell(column: Column, record: Record, row: dict[str, Any] | None) -> Cell:
     if row is not None:
         return Cell("scored", row["value"], row["low"], row["high"], row["n"], reason=row["no_interval"])
@@ -362,7 +367,8 @@ def _rank(board: Board) -> None:
         frames = units[column.metric]
         able = [i for i, row in enumerate(board.rows) if row.ratios.get(column) == declared and frames[i] is not None]
         try:
-            places = ranks([f for i in able if (f := frames[i]) is not None], declared, column.direction)
+            paired = all(is_paired(board.rows[i].record, column.metric) for i in able)
+            places = ranks([f for i in able if (f := frames[i]) is not None], declared, column.direction, paired=paired)
         except SaebenchError as error:
             board.notes.append(f"no ranks in {column.name}: {one_line(error)}")
             continue

@@ -322,7 +322,7 @@ class ModelRun:
         ablations = None
         if any(lane.needs("token_losses") for lane in lanes) and len(mine):
             ablations = Ablations(self.subject, contexts, write, calibration, cache_folder())
-        return Pass(self.subject, contexts, mine, read, write, lanes, calibration, ablations)
+        return Pass(self.subject, contexts, mine, read, write, lanes, calibration, ablations, self.request.seed)
 
     def _stream(self, the_pass: Pass, key: str, batch: int) -> int:
         """Run the pass with progress, saving its state now and then and at its end."""
@@ -385,7 +385,7 @@ class ModelRun:
             }
         if tally is not None and sum(astuple(tally)):
             record.corpus["tokens"] = asdict(tally)
-        units, seconds, judged = {}, {}, {}
+        kept, seconds, judged = {}, {}, {}
         for name, metric in job.missing.items():
             begin = time.perf_counter()
             instance = lane.metrics.get(name, metric)
@@ -393,9 +393,7 @@ class ModelRun:
             if judge is not None:
                 judge.begin()
             env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder(), judge)
-            frame = finish_metric(record, instance, lane.errors.get(name), env)
-            if frame is not None:
-                units[name] = frame
+            kept[name] = finish_metric(record, instance, lane.errors.get(name), env)
             if judge is not None:
                 judged[name] = judge.about()
             seconds[name] = round(time.perf_counter() - begin, 3)
@@ -405,7 +403,9 @@ class ModelRun:
             entry["judged"] = judged
             timings["judge"] = self.judge.timings()
         record.runs.append(entry)
-        job.record = add_to_record(self.request.results, record, list(job.missing), units)
+        units = {name: k.units for name, k in kept.items() if k.units is not None}
+        files = {name: k.files for name, k in kept.items() if k.files}
+        job.record = add_to_record(self.request.results, record, list(job.missing), units, files)
 
 
 def _place(hook: str) -> HookPoint | None:

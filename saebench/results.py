@@ -50,7 +50,8 @@ class Record:
         corpus: fingerprint, contexts, length, documents, tokens (scored, outliers, special).
         settings: dtypes, seed, limit, max_norm: the rest of the identity.
         calibration: median_norm, threshold.
-        metrics: name -> {version, units: {file, sha256} or None}.
+        metrics: name -> {version, units: {file, sha256} or None}; files: {suffix: {file, sha256}} for what else lies beside the
+            record; paired: False where units of two SAEs have nothing to do with each other.
         scores: long form: metric, version, key, at, value, low, high, n, unit, direction, no_interval, and the declaration
             (num, den, offset, scale) that paired comparisons are made from.
         errors: {metric: message} for what failed; nothing else is ever recorded for it.
@@ -122,14 +123,27 @@ class Record:
         entry = self.metrics.get(metric, {}).get("units")
         if entry is None or self.path is None:
             return None
+        return pd.read_parquet(io.BytesIO(self._beside(entry, "units")))
+
+    def files(self, metric: str) -> dict[str, bytes]:
+        """What else a metric left beside the record, by suffix.
+
+        Raises:
+            RecordError: a file is missing or is not the one the record was made with.
+        """
+        entries = self.metrics.get(metric, {}).get("files", {})
+        return {suffix: self._beside(entry, "file") for suffix, entry in entries.items()}
+
+    def _beside(self, entry: Mapping[str, str], what: str) -> bytes:
+        assert self.path is not None
         path = self.path.parent / Path(entry["file"]).name
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise RecordError(f"{self.path}: its units {path.name} cannot be read: {one_line(error)}") from error
+            raise RecordError(f"{self.path}: its {what} {path.name} cannot be read: {one_line(error)}") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise RecordError(f"{path}: not the units that {self.path.name} was made with; run it again with --force")
-        return pd.read_parquet(io.BytesIO(data))
+            raise RecordError(f"{path}: not the {what} that {self.path.name} was made with; run it again with --force")
+        return data
 
     def _repr_html_(self) -> str:
         """What a notebook shows for the record."""
@@ -142,11 +156,14 @@ class Record:
         del body["path"]
         return body
 
-    def write(self, path: Path, units: Mapping[str, pd.DataFrame]) -> None:
-        """Write units first, then the record: a record that exists is whole.
+    def write(
+        self, path: Path, units: Mapping[str, pd.DataFrame], files: Mapping[str, Mapping[str, bytes]] | None = None
+    ) -> None:
+        """Write units and files first, then the record: a record that exists is whole.
 
         Args:
             units: by metric; those already written are left alone.
+            files: by metric and suffix.
         """
         for metric, frame in units.items():
             buffer = io.BytesIO()
@@ -157,6 +174,12 @@ class Record:
                 "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             }
             write_atomically(path.with_name(name), buffer.getvalue())
+        for metric, own in (files or {}).items():
+            entries = self.metrics[metric]["files"] = {}
+            for suffix, data in own.items():
+                name = f"{path.stem}.{metric}.{suffix}"
+                entries[suffix] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+                write_atomically(path.with_name(name), data)
         _validate(self, path)  # what could not be read back is not written
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
@@ -186,7 +209,13 @@ def writing(results: Path) -> Iterator[None]:
         lock.release()
 
 
-def add_to_record(results: Path, found: Record, metrics: Collection[str], units: Mapping[str, pd.DataFrame]) -> Record:
+def add_to_record(
+    results: Path,
+    found: Record,
+    metrics: Collection[str],
+    units: Mapping[str, pd.DataFrame],
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> Record:
     """Write what a run found; what other runs have written into the same record since this one began stays there.
 
     Args:
@@ -194,6 +223,7 @@ def add_to_record(results: Path, found: Record, metrics: Collection[str], units:
         found: a record that holds those metrics, and the run that made them as its last.
         metrics: what that run measured, failures too.
         units: their units, by metric.
+        files: what else they keep, by metric and suffix.
 
     Returns:
         The record as it now is on disk.
@@ -205,7 +235,7 @@ def add_to_record(results: Path, found: Record, metrics: Collection[str], units:
     with writing(results):
         path = record_path(results, found)
         record = _merged(read_record(path), found, metrics) if path.exists() else found
-        record.write(path, units)
+        record.write(path, units, files)
     return record
 
 
@@ -332,11 +362,14 @@ def _validate(record: Record, path: Path) -> None:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}}."""
+    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}, and perhaps files, paired}."""
     if not isinstance(entry, dict) or type(entry.get("version")) is not int or "units" not in entry:
         return False
-    units = entry["units"]
-    return units is None or (isinstance(units, dict) and all(isinstance(units.get(k), str) for k in ("file", "sha256")))
+    files = entry.get("files", {})
+    if type(entry.get("paired", True)) is not bool or not isinstance(files, dict):
+        return False
+    beside = [*files.values(), *([] if entry["units"] is None else [entry["units"]])]
+    return all(isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("file", "sha256")) for e in beside)
 
 
 def load_records(paths: Iterable[str | Path]) -> list[Record]:

@@ -107,6 +107,10 @@ def _units(record: Record) -> Iterator[str]:
         except (RecordError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
             yield one_line(error)
             continue
+        try:
+            record.files(metric)
+        except RecordError as error:
+            yield one_line(error)
         if units is None:
             if rows:
                 yield f"{clean(metric)} has scores over units, but no units"
@@ -157,5 +161,5 @@ def _place(record: Record, results: Path, state: str) -> Path:
             data = record.path.with_name(Path(entry["units"]["file"]).name).read_bytes()
             entry["units"]["file"] = f"{path.stem}.{slug(metric)}.parquet"
             write_atomically(path.with_name(entry["units"]["file"]), data)
-    copy.write(path, {})
+    copy.write(path, {}, {metric: record.files(metric) for metric in copy.metrics if record.files(metric)})
     return path

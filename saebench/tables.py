@@ -107,7 +107,9 @@ def _terminal(cell: Cell) -> Text:
 def comparison_table(comparison: Comparison) -> Table:
     """Two SAEs side by side for a terminal, with B − A."""
     a, b = clean(comparison.a, 40), clean(comparison.b, 40)
-    table = Table(caption=Text("B − A: paired over documents, 95 % interval", style="dim"), caption_justify="left")
+    how = {True: "paired over documents", False: "not paired, since each SAE has its own latents"}
+    found = " or ".join(dict.fromkeys(how[line.paired] for line in comparison.lines)) or how[True]
+    table = Table(caption=Text(f"B − A: {found}, 95 % interval", style="dim"), caption_justify="left")
     for name in ("score", a, b, "B − A", "p", ""):
         table.add_column(Text(name), justify="left" if name in ("score", "") else "right", overflow="fold")
     columns = [line.column for line in comparison.lines]

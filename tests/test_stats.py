@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from saebench.errors import SaebenchError
 from saebench.metric import Score
-from saebench.stats import Ratio, _freedom, holm, paired_difference, ranks, ratio_interval
+from saebench.stats import Ratio, _freedom, holm, independent_difference, paired_difference, ranks, ratio_interval
 
 RATIO = Ratio("num", "den")
 Draw = Callable[[np.random.Generator, int], pd.DataFrame]
@@ -322,6 +322,47 @@ def test_pairs_are_matched_by_unit_and_not_by_row() -> None:
     part = paired_difference(a, b.iloc[20:], RATIO)
     assert part.n == len(a) - 20
     assert numbers(part) == pytest.approx(numbers(paired_difference(a.iloc[20:], b.iloc[20:], RATIO)), rel=1e-9)
+
+
+# --- units that do not pair ------------------------------------------------------------------------------------------
+
+
+def test_independent_difference_is_welchs_t_test() -> None:
+    """Equal weights: value, interval and p of scipy's t-test with unequal variances."""
+    rng = np.random.default_rng(20)
+    a, b = rng.normal(0.8, 0.1, 40), rng.normal(0.7, 0.3, 23)
+    found = independent_difference(frame(a, np.ones(40), range(40)), frame(b, np.ones(23), range(23)), RATIO)
+    welch = scipy_stats.ttest_ind(a, b, equal_var=False)
+    interval = welch.confidence_interval(0.95)
+    assert numbers(found) == pytest.approx([a.mean() - b.mean(), interval.low, interval.high], rel=1e-9)
+    assert found.p_value == pytest.approx(welch.pvalue, rel=1e-9)
+    assert (found.n, found.clusters) == (63, 63)
+
+
+def test_latents_of_the_same_number_are_not_paired() -> None:
+    """Two samples that are equal row by row: paired, the difference would be certain; independent, it is wide."""
+    rng = np.random.default_rng(21)
+    a = rng.normal(0.8, 0.2, 50)
+    one, two = frame(a, np.ones(50), range(50)), frame(a - 0.01, np.ones(50), range(50))
+    paired, apart = paired_difference(one, two, RATIO), independent_difference(one, two, RATIO)
+    assert paired.p_value is not None
+    assert paired.p_value < 1e-6
+    assert apart.p_value == pytest.approx(scipy_stats.ttest_ind(a, a - 0.01, equal_var=False).pvalue)
+    assert ranks([one, two], RATIO, "higher") == [1, 2]
+    assert ranks([one, two], RATIO, "higher", paired=False) == [1, 1]
+    far = frame(a - 0.5, np.ones(50), range(50, 100))
+    assert ranks([far, one, two], RATIO, "higher", paired=False) == [3, 1, 1]
+
+
+def test_independent_differences_that_do_not_vary() -> None:
+    ones = np.ones(5)
+    found = independent_difference(frame(0.9 * ones, ones, range(5)), frame(0.5 * ones, ones, range(5)), RATIO)
+    assert (*numbers(found), found.p_value) == pytest.approx((0.4, 0.4, 0.4, 0.0))
+    same = independent_difference(frame(ones, ones, range(5)), frame(ones, ones, range(5)), RATIO)
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    alone = independent_difference(frame([1.0], [1.0], [0]), frame(ones, ones, range(5)), RATIO)
+    assert alone.low is None
+    assert alone.no_interval
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------

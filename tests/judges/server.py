@@ -23,7 +23,7 @@ MODEL = "test-model"
 
 @dataclass(frozen=True)
 class Asked:
-    """One call as it arrived. `attempt` counts from 1 how often this user text was sent; `fields` are empty where no schema came."""
+    """One call as it arrived. `attempt` counts from 1 how often this user text came; `fields` are empty without a schema."""
 
     api: str
     system: str
@@ -198,7 +198,8 @@ class JudgeServer:
         model = f"{body['model']}-2026-01-01"
         if api == "anthropic":
             reason = "refusal" if refused else "max_tokens" if cut else "end_turn"
-            return {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "stop_reason": reason, "stop_sequence": None,
+            return {"id": "msg_1", "type": "message", "role": "assistant", "model": model,
+                    "stop_reason": reason, "stop_sequence": None,
                     "content": [{"type": "text", "text": text}] if text else [],
                     "usage": {"input_tokens": tokens[0], "output_tokens": tokens[1]}}  # fmt: skip
         logprobs = None
