@@ -27,7 +27,7 @@ class BatchTopKSettings(Settings):
     k: int = 32
     auxk: int = 256
     auxk_coefficient: float = 1 / 32
-    threshold_decay: float = 0.99
+    threshold_decay: float = 0.95
 
 
 class BatchTopK(Recipe):
