@@ -90,11 +90,11 @@ def measure(folder: Path, ran: list[dict[str, Any]]) -> list[Line]:
         run |= on_activations(sae, valid)
         paths.append(folder / "made" / f"{i}-{run['trainer']}")
         saebench.save_sae(sae, paths[-1])
-    records = saebench.run(paths, metrics=["fidelity"], limit=32, results=folder / "made" / "results", force=True)
+    records = saebench.run(paths, metrics=["fidelity"], limit=32, results=folder / "made" / "results")
     lines = []
     for run, path in zip(ran, paths, strict=True):
         [record] = [r for r in records if Path(r.sae["path"]).name == path.name]
-        score = record.score("ce_increase").value
+        score = record.score("ce_increase")["value"]
         assert score is not None
         keys = (
             "explained_variance",
