@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saebench.corpus import Contexts, _pack, _spread, special_ids, task_contexts, token_contexts
+from saebench.corpus import Contexts, pack, _spread, special_ids, task_contexts, token_contexts
 from saebench.errors import SaebenchError, UsageError
 from saebench.task import ContextSpec, CorpusSpec, Task
 
@@ -68,7 +68,7 @@ def test_contexts_are_whole_pieces_of_one_document(tmp_path_factory, sizes: list
 @given(st.integers(0, 60), st.integers(2, 9), st.booleans())
 def test_packing_puts_nothing_in_another_order(n: int, length: int, bos: bool):
     ids = np.arange(10, 10 + n)
-    cut, tail = _pack(ids, length, BOS if bos else None)
+    cut, tail = pack(ids, length, BOS if bos else None)
     assert cut[:, int(bos) :].reshape(-1).tolist() == ids[: n - tail].tolist()
     assert 0 <= tail < length - bos
 
