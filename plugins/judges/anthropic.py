@@ -122,7 +122,7 @@ class Anthropic(Vendor):
     def submit(self, requests: Mapping[str, Request]) -> str:
         items: list[Any] = [{"custom_id": key, "params": self._body(request)} for key, request in requests.items()]
         try:
-            return self._client.messages.batches.create(requests=items).id
+            return str(self._client.messages.batches.create(requests=items).id)
         except Exception as error:
             raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
 

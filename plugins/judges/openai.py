@@ -174,7 +174,7 @@ class OpenAI(Vendor):
             )
         except Exception as error:
             raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
-        return batch.id
+        return str(batch.id)
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
         import openai
