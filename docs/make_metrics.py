@@ -45,9 +45,10 @@ def _page(metric: type[Metric]) -> str:
         "## Scores",
     ]
     if "labels" in metric.needs:
-        parts += ["They depend on the classes of the task: `saebench run` lists them all."]
+        parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
-        parts += [_table(_scores(metric)), "An interval is over documents; a score that says why has none."]
+        what = "documents" if metric.paired else "the SAE's own sampled latents"
+        parts += [_table(_scores(metric)), f"An interval is over {what}; a score that says why has none."]
     if "units" in vars(metric):
         parts += ["## Units", _paragraphs(metric.units.__doc__)]
     notes = [
@@ -65,12 +66,18 @@ def _paragraphs(doc: str | None) -> str:
 
 
 def _scores(metric: type[Metric]) -> list[Score]:
-    """What it declares, the first point of each curve, on made-up contexts."""
+    """What it declares, the first point of each curve, on made-up contexts; one that asks a judge lists what it may declare."""
+    if metric.asks:
+        return _first_points(metric.declared())  # type: ignore[attr-defined]
     text, sae = SyntheticText(), random_sae(16, 48)
     instance = metric(sae)
     if metric.needs:
         instance.update(text.batch(sae, range(len(text.x))))
-    return list({score.key: score for score in reversed(instance.scores(Env(sae)))}.values())[::-1]
+    return _first_points(instance.scores(Env(sae)))
+
+
+def _first_points(scores: list[Score]) -> list[Score]:
+    return list({score.key: score for score in reversed(scores)}.values())[::-1]
 
 
 def _table(scores: list[Score]) -> str:

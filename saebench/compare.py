@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.leaderboard import Cell, Column, boards, select
+from saebench.leaderboard import Cell, Column, boards, is_paired, select
 from saebench.results import Record
-from saebench.stats import Difference, paired_difference
+from saebench.stats import Difference, independent_difference, paired_difference
+from saebench.text import clean
 
 # A record's group (`Record.group`), in words, in its order.
 _GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")
@@ -15,13 +16,17 @@ _GROUP = ("language model", "hook point", "task", "task's definition", "corpus",
 
 @dataclass(frozen=True)
 class Line:
-    """One score of both, and B − A on the contexts that both share (None, with a reason, where it cannot be made)."""
+    """One score of both, and B − A on the contexts that both share (None, with a reason, where it cannot be made).
+
+    Where each SAE has units of its own (`paired` is False), B − A is a difference of independent samples.
+    """
 
     column: Column
     a: Cell
     b: Cell
     difference: Difference | None
     reason: str | None = None
+    paired: bool = True
 
     @property
     def verdict(self) -> str:
@@ -71,6 +76,7 @@ class Comparison:
                 "difference": None if line.difference is None else asdict(line.difference),
                 "verdict": line.verdict,
                 "reason": line.reason,
+                "paired": line.paired,
             }
             for line in self.lines
         ]
@@ -99,12 +105,12 @@ def _comparable(a: Record, b: Record) -> None:
         if one != two
     ]
     if a.fingerprint == b.fingerprint:
-        raise SaebenchError(f"{a.sae['name']}: the same measurement twice, there is nothing to compare")
+        raise SaebenchError(f"{clean(a.sae['name'])}: the same measurement twice, there is nothing to compare")
     if a.partial != b.partial:
         differing.append("one is partial (--limit)")
     if differing:
         raise SaebenchError(
-            f"{a.sae['name']} and {b.sae['name']} are not comparable: they differ in {_join(differing)}; "
+            f"{clean(a.sae['name'])} and {clean(b.sae['name'])} are not comparable: they differ in {_join(differing)}; "
             "run both with the same model, hook point, task and dtype"
         )
 
@@ -117,17 +123,19 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
     for column in select(board.columns, scores):
         left, right = one.cells[column], two.cells[column]
         difference, reason = None, left.reason or right.reason
+        paired = is_paired(a, column.metric) and is_paired(b, column.metric)
         declared = one.ratios.get(column)
         if declared is not None and declared == two.ratios.get(column):
             try:
                 units = [record.units(column.metric) for record in (b, a)]
                 if units[0] is not None and units[1] is not None:
-                    difference = paired_difference(units[0], units[1], declared)
+                    between = paired_difference if paired else independent_difference
+                    difference = between(units[0], units[1], declared)
                     reason = difference.no_interval
             except SaebenchError as error:
                 reason = one_line(error)
-        lines.append(Line(column, left, right, difference, reason))
-    return Comparison(one.name, two.name, lines)
+        lines.append(Line(column, left, right, difference, reason, paired))
+    return Comparison(clean(one.name), clean(two.name), lines)
 
 
 def _by(line: Line) -> str:

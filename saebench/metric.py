@@ -67,6 +67,7 @@ class Batch:
         x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
         read_mean: [d_in] float32, their mean over the calibration sample
         labels: of the B documents, in a task of labelled documents
+        seed: of the run, for what is sampled
     """
 
     token_ids: Tensor
@@ -83,6 +84,7 @@ class Batch:
     _x_read: Tensor | None = None
     read_mean: Tensor | None = None
     _labels: Labels | None = None
+    seed: int = 0
 
     @property
     def x(self) -> Tensor:
@@ -229,6 +231,8 @@ class Metric:
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
+        paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
+            differences between SAEs are made of independent samples.
 
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
@@ -238,6 +242,7 @@ class Metric:
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     asks: ClassVar[tuple[str, ...]] = ()
+    paired: ClassVar[bool] = True
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""
@@ -264,6 +269,10 @@ class Metric:
 
     def details(self) -> dict[str, Any]:
         """What else belongs into the record, as plain values: which latents were chosen, what was fitted. Asked for last."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """What is worth keeping beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
         return {}
 
 

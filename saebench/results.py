@@ -11,16 +11,20 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from saebench.errors import SaebenchError, one_line, unknown
 
 SCHEMA = 1
+# Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
+_PATIENCE = 600
 
 
 class RecordError(SaebenchError):
@@ -46,7 +50,8 @@ class Record:
         corpus: fingerprint, contexts, length, documents, tokens (scored, outliers, special).
         settings: dtypes, seed, limit, max_norm: the rest of the identity.
         calibration: median_norm, threshold.
-        metrics: name -> {version, units: {file, sha256} or None}.
+        metrics: name -> {version, units: {file, sha256} or None}; files: {suffix: {file, sha256}} for what else lies beside the
+            record; paired: False where units of two SAEs have nothing to do with each other.
         scores: long form: metric, version, key, at, value, low, high, n, unit, direction, no_interval, and the declaration
             (num, den, offset, scale) that paired comparisons are made from.
         errors: {metric: message} for what failed; nothing else is ever recorded for it.
@@ -118,14 +123,27 @@ class Record:
         entry = self.metrics.get(metric, {}).get("units")
         if entry is None or self.path is None:
             return None
+        return pd.read_parquet(io.BytesIO(self._beside(entry, "units")))
+
+    def files(self, metric: str) -> dict[str, bytes]:
+        """What else a metric left beside the record, by suffix.
+
+        Raises:
+            RecordError: a file is missing or is not the one the record was made with.
+        """
+        entries = self.metrics.get(metric, {}).get("files", {})
+        return {suffix: self._beside(entry, "file") for suffix, entry in entries.items()}
+
+    def _beside(self, entry: Mapping[str, str], what: str) -> bytes:
+        assert self.path is not None
         path = self.path.parent / Path(entry["file"]).name
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise RecordError(f"{self.path}: its units {path.name} cannot be read: {one_line(error)}") from error
+            raise RecordError(f"{self.path}: its {what} {path.name} cannot be read: {one_line(error)}") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise RecordError(f"{path}: not the units that {self.path.name} was made with; run it again with --force")
-        return pd.read_parquet(io.BytesIO(data))
+            raise RecordError(f"{path}: not the {what} that {self.path.name} was made with; run it again with --force")
+        return data
 
     def _repr_html_(self) -> str:
         """What a notebook shows for the record."""
@@ -138,11 +156,14 @@ class Record:
         del body["path"]
         return body
 
-    def write(self, path: Path, units: Mapping[str, pd.DataFrame]) -> None:
-        """Write units first, then the record: a record that exists is whole.
+    def write(
+        self, path: Path, units: Mapping[str, pd.DataFrame], files: Mapping[str, Mapping[str, bytes]] | None = None
+    ) -> None:
+        """Write units and files first, then the record: a record that exists is whole.
 
         Args:
             units: by metric; those already written are left alone.
+            files: by metric and suffix.
         """
         for metric, frame in units.items():
             buffer = io.BytesIO()
@@ -153,20 +174,111 @@ class Record:
                 "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             }
             write_atomically(path.with_name(name), buffer.getvalue())
+        for metric, own in (files or {}).items():
+            entries = self.metrics[metric]["files"] = {}
+            for suffix, data in own.items():
+                name = f"{path.stem}.{metric}.{suffix}"
+                entries[suffix] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+                write_atomically(path.with_name(name), data)
         _validate(self, path)  # what could not be read back is not written
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
         self.path = path
 
 
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """Alone in writing records below `results`: other processes, here or on a host that shares the folder, wait.
+
+    Raises:
+        SaebenchError: the folder cannot be written, or somebody holds it for ten minutes.
+    """
+    lock = FileLock(results / ".lock", timeout=_PATIENCE)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise SaebenchError(
+            f"{results} is locked by another process: let it end, or remove {results / '.lock'} if there is none"
+        ) from error
+    except OSError as error:
+        raise SaebenchError(f"{results} could not be written: {one_line(error)}; name another --results") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def add_to_record(
+    results: Path,
+    found: Record,
+    metrics: Collection[str],
+    units: Mapping[str, pd.DataFrame],
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> Record:
+    """Write what a run found; what other runs have written into the same record since this one began stays there.
+
+    Args:
+        results: the results folder.
+        found: a record that holds those metrics, and the run that made them as its last.
+        metrics: what that run measured, failures too.
+        units: their units, by metric.
+        files: what else they keep, by metric and suffix.
+
+    Returns:
+        The record as it now is on disk.
+
+    Raises:
+        RecordError: there is a file in its place that is no record.
+        SaebenchError: it cannot be written.
+    """
+    with writing(results):
+        path = record_path(results, found)
+        record = _merged(read_record(path), found, metrics) if path.exists() else found
+        record.write(path, units, files)
+    return record
+
+
+def _merged(there: Record, found: Record, metrics: Collection[str]) -> Record:
+    """`there` with these metrics, and the last run, of `found`."""
+    return replace(
+        with_metrics(there, found, metrics),
+        corpus=there.corpus | found.corpus,
+        calibration=found.calibration or there.calibration,
+        runs=[*there.runs, found.runs[-1]],
+    )
+
+
+def with_metrics(record: Record, other: Record, metrics: Collection[str]) -> Record:
+    """`record` with these metrics as `other` has them: their scores and errors too. The units' files are named, not moved."""
+
+    def mine(error: str) -> bool:
+        return error.partition(".")[0] in metrics
+
+    return replace(
+        record,
+        metrics={k: v for k, v in record.metrics.items() if k not in metrics}
+        | {k: v for k, v in other.metrics.items() if k in metrics},
+        scores=[row for row in record.scores if row["metric"] not in metrics]
+        + [row for row in other.scores if row["metric"] in metrics],
+        errors={k: v for k, v in record.errors.items() if not mine(k)}
+        | {k: v for k, v in other.errors.items() if mine(k)},
+    )
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target, then rename: whoever reads sees the old file or the new one.
+
+    What is there and no plain file (a device, a pipe) is written to as it is.
 
     Raises:
         SaebenchError: it cannot be written (full disk, no permission).
     """
     temporary = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -250,11 +362,14 @@ def _validate(record: Record, path: Path) -> None:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}}."""
+    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}, and perhaps files, paired}."""
     if not isinstance(entry, dict) or type(entry.get("version")) is not int or "units" not in entry:
         return False
-    units = entry["units"]
-    return units is None or (isinstance(units, dict) and all(isinstance(units.get(k), str) for k in ("file", "sha256")))
+    files = entry.get("files", {})
+    if type(entry.get("paired", True)) is not bool or not isinstance(files, dict):
+        return False
+    beside = [*files.values(), *([] if entry["units"] is None else [entry["units"]])]
+    return all(isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("file", "sha256")) for e in beside)
 
 
 def load_records(paths: Iterable[str | Path]) -> list[Record]:

@@ -45,6 +45,30 @@ MEANING = {
     "dense_accuracy": "accuracy of a probe on x itself",
     "random_sae_accuracy": "accuracy of 16 latents of a random SAE",
     "majority_rate": "accuracy of always saying the commonest label",
+    "detection_gain": "what the explanation adds in detection: real less shuffled",
+    "detection": "telling activating windows from random silent ones",
+    "detection_shuffled": "the same with another latent's explanation; chance is a half",
+    "detection_empty": "the same with none",
+    "detection_auroc": "how well P(true) orders them; chance is a half",
+    "detection_hard_gain": "what the explanation adds against hard negatives",
+    "detection_hard": "telling them from silent windows around the same token",
+    "detection_hard_shuffled": "the same with another latent's explanation",
+    "detection_hard_empty": "the same with none",
+    "detection_hard_auroc": "how well P(true) orders them",
+    "detection_coverage": "sampled latents that have a detection score",
+    "detection_answered": "windows that were answered",
+    "fuzzing_gain": "what the explanation adds in fuzzing: real less shuffled",
+    "fuzzing": "telling right highlights from the same moved onto silent tokens",
+    "fuzzing_shuffled": "the same with another latent's explanation; far above a half: the highlights leak",
+    "fuzzing_empty": "the same with none",
+    "fuzzing_auroc": "how well P(true) orders them; chance is a half",
+    "fuzzing_silent_gain": "what the explanation adds against silent text",
+    "fuzzing_silent": "telling right highlights from the same on silent text",
+    "fuzzing_silent_shuffled": "the same with another latent's explanation",
+    "fuzzing_silent_empty": "the same with none",
+    "fuzzing_silent_auroc": "how well P(true) orders them",
+    "fuzzing_coverage": "sampled latents that have a fuzzing score",
+    "fuzzing_answered": "windows that were answered",
 }
 
 
@@ -86,10 +110,13 @@ def reading_help(records: Sequence[Record]) -> str:
     if tokens:
         aside = f"{tokens['outliers']:,} outliers and {tokens['special']:,} special tokens are not scored"
         seen = f"{tokens['scored']:,} scored tokens ({aside})"
+    measured = {name: entry for record in records for name, entry in record.metrics.items()}
+    own = [clean(name) for name, entry in measured.items() if not entry.get("paired", True)]
+    aside = f" (those of {', '.join(own)}: over each SAE's own sampled latents, and not paired)" if own else ""
     return (
         f"Over {seen} in {corpus['contexts']:,} contexts of {corpus['documents']:,} documents. "
         "↑ higher is better, ↓ lower is better.\n"
-        "Intervals are over documents: in 95 of 100 such samples of documents the interval holds the true value.\n"
+        f"Intervals are over documents{aside}: in 95 of 100 such samples the interval holds the true value.\n"
         "To tell two SAEs apart use `saebench compare A B`, which pairs them on the same contexts; overlapping intervals do not\n"
         "mean that they are equal."
     )

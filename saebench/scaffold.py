@@ -15,6 +15,7 @@ KINDS = {
     "metric": "saebench run --sae PATH --metric $module",
     "format": "saebench inspect PATH",
     "judge": "saebench run --sae PATH --task autointerp --judge $module:MODEL",
+    "recipe": "saebench train $module --toy --out runs/$module",
     "report": "saebench leaderboard --format $module",
 }
 

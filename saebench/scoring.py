@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,8 +16,16 @@ from saebench.results import Record
 from saebench.stats import ratio_interval
 
 
-def finish_metric(record: Record, metric: Metric | type[Metric], error: str | None, env: Env) -> pd.DataFrame | None:
-    """Put one metric's scores into the record, or its error; returns the units to keep beside it.
+@dataclass(frozen=True)
+class Kept:
+    """What is written beside a record for one metric: its units, and files by suffix."""
+
+    units: pd.DataFrame | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def finish_metric(record: Record, metric: Metric | type[Metric], error: str | None, env: Env) -> Kept:
+    """Put one metric's scores into the record, or its error; returns what to keep beside it.
 
     A metric that fails leaves an error and no number, and so does a single score that is not defined (its denominator
     is 0, it is not finite), under `metric.score`. What the record held of the metric before is replaced.
@@ -27,6 +38,8 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
     record.scores = [row for row in record.scores if row["metric"] != name]
     record.errors = {k: v for k, v in record.errors.items() if k != name and not k.startswith(f"{name}.")}
     record.metrics[name] = {"version": metric.version, "units": None}
+    if not metric.paired:
+        record.metrics[name]["paired"] = False
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
@@ -36,15 +49,21 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
         rows, undefined = _rows(metric, scores, units)
         details = metric.details()
         json.dumps([rows, details], allow_nan=False)
+        files = metric.files()
+        for suffix, data in files.items():
+            if not re.fullmatch("[a-z]+", suffix) or suffix in ("json", "parquet") or not isinstance(data, bytes):
+                raise SaebenchError(
+                    f"file '{suffix}': it should be bytes, under a suffix of small letters, not json or parquet"
+                )
     except Exception as problem:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         record.errors[name] = kind + one_line(problem)
-        return None
+        return Kept()
     record.scores += rows
     record.errors |= undefined
     if details:
         record.metrics[name]["details"] = details
-    return units if len(units) else None
+    return Kept(units if len(units) else None, files)
 
 
 def _rows(metric: Metric, scores: list[Score], units: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -17,6 +17,7 @@ no seed, and its p-values have no floor, so that Holm over hundreds of pairs can
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, Protocol
 
 import numpy as np
@@ -118,7 +119,8 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
     if reason := est.no_interval():
         return Interval(value, None, None, n, est.clusters, reason)
     half = _half(est.psi[0], est.noise[0], est.weight[0], score.scale, level)
-    return Interval(value, value - half, value + half, n, est.clusters)
+    least, most = _possible(units, score)
+    return Interval(value, max(value - half, least), min(value + half, most), n, est.clusters)
 
 
 def paired_difference(
@@ -145,6 +147,31 @@ def paired_difference(
     return Difference(value, value - half, value + half, float(_p_values(est, 0)[0]), n, est.clusters)
 
 
+def independent_difference(
+    units_a: pd.DataFrame, units_b: pd.DataFrame, score: Declared, level: float = LEVEL
+) -> Difference:
+    """Score of A minus score of B where a unit of one has nothing to do with any of the other (each SAE's own latents).
+
+    The variances add, and the degrees of freedom are Welch and Satterthwaite's (Welch 1947, Biometrika 34(1/2)).
+
+    Args:
+        units_a, units_b: one row per unit: `cluster_id` and the columns that `score` names.
+        score: which columns, offset and scale; the same for both.
+        level: the interval's coverage.
+
+    Raises:
+        SaebenchError: a column is missing or not finite, or a denominator sums to 0.
+    """
+    a, b = (_Estimate.of(_sums([units], score)) for units in (units_a, units_b))
+    value = score.scale * float(a.ratio[0] - b.ratio[0])
+    n, clusters = len(units_a) + len(units_b), a.clusters + b.clusters
+    if reason := a.no_interval() or b.no_interval():
+        return Difference(value, None, None, None, n, clusters, reason)
+    error, freedom = _added(a, b)
+    half = 0.0 if error == 0 else float(stdtrit(freedom, (1 + level) / 2) * error * abs(score.scale))
+    return Difference(value, value - half, value + half, _independent_p(a, b), n, clusters)
+
+
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down adjusted p-values (Holm 1979): comparing them with α keeps the chance of any false positive ≤ α.
 
@@ -164,26 +191,34 @@ def ranks(
     score: Declared,
     direction: Literal["higher", "lower"] | None,
     alpha: float = 0.05,
+    paired: bool = True,
 ) -> list[int | None]:
-    """For each SAE, one plus the number of SAEs significantly better (paired, Holm over all pairs); ties share a rank.
+    """For each SAE, one plus the number of SAEs significantly better (Holm over all pairs); ties share a rank.
 
     None for everybody where `direction` is None (no side is better) or no interval can be made.
+
+    Args:
+        paired: whether SAEs share their units; otherwise differences are `independent_difference`.
 
     Raises:
         SaebenchError: as `paired_difference`.
     """
     if direction is None or not units:
         return [None] * len(units)
-    est = _Estimate.of(_sums(_shared(units), score))
-    if est.no_interval():
+    frames = [_shared(units)] if paired else [[frame] for frame in units]
+    found = [_Estimate.of(_sums(together, score)) for together in frames]
+    if any(est.no_interval() for est in found):
         return [None] * len(units)
     size = len(units)
-    pairs = np.triu_indices(size, 1)
-    p = np.concatenate([_p_values(est, i) for i in range(size)])  # in the order of `pairs`
+    if paired:
+        p = np.concatenate([_p_values(found[0], i) for i in range(size)])  # in the order of triu_indices
+    else:
+        p = np.array([_independent_p(a, b) for a, b in combinations(found, 2)])
     differ = np.zeros((size, size), dtype=bool)
-    differ[pairs] = holm(p) <= alpha
+    differ[np.triu_indices(size, 1)] = holm(p) <= alpha
     differ |= differ.T
-    gain = score.scale * (est.ratio[None, :] - est.ratio[:, None])
+    ratio = np.concatenate([est.ratio for est in found])
+    gain = score.scale * (ratio[None, :] - ratio[:, None])
     better = gain > 0 if direction == "higher" else gain < 0
     return [1 + int(count) for count in (differ & better).sum(1)]
 
@@ -230,6 +265,19 @@ def _sums(frames: Sequence[pd.DataFrame], score: Declared) -> _Sums:
         return np.stack([np.bincount(codes, c, len(names)) for c in columns])
 
     return _Sums(total(nums), total(dens), total([np.abs(c) for c in nums]), score.den)
+
+
+def _possible(units: pd.DataFrame, score: Declared) -> tuple[float, float]:
+    """The values that the score can have at all: limits only where every unit is a yes or a no, or the difference of two.
+
+    An accuracy (num is 0 or den) lies in [0, 1], the gap between two (num is -den, 0 or den) in [-1, 1], and so does the truth:
+    what an interval would claim beyond that is nothing.
+    """
+    num, den = _column(units, str(score.num)), _column(units, str(score.den))
+    if not ((num == 0) | (np.abs(num) == den)).all():
+        return -np.inf, np.inf
+    ends = [score.offset + score.scale * end for end in (-1.0 if (num < 0).any() else 0.0, 1.0)]
+    return min(ends), max(ends)
 
 
 def _shared(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -338,3 +386,22 @@ def _p_values(est: _Estimate, i: int) -> np.ndarray:
         p = np.where(flat, 0.0, 2 * stdtr(freedom, -difference / error))
     found: np.ndarray = np.where(difference <= RESOLUTION * largest, 1.0, p)
     return found
+
+
+def _added(a: _Estimate, b: _Estimate) -> tuple[float, float]:
+    """Standard error and degrees of freedom of the difference of two independent ratios; (0, 1) where nothing varies."""
+    parts = [(est, float((est.psi[0] ** 2).sum())) for est in (a, b)]
+    varying = [(est, var) for est, var in parts if np.sqrt(var) > est.noise[0]]
+    if not varying:
+        return 0.0, 1.0
+    total = sum(var for _, var in varying)
+    freedom = total**2 / sum(var**2 / float(_freedom(est.weight[0])) for est, var in varying)
+    return float(np.sqrt(total)), freedom
+
+
+def _independent_p(a: _Estimate, b: _Estimate) -> float:
+    difference = abs(float(a.ratio[0] - b.ratio[0]))
+    if difference <= RESOLUTION * max(abs(float(a.ratio[0])), abs(float(b.ratio[0]))):
+        return 1.0
+    error, freedom = _added(a, b)
+    return 0.0 if error == 0 else float(2 * stdtr(freedom, -difference / error))

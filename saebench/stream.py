@@ -98,11 +98,13 @@ class Pass:
         lanes: list[Lane],
         calibration: Calibration,
         ablations: Ablations | None,
+        seed: int = 0,
     ) -> None:
         """
         Args:
             context_id: [N] the task's numbers of these contexts.
             ablations: None when no metric needs losses; the model then stops at the hook point.
+            seed: of the run.
         """
         self.subject = subject
         self.contexts = contexts
@@ -111,6 +113,7 @@ class Pass:
         self.lanes = lanes
         self.calibration = calibration
         self.ablations = ablations
+        self.seed = seed
         self.done = 0
         self.tally = Tally()
 
@@ -208,7 +211,7 @@ class Pass:
             clean, hidden = self.subject.fork(token_ids, self.read, self.write, splice, count)
             own, ablated = hidden[: len(self.lanes)], hidden[len(self.lanes) :]
             zero, mean = self.ablations.losses(rows, ablated, token_ids, box["scored"])
-            losses = spliced_losses(self.subject.logits, clean, own, token_ids, box["scored"]), zero, mean
+            losses = spliced_losses(self.subject, clean, own, token_ids, box["scored"]), zero, mean
         batch = Batch(
             token_ids,
             special,
@@ -221,6 +224,7 @@ class Pass:
             _x_read=box["x_read"],
             read_mean=self.calibration.sample.mean(0),
             _labels=None if self.contexts.labels is None else self.contexts.labels.take(rows),
+            seed=self.seed,
         )
         return batch, seen, losses
 

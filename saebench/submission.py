@@ -9,7 +9,16 @@ from pathlib import Path
 
 from saebench.errors import SaebenchError, one_line
 from saebench.leaderboard import conflict
-from saebench.results import Record, RecordError, fingerprint, load_records, record_path, slug, write_atomically
+from saebench.results import (
+    Record,
+    RecordError,
+    fingerprint,
+    load_records,
+    record_path,
+    slug,
+    write_atomically,
+    writing,
+)
 from saebench.stats import Ratio, ratio_interval
 from saebench.tables import clean
 from saebench.task import load_task
@@ -38,7 +47,8 @@ def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
     for record in records:
         states.append(_state(record, there.get(record.fingerprint)))
         there.setdefault(record.fingerprint, record)
-    return [(_place(record, results, state), state) for record, state in zip(records, states, strict=True)]
+    with writing(results):
+        return [(_place(record, results, state), state) for record, state in zip(records, states, strict=True)]
 
 
 def problems(record: Record) -> list[str]:
@@ -97,6 +107,10 @@ def _units(record: Record) -> Iterator[str]:
         except (RecordError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
             yield one_line(error)
             continue
+        try:
+            record.files(metric)
+        except RecordError as error:
+            yield one_line(error)
         if units is None:
             if rows:
                 yield f"{clean(metric)} has scores over units, but no units"
@@ -147,5 +161,5 @@ def _place(record: Record, results: Path, state: str) -> Path:
             data = record.path.with_name(Path(entry["units"]["file"]).name).read_bytes()
             entry["units"]["file"] = f"{path.stem}.{slug(metric)}.parquet"
             write_atomically(path.with_name(entry["units"]["file"]), data)
-    copy.write(path, {})
+    copy.write(path, {}, {metric: record.files(metric) for metric in copy.metrics if record.files(metric)})
     return path

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from saebench.errors import SaebenchError
 from saebench.metric import Score
-from saebench.stats import Ratio, _freedom, holm, paired_difference, ranks, ratio_interval
+from saebench.stats import Ratio, _freedom, holm, independent_difference, paired_difference, ranks, ratio_interval
 
 RATIO = Ratio("num", "den")
 Draw = Callable[[np.random.Generator, int], pd.DataFrame]
@@ -324,6 +324,47 @@ def test_pairs_are_matched_by_unit_and_not_by_row() -> None:
     assert numbers(part) == pytest.approx(numbers(paired_difference(a.iloc[20:], b.iloc[20:], RATIO)), rel=1e-9)
 
 
+# --- units that do not pair ------------------------------------------------------------------------------------------
+
+
+def test_independent_difference_is_welchs_t_test() -> None:
+    """Equal weights: value, interval and p of scipy's t-test with unequal variances."""
+    rng = np.random.default_rng(20)
+    a, b = rng.normal(0.8, 0.1, 40), rng.normal(0.7, 0.3, 23)
+    found = independent_difference(frame(a, np.ones(40), range(40)), frame(b, np.ones(23), range(23)), RATIO)
+    welch = scipy_stats.ttest_ind(a, b, equal_var=False)
+    interval = welch.confidence_interval(0.95)
+    assert numbers(found) == pytest.approx([a.mean() - b.mean(), interval.low, interval.high], rel=1e-9)
+    assert found.p_value == pytest.approx(welch.pvalue, rel=1e-9)
+    assert (found.n, found.clusters) == (63, 63)
+
+
+def test_latents_of_the_same_number_are_not_paired() -> None:
+    """Two samples that are equal row by row: paired, the difference would be certain; independent, it is wide."""
+    rng = np.random.default_rng(21)
+    a = rng.normal(0.8, 0.2, 50)
+    one, two = frame(a, np.ones(50), range(50)), frame(a - 0.01, np.ones(50), range(50))
+    paired, apart = paired_difference(one, two, RATIO), independent_difference(one, two, RATIO)
+    assert paired.p_value is not None
+    assert paired.p_value < 1e-6
+    assert apart.p_value == pytest.approx(scipy_stats.ttest_ind(a, a - 0.01, equal_var=False).pvalue)
+    assert ranks([one, two], RATIO, "higher") == [1, 2]
+    assert ranks([one, two], RATIO, "higher", paired=False) == [1, 1]
+    far = frame(a - 0.5, np.ones(50), range(50, 100))
+    assert ranks([far, one, two], RATIO, "higher", paired=False) == [3, 1, 1]
+
+
+def test_independent_differences_that_do_not_vary() -> None:
+    ones = np.ones(5)
+    found = independent_difference(frame(0.9 * ones, ones, range(5)), frame(0.5 * ones, ones, range(5)), RATIO)
+    assert (*numbers(found), found.p_value) == pytest.approx((0.4, 0.4, 0.4, 0.0))
+    same = independent_difference(frame(ones, ones, range(5)), frame(ones, ones, range(5)), RATIO)
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    alone = independent_difference(frame([1.0], [1.0], [0]), frame(ones, ones, range(5)), RATIO)
+    assert alone.low is None
+    assert alone.no_interval
+
+
 # --- what cannot be done ---------------------------------------------------------------------------------------------
 
 
@@ -376,3 +417,20 @@ def test_pairs_that_are_refused() -> None:
         paired_difference(a, a.assign(unit_id=[4, 4, 5]), RATIO)
     with pytest.raises(SaebenchError, match="without num and den"):
         ratio_interval(a, Score("norm", value=1.0, no_interval="exact"))
+
+
+def test_an_interval_ends_where_its_score_does() -> None:
+    """Units that are a yes or a no make a share: no interval leaves [0, 1], and a paired gap of two none leaves [-1, 1]."""
+    groups = np.repeat(np.arange(4), 25)
+    share = ratio_interval(frame((groups != 0) * 1.0, np.ones(100), groups), RATIO)
+    assert (share.value, share.high) == (0.75, 1.0)
+    half = scipy_stats.t(3).ppf(0.975) * np.std([0, 1, 1, 1], ddof=1) / 2  # equal groups: a t interval of their means
+    assert share.low == pytest.approx(max(0.0, 0.75 - half), abs=1e-9)
+    weighted = frame((groups != 0) * 0.5, np.full(100, 0.5), groups)
+    assert ratio_interval(weighted, RATIO).high == 1.0
+    assert ratio_interval(weighted, Ratio("num", "den", 1.0, -1.0)).low == 0.0
+    gap = ratio_interval(frame(np.where(groups == 0, 0.0, -1.0), np.ones(100), groups), RATIO)
+    assert gap.low == -1.0
+    free = ratio_interval(frame(np.where(groups == 0, 0.1, 1.0), np.ones(100), groups), RATIO)
+    assert free.high is not None
+    assert free.high > 1

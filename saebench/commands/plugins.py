@@ -40,7 +40,10 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
 @click.command("new-plugin")
 @click.argument("name")
 @click.option(
-    "--kind", required=True, type=click.Choice(["metric", "format", "judge", "report"]), help="What it brings."
+    "--kind",
+    required=True,
+    type=click.Choice(["metric", "format", "judge", "recipe", "report"]),
+    help="What it brings.",
 )
 @debug_option
 def new_plugin(name: str, kind: str, debug: bool) -> None:

@@ -1,0 +1,1 @@
+"""Automated interpretability: the parts that `metric.py` is made of."""

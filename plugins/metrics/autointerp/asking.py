@@ -1,0 +1,143 @@
+"""What is put to the judge, and what its replies say: the explainer's request, and questions about windows in requests of a few.
+
+System messages are the files in prompts/, which are read as they are; a changed prompt is a new file with a new version. The
+user's message is data only, as JSON.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+import numpy as np
+
+from saebench.judge import Reply, Request
+from saebench.judge import State as ReplyState
+
+from .examples import Examples, Window
+from .hashing import Purpose, hashed
+from .text import Decoder, clean, highlighted, plain, runs
+
+EXPLAIN, DETECTION, FUZZING = "explain@1", "detection@1", "fuzzing@1"
+PROMPTS = (EXPLAIN, DETECTION, FUZZING)
+# What a judged window is: an activating one; silent, chosen at random; silent around a token that activates elsewhere; an
+# activating one with its highlights moved; a silent one with the highlights of an activating one.
+Kind = Literal["positive", "random", "hard", "moved", "silent"]
+# A sentence, and one key with its value; generous, since a reply that is cut short has no answers.
+_SENTENCE, _ANSWER = 256, 16
+
+
+@cache
+def prompt(name: str) -> str:
+    """The system message of that name and version."""
+    return files(__package__).joinpath(f"prompts/{name}.txt").read_text(encoding="utf-8")
+
+
+@dataclass
+class Item:
+    """One window in front of the judge, and what came back.
+
+    Attributes:
+        text: as the judge sees it.
+        kind, quantile: see `Kind` and `Window`.
+        place: windows of one place are not put into one request, where that can be helped.
+        window: the window itself.
+        marks: [W] the tokens that are highlighted.
+        answers, probabilities, states: by the explanation it was judged with. An item without an answer has none.
+    """
+
+    text: str
+    kind: Kind
+    window: Window
+    marks: np.ndarray
+    place: int
+    answers: dict[str, bool] = field(default_factory=dict)
+    probabilities: dict[str, float] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def quantile(self) -> int:
+        return self.window.quantile
+
+
+def _user(body: object) -> str:
+    return json.dumps(body, ensure_ascii=False)
+
+
+# --- explaining ------------------------------------------------------------------------------------------------------
+
+
+def explain_request(windows: Sequence[Window], decoder: Decoder) -> Request:
+    """Highlighted windows with activations from 1 to 10, where 10 is the strongest among them."""
+    strongest = max(float(np.abs(w.z).max()) for w in windows)
+    body = []
+    for w in windows:
+        scaled = np.clip(np.rint(10 * np.abs(w.z) / strongest), 1, 10).astype(int)
+        text = highlighted(decoder.pieces(w.tokens), w.fires)
+        body.append({"text": text, "activations": [scaled[a:b].tolist() for a, b in runs(w.fires)]})
+    return Request(prompt(EXPLAIN), _user({"windows": body}), {"explanation": "string"}, EXPLAIN, _SENTENCE)
+
+
+def explanation(reply: Reply) -> str | None:
+    """The sentence, on one line; None where there is none."""
+    text = reply.data.get("explanation") if reply.state == "ok" else None
+    return (" ".join(clean(text).split()) or None) if isinstance(text, str) else None
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def detection_items(e: Examples, decoder: Decoder) -> list[Item]:
+    """Activating and silent windows, without highlights."""
+    kinds: list[tuple[Kind, list[Window]]] = [("positive", e.judged), ("random", e.random), ("hard", e.hard)]
+    found = [(kind, w) for kind, windows in kinds for w in windows]
+    none = np.zeros(0, dtype=bool)
+    return [Item(plain(decoder.pieces(w.tokens)), kind, w, none, i) for i, (kind, w) in enumerate(found)]
+
+
+def fuzzing_items(e: Examples, decoder: Decoder) -> list[Item]:
+    """Each of a pair of twins with its own highlights and with the other's; silent windows with the highlights of both."""
+    out = []
+    for i, twins in enumerate(e.twins):
+        one, two = twins.first, twins.second
+        shown: list[tuple[Kind, Window, np.ndarray]] = [
+            ("positive", one, one.fires), ("positive", two, two.fires), ("moved", one, two.fires), ("moved", two, one.fires),
+        ]  # fmt: skip
+        if e.silent:
+            shown += [("silent", e.silent[2 * i], one.fires), ("silent", e.silent[2 * i + 1], two.fires)]
+        out += [Item(highlighted(decoder.pieces(w.tokens), m), kind, w, m, i) for kind, w, m in shown]
+    return out
+
+
+def in_requests(items: Sequence[Item], together: int, seed: int, latent: int) -> list[list[Item]]:
+    """Items in a random order, so many a request; no two of one place in one request, unless there is no other way."""
+    shuffled = np.argsort(hashed(seed, Purpose.ORDER, latent, np.arange(len(items))), kind="stable")
+    groups: list[list[Item]] = [[] for _ in range(-(-len(items) // together))]
+    for i in shuffled:
+        item = items[i]
+        with_room = [g for g in groups if len(g) < together]
+        apart = [g for g in with_room if all(other.place != item.place for other in g)]
+        (apart or with_room)[0].append(item)
+    return groups
+
+
+def judge_request(name: str, sentence: str, items: Sequence[Item]) -> Request:
+    """One question about a few windows; each answers to an id of its own."""
+    windows = {f"w{i}": item.text for i, item in enumerate(items, 1)}
+    body = _user({"explanation": sentence, "windows": windows})
+    return Request(prompt(name), body, dict.fromkeys(windows, "boolean"), name, 32 + _ANSWER * len(items))
+
+
+def read_answers(reply: Reply, items: Sequence[Item], condition: str) -> None:
+    """Give each item its answer, id by id; one that has none gets the state that says why."""
+    for i, item in enumerate(items, 1):
+        answer = reply.data.get(f"w{i}") if reply.state in ("ok", "malformed") else None
+        state: ReplyState = reply.state
+        if isinstance(answer, bool):
+            item.answers[condition] = answer
+            state = "ok"
+            if (likely := reply.probabilities.get(f"w{i}")) is not None:
+                item.probabilities[condition] = float(likely)
+        item.states[condition] = state

@@ -1,0 +1,227 @@
+"""Automated interpretability: can a language model tell from one sentence when a latent fires?
+
+The pass keeps windows around activations of a random sample of live latents. Afterwards an explainer writes a sentence about
+each, and a judge, which sees other documents, says with that sentence in which windows the latent fires (detection) and whether
+the right tokens are highlighted (fuzzing). Both are done again with another latent's sentence (shuffled) and with none (empty):
+what a judge scores with those it does not owe to the explanation. How to run it, and what it costs: docs/autointerp.md.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
+from saebench.judge import Calls
+
+from . import asking, collect, page, scores
+from .asking import DETECTION, EXPLAIN, FUZZING, Item
+from .examples import Examples, Pool, choose
+from .scores import ASPECTS, CONDITIONS, EMPTY, REAL, SHUFFLED, Judged
+from .settings import Settings
+from .tables import Table, joined, size
+from .text import Decoder
+
+# Below this share of the sampled latents with enough examples, nobody is asked.
+_LEAST = 0.25
+# Tables are cut down again when they have grown to this many times what they keep.
+_SLACK = 2
+
+
+class AutoInterp(Metric):
+    """Balanced accuracy of detection and fuzzing with the explanation, and what it has over a shuffled one.
+
+    `detection` sets activating windows against random silent ones, `detection_hard` against silent windows around a token at
+    which an activating one peaks. `fuzzing` sets right highlights against the same highlights moved onto silent tokens of the
+    same text, `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at; `…_recall`
+    is the share of activating windows found, by quantile of activation; `…_coverage` the share of sampled latents that have a
+    score.
+    """
+
+    name = "autointerp"
+    version = 1
+    needs = frozenset({"latents"})
+    asks = asking.PROMPTS
+    paired = False
+    settings: ClassVar[Settings] = Settings()
+
+    def __init__(self, sae: SAE) -> None:
+        self.seed: int | None = None
+        self.live = np.zeros(sae.d_sae, dtype=bool)
+        self.windows: list[Table] = []
+        self.contexts: list[Table] = []
+        self.firings: list[Table] = []
+        self._judged: list[Judged] = []
+        self._units = pd.DataFrame({"unit_id": [], "cluster_id": []})
+        self._no_score: dict[str, str] = {}
+
+    # --- the pass -----------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> None:
+        self.seed = batch.seed
+        self.live |= collect.fired(batch)
+        view = collect.view(batch, self._sample(), batch.seed)
+        self.windows.append(collect.activating(view, self.settings, batch.seed))
+        self.contexts.append(collect.pooled(view, self.settings, batch.seed))
+        self.firings.append(collect.firings(view, self.contexts[-1]["context"]))
+        self._cut(_SLACK)
+
+    def merge(self, other: "AutoInterp") -> None:
+        self.seed = other.seed if self.seed is None else self.seed
+        self.live |= other.live
+        self.windows += other.windows
+        self.contexts += other.contexts
+        self.firings += other.firings
+        self._cut(1)
+
+    def _sample(self) -> np.ndarray:
+        order = collect.latent_order(self.seed or 0, len(self.live))
+        return collect.sampled(order, self.live, self.settings.latents)
+
+    def _cut(self, slack: int) -> None:
+        """Drop what can no longer be chosen, once there is `slack` times as much as can be."""
+        s, latents = self.settings, self._sample()
+        if sum(map(size, self.windows)) > slack * len(latents) * (2 * s.reservoir + s.top):
+            self.windows = [collect.smallest_windows(joined(self.windows), s, latents)]
+        if sum(map(size, self.contexts)) > slack * s.pool:
+            self.contexts = [collect.smallest_contexts(joined(self.contexts), s)]
+            self.firings = [collect.only(joined(self.firings), latents, self.contexts[0]["context"])]
+
+    def _examples(self) -> list[Examples]:
+        """The windows of every sampled latent, in the order of the sample.
+
+        Raises:
+            SaebenchError: so few live latents, or so little text, that it is not worth asking anybody.
+        """
+        s = self.settings
+        if not self.windows or self.seed is None:
+            raise SaebenchError("no text was seen")
+        latents = self._sample()
+        if len(latents) < 2:
+            raise SaebenchError(
+                f"{len(latents)} of {len(self.live)} latents fire: explanations cannot be told apart; nothing was asked"
+            )
+        windows = collect.smallest_windows(joined(self.windows), s, latents)
+        contexts = collect.smallest_contexts(joined(self.contexts), s)
+        pool = Pool(contexts, collect.only(joined(self.firings), latents, contexts["context"]), s.window, self.seed)
+        found = choose(latents, windows, pool, s)
+        usable = sum(set(e.lacks) < set(ASPECTS) for e in found)
+        if usable < max(2, _LEAST * len(found)):
+            why = next(text for e in found for text in e.lacks.values())
+            raise SaebenchError(
+                f"the text is too small: {usable} of {len(found)} sampled latents have enough windows (latent "
+                f"{next(e.latent for e in found if e.lacks)}: {why}); nothing was asked: use a task with more text, or no --limit"
+            )
+        return found
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def scores(self, env: Env) -> list[Score]:
+        examples = self._examples()
+        if env.tokenizer is None:
+            raise SaebenchError(
+                "a judge reads text, and this run is on token ids without a tokenizer: use a model that has one"
+            )
+        if env.judge is None:
+            raise SaebenchError("it asks a judge: pass --judge, like --judge local:smollm2-135m-instruct")
+        decoder = Decoder(env.tokenizer)
+        self._judged = [Judged(e, top=[(w, decoder.pieces(w.tokens)) for w in e.top]) for e in examples]
+        self._explain(env, decoder)
+        self._judge(env, decoder)
+        self._units = scores.units(self._judged, self.settings.quantiles)
+        found = self.declared()
+        empty = {score.key for score in found if not self._units[score.den].any()}
+        self._no_score = {key: self._why_not(key, env) for key in sorted(empty)}
+        return [score for score in found if score.key not in empty]
+
+    @classmethod
+    def declared(cls) -> list[Score]:
+        """Every score there can be; a record has those that some latent has."""
+        return list(scores.declared(cls.settings.quantiles))
+
+    def _why_not(self, key: str, env: Env) -> str:
+        if key.endswith("_auroc") and not env.judge.capabilities.probabilities:  # type: ignore[union-attr]
+            return "not available: the judge gives no log-probabilities"
+        return "no latent has it"
+
+    def _explain(self, env: Env, decoder: Decoder) -> None:
+        able = [one for one in self._judged if one.examples.explained]
+        requests = [asking.explain_request(one.examples.explained, decoder) for one in able]
+        for one, reply in zip(able, env.judge.complete_all(requests, "explain"), strict=True):  # type: ignore[union-attr]
+            one.sentence = asking.explanation(reply)
+            if one.sentence is None:
+                one.problem = f"{reply.state}: {reply.problem}" if reply.state != "ok" else "empty"
+        explained = [one for one in self._judged if one.sentence is not None]
+        # The sample is in random order, so the next one is a random other one.
+        for one, other in zip(explained, explained[1:] + explained[:1], strict=True):
+            one.shuffled = other.latent if len(explained) > 1 else None
+
+    def _judge(self, env: Env, decoder: Decoder) -> None:
+        sentences = {one.latent: one.sentence for one in self._judged}
+        questions: list[tuple[str, str, str, list[Item]]] = []  # prompt, explanation, condition, items
+        makers: dict[str, tuple[str, Callable[[Examples, Decoder], list[Item]]]] = {
+            "detection": (DETECTION, asking.detection_items), "fuzzing": (FUZZING, asking.fuzzing_items),
+        }  # fmt: skip
+        for one in self._judged:
+            if one.sentence is None:
+                continue
+            given = {REAL: one.sentence, SHUFFLED: sentences.get(one.shuffled), EMPTY: ""}  # type: ignore[arg-type]
+            for aspect, (prompt, make) in makers.items():
+                if aspect in one.examples.lacks:
+                    continue
+                one.items[aspect] = make(one.examples, decoder)
+                for group in asking.in_requests(one.items[aspect], self.settings.together, env.seed, one.latent):
+                    questions += [(prompt, text, c, group) for c, text in given.items() if text is not None]
+        requests = [asking.judge_request(prompt, text, group) for prompt, text, _, group in questions]
+        replies = env.judge.complete_all(requests, "judge")  # type: ignore[union-attr]
+        for (_, _, condition, group), reply in zip(questions, replies, strict=True):
+            asking.read_answers(reply, group, condition)
+
+    @classmethod
+    def judge_calls(cls, d_sae: int) -> list[Calls]:
+        s, n = cls.settings, min(cls.settings.latents, d_sae)
+        shown = 6 * s.window  # characters of a window, as it is written in a request
+
+        def judged(name: str, windows: int) -> Calls:
+            count = n * len(CONDITIONS) * -(-windows // s.together)
+            return Calls(name, count, len(asking.prompt(name)) + 150 + s.together * shown, 6 + 5 * s.together)
+
+        explain = Calls(EXPLAIN, n, len(asking.prompt(EXPLAIN)) + s.explained * (shown + 60), 40)
+        return [explain, judged(DETECTION, 2 * s.judged), judged(FUZZING, 6 * s.places)]
+
+    # --- what it found ------------------------------------------------------------------------------------------------
+
+    def units(self) -> pd.DataFrame:
+        """One row per sampled latent; `scores` makes them. Two SAEs' latents have nothing to do with each other."""
+        return self._units
+
+    def details(self) -> dict[str, Any]:
+        """The sample, the states of latents and of windows, and what could not be measured."""
+        latents = [one.latent for one in self._judged]
+        order = collect.latent_order(self.seed or 0, len(self.live))
+        dead = int((~self.live[order[: int(np.flatnonzero(order == latents[-1])[0])]]).sum()) if latents else 0
+        return {
+            "sizes": dict(vars(self.settings)),
+            "sampled": len(latents),
+            "live": int(self.live.sum()),
+            "states": scores.states(self._judged, dead),
+            "windows": scores.item_states(self._judged),
+            "no_score": self._no_score,
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Every sampled latent with its windows, answers, scores and states: `jsonl` to work with, `html` to look at."""
+        return {"jsonl": page.lines(self._judged), "html": page.page(self._judged, self.details())}
+
+
+class AutoInterpSmall(AutoInterp):
+    """The same with fewer latents and windows, one window a request: for a small judge on this machine, and for trying out."""
+
+    name = "autointerp_small"
+    settings = Settings(latents=10, quantiles=2, explained=4, judged=6, places=4, reservoir=32, pool=512, together=1)
+
+
+@hookimpl
+def saebench_metrics() -> list[type[Metric]]:
+    return [AutoInterp, AutoInterpSmall]

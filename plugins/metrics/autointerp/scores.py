@@ -1,0 +1,159 @@
+"""Answers -> numbers per latent -> declared scores, with states and coverage. Nothing is imputed.
+
+Balanced accuracy is ½·(share of activating windows called true + share of silent or moved ones called false), over the windows
+that were answered; a latent of which fewer than half of either were answered has no number and counts as `judge failed`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from saebench import Score
+
+from .asking import Item, Kind
+from .examples import Examples, Window
+
+# The explanations that windows are judged with: the latent's own, another latent's, none.
+REAL, SHUFFLED, EMPTY = "real", "shuffled", "empty"
+CONDITIONS = (REAL, SHUFFLED, EMPTY)
+# What is asked, and the scores that come of it: which windows stand against the activating ones.
+ASPECTS: dict[str, dict[str, Kind]] = {
+    "detection": {"detection": "random", "detection_hard": "hard"},
+    "fuzzing": {"fuzzing": "moved", "fuzzing_silent": "silent"},
+}
+SCORED, FEW, UNEXPLAINED, UNJUDGED = "scored", "too few examples", "explanation failed", "judge failed"
+
+
+@dataclass
+class Judged:
+    """One sampled latent and everything that was said about it.
+
+    Attributes:
+        sentence: its explanation, if there is one.
+        problem: why there is none.
+        shuffled: whose explanation stood in for its own in the control.
+        items: by what was asked: "detection", "fuzzing".
+        top: the strongest windows, with their tokens as text.
+    """
+
+    examples: Examples
+    sentence: str | None = None
+    problem: str = ""
+    shuffled: int | None = None
+    items: dict[str, list[Item]] = field(default_factory=dict)
+    top: list[tuple[Window, list[str]]] = field(default_factory=list)
+
+    @property
+    def latent(self) -> int:
+        return self.examples.latent
+
+    def state(self, aspect: str) -> str:
+        """scored, too few examples, explanation failed or judge failed."""
+        if aspect in self.examples.lacks:
+            return FEW
+        if self.sentence is None:
+            return UNEXPLAINED
+        return SCORED if self.accuracy(aspect, aspect, REAL) is not None else UNJUDGED
+
+    def answers(self, aspect: str, kind: Kind, condition: str) -> np.ndarray:
+        """The answers to windows of that kind, those that there are."""
+        items = self.items.get(aspect, [])
+        return np.array([i.answers[condition] for i in items if i.kind == kind and condition in i.answers], dtype=bool)
+
+    def accuracy(self, aspect: str, key: str, condition: str) -> float | None:
+        """Balanced accuracy of one score; None where too little was answered, or nothing was asked."""
+        shares = []
+        for kind in ("positive", ASPECTS[aspect][key]):
+            asked = sum(item.kind == kind for item in self.items.get(aspect, []))
+            answers = self.answers(aspect, kind, condition)
+            if not asked or len(answers) < asked / 2:
+                return None
+            shares.append(float(answers.mean()))
+        return (shares[0] + 1 - shares[1]) / 2
+
+    def auroc(self, aspect: str, key: str, condition: str = REAL) -> float | None:
+        """Chance that P(true) of an activating window is above that of another; None where the judge gives no probabilities."""
+        items = [i for i in self.items.get(aspect, []) if i.kind in ("positive", ASPECTS[aspect][key])]
+        if self.accuracy(aspect, key, condition) is None or not all(
+            condition in i.probabilities for i in items if condition in i.answers
+        ):
+            return None
+        items = [i for i in items if condition in i.answers]
+        positive = np.array([i.kind == "positive" for i in items])
+        place = rankdata([i.probabilities[condition] for i in items])
+        n, m = int(positive.sum()), int((~positive).sum())
+        return float((place[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def units(judged: Sequence[Judged], quantiles: int) -> pd.DataFrame:
+    """One row per sampled latent: each score with a column beside it that is 1 where the latent has it, and its states."""
+    return pd.DataFrame([_unit(one, quantiles) for one in judged])
+
+
+def _unit(one: Judged, quantiles: int) -> dict[str, object]:
+    row: dict[str, object] = {"unit_id": one.latent, "cluster_id": one.latent, "one": 1.0}
+    for aspect, keys in ASPECTS.items():
+        items = one.items.get(aspect, [])
+        row[f"{aspect}_state"] = state = one.state(aspect)
+        row[f"{aspect}_scored"] = float(state == SCORED)
+        row[f"{aspect}_asked"] = float(len(CONDITIONS) * len(items))
+        row[f"{aspect}_answered"] = float(sum(len(item.answers) for item in items))
+        for key in keys:
+            values = {c: one.accuracy(aspect, key, c) for c in CONDITIONS}
+            gain = _less(values[REAL], values[SHUFFLED])
+            named = {key: values[REAL], f"{key}_gain": gain, f"{key}_auroc": one.auroc(aspect, key)}
+            named |= {f"{key}_{c}": values[c] for c in (SHUFFLED, EMPTY)}
+            for name, value in named.items():
+                row[name], row[f"{name}_n"] = value or 0.0, float(value is not None)
+        for q in range(1, quantiles + 1):
+            said = [i.answers[REAL] for i in items if i.kind == "positive" and i.quantile == q and REAL in i.answers]
+            row[f"{aspect}_recall_{q}"], row[f"{aspect}_recall_{q}_n"] = float(sum(said)), float(len(said))
+    return row
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def declared(quantiles: int) -> Iterator[Score]:
+    """Every score there can be."""
+    for aspect, keys in ASPECTS.items():
+        for key in keys:
+            yield _mean(f"{key}_gain", direction="higher")
+            yield _mean(key, direction="higher")
+            yield _mean(f"{key}_{SHUFFLED}")
+            yield _mean(f"{key}_{EMPTY}")
+            yield _mean(f"{key}_auroc", unit="area")
+        yield Score.ratio(f"{aspect}_coverage", f"{aspect}_scored", "one", unit="fraction")
+        yield Score.ratio(f"{aspect}_answered", f"{aspect}_answered", f"{aspect}_asked", unit="fraction")
+        for q in range(1, quantiles + 1):
+            name = f"{aspect}_recall_{q}"
+            yield Score.ratio(f"{aspect}_recall", name, f"{name}_n", unit="fraction", at=float(q))
+
+
+def _mean(key: str, direction: str | None = None, unit: str = "balanced accuracy") -> Score:
+    """The mean over the latents that have it."""
+    return Score.ratio(key, key, f"{key}_n", unit=unit, direction=direction, count=f"{key}_n")  # type: ignore[arg-type]
+
+
+def states(judged: Sequence[Judged], dead: int) -> dict[str, dict[str, int]]:
+    """How many latents are in which state, by what was asked; `dead` were passed over before the sample was full."""
+    out = {}
+    for aspect in ASPECTS:
+        counts = Counter(one.state(aspect) for one in judged)
+        out[aspect] = {SCORED: counts[SCORED], "dead": dead} | {s: counts[s] for s in (FEW, UNEXPLAINED, UNJUDGED)}
+    return out
+
+
+def item_states(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
+    """How the windows that were asked about ended, by what was asked, over all explanations."""
+    return {
+        aspect: dict(
+            sorted(Counter(s for one in judged for i in one.items.get(aspect, []) for s in i.states.values()).items())
+        )
+        for aspect in ASPECTS
+    }
