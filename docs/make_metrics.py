@@ -45,7 +45,7 @@ def _page(metric: type[Metric]) -> str:
         "## Scores",
     ]
     if "labels" in metric.needs:
-        parts += ["They depend on the classes of the task: `saebench run` lists them all."]
+        parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
         what = "documents" if metric.paired else "the SAE's own sampled latents"
         parts += [_table(_scores(metric)), f"An interval is over {what}; a score that says why has none."]

@@ -3,14 +3,14 @@
 Run by `make results-readme`; a test fails where either is not what this would write.
 """
 
-import shutil
-import tempfile
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
-from saebench.leaderboard import Board, boards
-from saebench.plots import write_plots
+from saebench.leaderboard import Board, Column, boards
+from saebench.plots import pareto
 from saebench.registry import installed
 from saebench.results import load_records
 from saebench.selection import sort_boards
@@ -18,8 +18,8 @@ from saebench.selection import sort_boards
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/leaderboard.png"
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
-# What the README shows of the fullest board.
-_PLOT = "pareto-explained_variance.png"
+# What the README shows: a picture of one score, and a few columns, of the board that has it for most SAEs.
+_PICTURED = "explained_variance"
 _SCORES = ("explained_variance", "loss_recovered_mean", "l0")
 
 _INTRO = """# Results
@@ -39,8 +39,8 @@ and every number.
 
 
 def found_boards() -> list[Board]:
-    found = boards(load_records([ROOT / "results"]))
-    return sort_boards(found, "l0") if any(c.key == "l0" for b in found for c in b.columns) else found
+    """The sparsest first, on the boards of tasks that do not measure it too."""
+    return sort_boards(boards(load_records([ROOT / "results"])), "l0")
 
 
 def results_readme(found: Sequence[Board]) -> str:
@@ -62,8 +62,12 @@ def readme(text: str, found: Sequence[Board]) -> str:
 
 
 def _best(found: Sequence[Board]) -> Board | None:
-    whole = [board for board in found if board.rows]
-    return max(whole, key=lambda board: len(board.rows)) if whole else None
+    able = [board for board in found if board.rows and _pictured(board)]
+    return max(able, key=lambda board: len(board.rows)) if able else None
+
+
+def _pictured(board: Board) -> Column | None:
+    return next((c for c in board.columns if c.key == _PICTURED and c.at is None), None)
 
 
 def _markdown(found: Sequence[Board]) -> str:
@@ -72,16 +76,30 @@ def _markdown(found: Sequence[Board]) -> str:
     return text
 
 
+def digest(board: Board) -> str:
+    """Of every number in the picture: it stands in the PNG, so that a test can tell whether it was drawn from these records."""
+    column = _pictured(board)
+    assert column is not None
+    points = [
+        (
+            row.name,
+            str(row.record.sae.get("architecture")),
+            astuple(row.cells[column]),
+            astuple(row.l0) if row.l0 else None,
+        )
+        for row in board.rows
+    ]
+    return hashlib.sha256(json.dumps(points).encode()).hexdigest()
+
+
 def draw(found: Sequence[Board]) -> None:
-    """The picture, where the fullest board has one."""
+    """The picture, where there is a board to draw."""
     (ROOT / PICTURE).unlink(missing_ok=True)
     best = _best(found)
-    if best is None:
+    if best is None or (column := _pictured(best)) is None:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for path in write_plots([best], Path(folder)):
-            if path.name == _PLOT:
-                shutil.copyfile(path, ROOT / PICTURE)
+    figure = pareto(best, column)
+    figure.savefig(ROOT / PICTURE, dpi=160, facecolor="white", metadata={"Comment": digest(best)})
 
 
 def main() -> None:

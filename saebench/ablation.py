@@ -76,7 +76,7 @@ class Ablations:
             return [Copy(torch.zeros_like(x), every), Copy(mean, every)]
 
         _, (zero, mean) = self._subject.fork(token_ids, self._write, self._write, splice, copies=2)
-        head = self._subject.logits
+        head = self._subject
         tables = {"zero": log_probabilities(head, zero[0]), "mean": log_probabilities(head, mean[0])}
         return tables, self._subject.close(zero[0], zero[1]) and self._subject.close(mean[0], mean[1])
 
@@ -120,7 +120,7 @@ class Ablations:
         return self._losses["zero"][index].to(device), self._losses["mean"][index].to(device)
 
     def _compute(self, hidden: list[Tensor], token_ids: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        head = self._subject.logits
+        head = self._subject
         if not self._shared:
             zero, mean = (spliced_losses(head, h, [], token_ids, scored).clean for h in hidden)
             return zero, mean

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import looking, plugins, records, run
+from saebench.commands import looking, plugins, records, run, train
 from saebench.commands.shell import warn
 
 
@@ -26,10 +26,11 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Measure sparse autoencoders on language models.
+    """Measure, and train, sparse autoencoders on language models.
 
     \b
     saebench run --sae PATH          every metric of a task, with intervals, in one pass
+    saebench train RECIPE            an SAE of your own, or all of a file's from one pass
     saebench compare A B             what differs, on the same contexts
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 for _command in (
-    run.run, records.leaderboard, records.compare, records.submit, looking.list_, looking.inspect,
+    run.run, train.train, records.leaderboard, records.compare, records.submit, looking.list_, looking.inspect,
     plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)

@@ -8,6 +8,7 @@ from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.leaderboard import Cell, Column, boards, is_paired, select
 from saebench.results import Record
 from saebench.stats import Difference, independent_difference, paired_difference
+from saebench.text import clean
 
 # A record's group (`Record.group`), in words, in its order.
 _GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")
@@ -104,12 +105,12 @@ def _comparable(a: Record, b: Record) -> None:
         if one != two
     ]
     if a.fingerprint == b.fingerprint:
-        raise SaebenchError(f"{a.sae['name']}: the same measurement twice, there is nothing to compare")
+        raise SaebenchError(f"{clean(a.sae['name'])}: the same measurement twice, there is nothing to compare")
     if a.partial != b.partial:
         differing.append("one is partial (--limit)")
     if differing:
         raise SaebenchError(
-            f"{a.sae['name']} and {b.sae['name']} are not comparable: they differ in {_join(differing)}; "
+            f"{clean(a.sae['name'])} and {clean(b.sae['name'])} are not comparable: they differ in {_join(differing)}; "
             "run both with the same model, hook point, task and dtype"
         )
 
@@ -134,7 +135,7 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
             except SaebenchError as error:
                 reason = one_line(error)
         lines.append(Line(column, left, right, difference, reason, paired))
-    return Comparison(one.name, two.name, lines)
+    return Comparison(clean(one.name), clean(two.name), lines)
 
 
 def _by(line: Line) -> str:

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.labels import Labels, labelled_texts, read_table, require_sides
-from saebench.task import CorpusSpec, Task
+from saebench.hub import hub_documents, hub_table
+from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
+from saebench.models import fetched_folder
+from saebench.task import LabelSpec, Task
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,10 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
     if task.labels:
         return _labelled_contexts(task, tokenizer, bos)
     names, pieces, dropped = [], [], 0
-    for name, text in _documents(task):
+    for name, text in documents(task):
         # Some tokenizers add BOS by themselves: never twice.
         ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
-        cut, tail = _pack(ids, spec.length, bos)
+        cut, tail = pack(ids, spec.length, bos)
         names.append(name)
         pieces.append(cut)
         dropped += tail
@@ -139,9 +141,7 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
 def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     """One context a document: its first T tokens, padded on the right to the longest."""
     assert task.labels is not None
-    path = task.folder / str(task.corpus.file)
-    _verify(task, path)
-    table = labelled_texts(_filtered(read_table(path), task, path), task.labels, str(path))
+    table = _labelled_table(task, task.labels)
     start = [] if bos is None else [bos]
     pieces: list[list[int]] = []
     kept: list[int] = []
@@ -182,6 +182,16 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
     )
 
 
+def _labelled_table(task: Task, labels: LabelSpec) -> LabelledTexts:
+    """The labelled texts of a task, from its file or from the hub."""
+    if task.corpus.hub:
+        frame, columns = hub_table(task.corpus, labels)
+        return labelled_texts(frame, columns, task.corpus.hub)
+    path = (fetched_folder() if task.corpus.fetched else task.folder) / str(task.corpus.file)
+    _verify(task, path)
+    return labelled_texts(_filtered(read_table(path), task, path), labels, str(path))
+
+
 def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
     """Contexts from a .npy file of token ids [N, T], as they are; each row counts as a document of its own.
 
@@ -210,7 +220,7 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
     return Contexts(ids, rows, special, tuple(f"row {i}" for i in rows), 0, len(ids))
 
 
-def _pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
+def pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
     """Whole contexts [n, length] of one document, and how many tokens its tail has."""
     body = length - (bos is not None)
     n = len(ids) // body
@@ -239,11 +249,11 @@ def _spread(sizes: list[int], count: int) -> list[tuple[int, int]]:
     return [(d, picks[r]) for r in rounds for d, picks in enumerate(chosen) if r < len(picks)]
 
 
-def _documents(task: Task) -> Iterator[tuple[str, str]]:
+def documents(task: Task) -> Iterator[tuple[str, str]]:
     """(name, text) of each document of a task's corpus, in a fixed order."""
     spec = task.corpus
     if spec.hub:
-        yield from _hub_documents(spec)
+        yield from hub_documents(spec)
         return
     path = task.folder / str(spec.file)
     _verify(task, path)
@@ -256,12 +266,18 @@ def _verify(task: Task, path: Path) -> None:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}") from error
+        remedy = f": make it with `{_remake(task)}`" if task.corpus.fetched else ""
+        raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}{remedy}") from error
     if digest != task.corpus.sha256:
         raise SaebenchError(
             f"task {task.label}: {path} is not the text it names (sha256 {digest[:12]}…, expected "
-            f"{str(task.corpus.sha256)[:12]}…): rebuild it with `make data`"
+            f"{str(task.corpus.sha256)[:12]}…): rebuild it with `{_remake(task)}`"
         )
+
+
+def _remake(task: Task) -> str:
+    """The command that makes a task's text again."""
+    return f"python -m saebench.tasks.fetch {Path(str(task.corpus.file)).stem}" if task.corpus.fetched else "make data"
 
 
 def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -275,20 +291,3 @@ def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ..
     for column, value in where.items():
         frame = frame[frame[column] == value]
     return frame
-
-
-def _hub_documents(spec: CorpusSpec) -> Iterator[tuple[str, str]]:
-    """The first documents of a hub data set at its pinned commit, streamed."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(
-            spec.hub, spec.subset, split=spec.split, revision=spec.revision, streaming=True
-        ).take(spec.documents)
-        for i, row in enumerate(rows):
-            yield f"{spec.hub}/{spec.split}/{i}", str(row[spec.text_column])
-    except Exception as error:  # the hub's errors come from half a dozen libraries
-        raise SaebenchError(
-            f"corpus '{spec.hub}' could not be read ({type(error).__name__}: {one_line(error, 160)}): "
-            "check the network and the names in the task file"
-        ) from error

@@ -71,15 +71,16 @@ def model_size(config: Any) -> ModelSize:
 
 
 def pass_cost(
-    size: ModelSize, write: HookPoint, shapes: Sequence[tuple[int, int]], contexts: int, length: int, losses: bool
+    size: ModelSize, write: HookPoint, shapes: Sequence[tuple[int, int]], contexts: int, length: float, losses: bool
 ) -> Cost:
     """The cost of one pass with ablated losses not cached.
 
     Args:
+        length: tokens a context, on average.
         shapes: (d_in, d_sae) of each SAE.
         losses: whether any metric needs losses; otherwise the model stops at the hook point.
     """
-    tokens = contexts * length
+    tokens = round(contexts * length)
     shared = write.site in ("resid_pre", "resid_post")
     sae = sum(2.0 * d_in * d_sae for d_in, d_sae in shapes)
     stages = {"calibration": min(CONTEXTS, contexts) * length * size.below(write)}

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from saebench.corpus import task_contexts
 from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.judging import JudgePlan, plan_judge
 from saebench.measure import LANES, default_batch
-from saebench.models import DTYPES, default_device, default_dtype, load_config
+from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.runner import check_request
 from saebench.task import Task
@@ -26,13 +27,33 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What would be run: so many contexts, of at most `length` tokens and of `mean` on average.
+
+    Attributes:
+        bound: there may be less: labelled texts of the hub are not read for a dry run.
+    """
+
+    contexts: int
+    length: int
+    mean: float
+    bound: bool = False
+
+    def __str__(self) -> str:
+        if self.bound:
+            return f"at most {self.contexts} contexts of at most {self.length} tokens"
+        if self.mean == self.length:
+            return f"{self.contexts} contexts of {self.length} tokens"
+        return f"{self.contexts} contexts of {self.mean:.1f} tokens on average (at most {self.length})"
+
+
+@dataclass(frozen=True)
 class DryRun:
     """What would happen."""
 
     task: str
     metrics: list[str]
-    contexts: int
-    length: int
+    text: Text
     groups: list[Group]
     failures: list[Failure]
     judge: JudgePlan | None = None
@@ -46,12 +67,12 @@ class DryRun:
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
         judge = {"judge": self.judge.to_json()} if self.judge else {}
-        return {"task": self.task, "metrics": self.metrics, "contexts": self.contexts, "length": self.length,
+        return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
                 "groups": groups, "failures": failures, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
-        out = [f"task {self.task}: {self.contexts} contexts of {self.length} tokens; metrics {', '.join(self.metrics)}"]
+        out = [f"task {self.task}: {self.text}; metrics {', '.join(self.metrics)}"]
         for g in self.groups:
             out.append(f"{g.model}, {g.hook}: {len(g.saes)} SAE(s) in {g.passes} pass(es): {', '.join(g.saes)}")
             for stage, macs in g.cost.stages.items():
@@ -76,11 +97,7 @@ def dry_runs(request: Request) -> list[DryRun]:
 def _dry_run(request: Request, task: Task) -> DryRun:
     wanted = wanted_metrics(request, task)
     jobs, failures = make_jobs(request)
-    if request.tokens is not None:
-        contexts, length = _token_shape(request)
-    else:
-        contexts, length = task.contexts.count, task.contexts.length
-    contexts = min(contexts, request.limit or contexts)
+    text = _text(request, task, None)
     losses = any("token_losses" in m.needs for m in wanted.values())
     groups = []
     for model in dict.fromkeys(job.model for job in jobs):
@@ -89,12 +106,28 @@ def _dry_run(request: Request, task: Task) -> DryRun:
             size = model_size(config)
         except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
             raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
+        text = _text(request, task, model)
         places = dict.fromkeys((j.read, j.write) for j in jobs if j.model == model)
         for place in places:
             mine = [j for j in jobs if j.model == model and (j.read, j.write) == place]
-            groups.append(_group(request, model, mine, size, config, contexts, length, losses))
+            groups.append(_group(request, model, mine, size, config, text, losses))
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
-    return DryRun(task.label, list(wanted), contexts, length, groups, failures, judge)
+    return DryRun(task.label, list(wanted), text, groups, failures, judge)
+
+
+def _text(request: Request, task: Task, model: str | None) -> Text:
+    """How much there is to run. Labelled texts are as long as they are, so they are tokenized; other contexts are all full."""
+    if request.tokens is not None:
+        contexts, length = _token_shape(request)
+    else:
+        contexts, length = task.contexts.count, task.contexts.length
+    contexts = min(contexts, request.limit or contexts)
+    if task.labels is None or request.tokens is not None:
+        return Text(contexts, length, length)
+    if task.corpus.hub or model is None:
+        return Text(contexts, length, length, bound=True)
+    found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
+    return Text(len(found), found.length, found.tokens / len(found))
 
 
 def _group(
@@ -103,8 +136,7 @@ def _group(
     jobs: list[Job],
     size: ModelSize,
     config: Any,
-    contexts: int,
-    length: int,
+    text: Text,
     losses: bool,
 ) -> Group:
     write = jobs[0].write
@@ -113,21 +145,22 @@ def _group(
     shapes = [(job.about["d_in"], job.about["d_sae"]) for job in jobs]
     passes = -(-len(jobs) // LANES)
     parts = [
-        pass_cost(size, write, shapes[i : i + LANES], contexts, length, losses) for i in range(0, len(jobs), LANES)
+        pass_cost(size, write, shapes[i : i + LANES], text.contexts, text.mean, losses)
+        for i in range(0, len(jobs), LANES)
     ]
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
     device = request.device or default_device()
-    batch = request.batch_size or default_batch(device, min(len(jobs), LANES))
+    batch = request.batch_size or default_batch(device, min(len(jobs), LANES) if losses else 0, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
-    memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, length, config)
+    memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, text.length, config)
     saes = sum(job.nbytes for job in jobs)
     return Group(
         model,
         str(write),
         [j.name for j in jobs],
         passes,
-        Cost(stages, contexts * length, parts[0].forward),
+        Cost(stages, parts[0].tokens, parts[0].forward),
         memory + saes,
     )
 

@@ -21,8 +21,12 @@ class NonFiniteError(SaebenchError):
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, cut where it is long; its type where it has no text."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error's text on one line, cut where it is long; its type where it has no text.
+
+    Names in it may be anybody's: what would move a terminal's cursor, or turn the direction of writing, is left out.
+    """
+    start = str(error)[: 20 * limit]
+    text = " ".join("".join(c if c.isprintable() else " " for c in start).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

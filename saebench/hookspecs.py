@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
+    from saebench.training.recipe import Recipe
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
@@ -41,6 +42,12 @@ def saebench_judges() -> "Sequence[type[Judge]]":
 @hookspec
 def saebench_models() -> "Sequence[ModelAlias]":
     """Model aliases: a short name and where its weights are found on this machine."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_recipes() -> "Sequence[Recipe]":
+    """Training recipes: objects with `name`, `settings` and `loss(sae, batch, settings) -> Loss`."""
     raise AssertionError("a specification is never called")
 
 

@@ -108,7 +108,9 @@ class ReplyCache:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)  # ASCII: half a surrogate pair, which a model may well say, fits no database
+    return json.dumps(
+        value, sort_keys=True
+    )  # ASCII: half a surrogate pair, which a model may well say, fits no database
 
 
 def _plain(text: str | None) -> str | None:

@@ -6,6 +6,7 @@ the order of a hash of their name, so that another order of the file gives the s
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,8 +93,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> LabelledTexts:
     """Clean and split a table.
 
-    Rows without a text or a label are left out and counted; so are repeats of a text, and every copy of a text that stands under
-    several labels.
+    Rows without a text or a label are left out and counted; so are repeats of a text, every copy of a text that stands under
+    several labels, labels that are not among `spec.classes`, and what `spec.per_class` does not take.
 
     Args:
         where: what the table is called in errors.
@@ -101,12 +102,13 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     Raises:
         UsageError: a column is missing, there are fewer than two classes, or a class has but one group.
     """
-    for column in filter(None, (spec.text, spec.label, spec.group)):
+    for column in filter(None, (spec.text, spec.label, spec.group, spec.balance)):
         if column not in frame.columns:
             raise UsageError(f"{where}: {unknown('column', column, [str(c) for c in frame.columns])}")
-    text = frame[spec.text].astype("string").str.strip()
+    text = frame[spec.text].astype("string").str.slice(spec.skip).str.strip()
     group = frame[spec.group] if spec.group else text.map(_hash, na_action="ignore")
     rows = pd.DataFrame({"text": text, "label": frame[spec.label], "group": group.astype("string")})
+    rows["balance"] = frame[spec.balance].astype("string") if spec.balance else ""
     dropped: dict[str, int] = {}
     for reason, bad in (
         ("without text", rows.text.isna() | (rows.text == "")),
@@ -116,6 +118,10 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
         dropped[reason] = int(bad.reindex(rows.index).sum())
         rows = rows[~bad.reindex(rows.index)]
     rows = rows.assign(label=rows.label.map(_name))
+    if spec.classes is not None:
+        rows = rows.assign(label=rows.label.map(lambda name: _class(name, spec.classes or {})))
+        dropped["of other labels"] = int(rows.label.isna().sum())
+        rows = rows[rows.label.notna()]
     several = rows.groupby("text").label.transform("nunique") > 1
     dropped["under several labels"] = int(several.sum())
     rows = rows[~several]
@@ -124,6 +130,10 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     repeated = rows.duplicated("text")
     dropped["repeated"] = int(repeated.sum())
     rows = rows[~repeated]
+    if spec.per_class is not None:
+        taken = _sample(rows, spec.per_class, where)
+        dropped["beyond per_class"] = int((~taken).sum())
+        rows = rows[taken]
     classes = tuple(sorted(set(rows.label)))
     if len(classes) < 2:
         raise UsageError(f"{where}: column '{spec.label}' has {len(classes)} classes, two or more are needed")
@@ -175,6 +185,26 @@ def require_sides(labels: Labels) -> None:
             raise SaebenchError(
                 f"the {side} side has documents of fewer than two classes: raise --limit or add documents"
             )
+
+
+def _sample(rows: pd.DataFrame, per_class: int, where: str) -> pd.Series:
+    """Which rows are taken: the first of each label, in their order, as many of each value of `balance`.
+
+    A value that has fewer than its share leaves the others no more: then there are fewer documents, and still as many of each.
+    """
+    found = rows.groupby(["label", "balance"]).size().unstack(fill_value=0)
+    fewest = np.minimum(found.min(axis=1), per_class // len(found.columns)) if len(found.columns) > 1 else per_class
+    share = pd.Series(fewest, index=found.index)
+    if not share.all():
+        raise UsageError(f"{where}: label '{share.idxmin()}' has none of one value of the column it is balanced by")
+    return rows.groupby(["label", "balance"]).cumcount() < rows.label.map(share)
+
+
+def _class(label: str, classes: Mapping[str, str]) -> str | None:
+    """The name of a label; of a file's, by the end of its name; None for what is not asked for."""
+    if label in classes:
+        return classes[label]
+    return next((name for end, name in classes.items() if end.startswith(".") and label.endswith(end)), None)
 
 
 def _name(label: object) -> str:

@@ -4,15 +4,17 @@ A board holds the records of one group (`Record.group`): one language model, pla
 else is comparable, so nothing else ever stands in one table.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import pandas as pd
 
 from saebench.errors import SaebenchError, one_line, unknown
-from saebench.results import Record
+from saebench.results import Record, with_metrics
 from saebench.stats import Ratio, ranks
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Two runs of one fingerprint may differ by rounding inside the model (metrics.md: 1e-5, more where a score is a small
 # difference of large sums). Beyond this, and beyond a hundredth of the interval, they contradict each other.
 _AGREE = 1e-4
+# A score that is no ratio of sums (a share of latents, the area under a curve) moves when rounding moves a latent or a fit.
+_COUNTED = 0.01
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,21 @@ class Row:
         record: what it was measured in.
         cells: one for every column of the board.
         ratios: how those scores were declared that can be resampled.
+        l0: latents per token; from another task's record of the same SAE (`reason` names it) where this one has none.
+        parts: the records of one fingerprint that `record` is made of, where it is made of several.
     """
 
     name: str
     record: Record
     cells: dict[Column, Cell]
     ratios: dict[Column, Ratio]
+    l0: Cell | None = None
+    parts: Sequence[Record] = ()
+
+    def units(self, metric: str) -> pd.DataFrame | None:
+        """The units of a metric, from the record that it was taken from; see `Record.units`."""
+        entry = self.record.metrics.get(metric)
+        return next((p for p in self.parts if p.metrics.get(metric) is entry), self.record).units(metric)
 
 
 @dataclass
@@ -88,6 +101,8 @@ class Board:
         rows: one per SAE.
         partial: how many records were left out because they were made with --limit.
         notes: what else was left out, and why; one line each.
+        variant: in what it differs from another board of the same title, if there is one.
+        asked: the scores that were asked for by name; none: tables show the headlines.
     """
 
     model: str
@@ -100,10 +115,17 @@ class Board:
     rows: list[Row] = field(default_factory=list)
     partial: int = 0
     notes: list[str] = field(default_factory=list)
+    variant: str = ""
+    asked: list[Column] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         return f"{self.model} · {self.hook} · {self.task}"
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of a table that people read."""
+        return self.asked or headlines(self.columns)
 
 
 @runtime_checkable
@@ -116,29 +138,94 @@ class Report(Protocol):
         """The boards as text in this format; bytes for a binary one, which the command line never sends to a terminal."""
 
 
-def boards(records: Iterable[Record]) -> list[Board]:
+@runtime_checkable
+class PagedReport(Report, Protocol):
+    """A renderer that, written to a file, has more files in a folder beside it."""
+
+    def render(self, boards: Sequence[Board], folder: str | None = None) -> str:
+        """The main file, with links into the folder of that name."""
+
+    def pages(self, boards: Sequence[Board], home: str) -> Mapping[str, str]:
+        """The other files by name, which link back to the main file `home`, one folder up."""
+
+
+def boards(records: Iterable[Record], l0: "Mapping[Site, Cell] | None" = None) -> list[Board]:
     """Records grouped into boards, with ranks, in the order in which their groups first appear.
 
     Partial records are counted and left out; records of one fingerprint are merged, or refused where they disagree.
+
+    Args:
+        records: of any number of groups.
+        l0: `measured_l0` of more records than these, for tasks that do not measure it.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
-    return [_board(members) for members in groups.values()]
+    if l0 is None:
+        l0 = measured_l0([r for members in groups.values() for r in members])
+    found = [_board(members, l0) for members in groups.values()]
+    _tell_apart(found, list(groups))
+    return found
 
 
-def _board(records: list[Record]) -> Board:
+def _board(records: list[Record], l0: "Mapping[Site, Cell]") -> Board:
     board = _empty(records[0])
     board.partial = sum(r.partial for r in records)
-    kept = _merge_duplicates([r for r in records if not r.partial], board.notes)
+    merged = _merge_duplicates([r for r in records if not r.partial], board.notes)
+    kept = [record for record, _ in merged]
     board.columns = list(dict.fromkeys(column for r in kept for column in columns_of(r)))
-    for name, record in zip(_names(kept), kept, strict=True):
+    for name, (record, parts) in zip(_names(kept), merged, strict=True):
         scores = {_column(row): row for row in record.scores}
         cells = {column: _cell(column, record, scores.get(column)) for column in board.columns}
-        board.rows.append(Row(name, record, cells, ratios(record)))
+        board.rows.append(Row(name, record, cells, ratios(record), _own_l0(record) or l0.get(site(record)), parts))
         board.notes += [f"{name}: {metric} failed: {message}" for metric, message in record.errors.items()]
     _rank(board)
     return board
+
+
+# What records are named by that belong to different groups and would have the same title, in the order of `Record.group`.
+_PARTS = ("weights", "hook", "task", "definition", "text", "dtypes", "max_norm")
+
+
+def _tell_apart(found: Sequence[Board], groups: Sequence[tuple[str, ...]]) -> None:
+    """Say of boards with one title in what they differ: what is not comparable must not look as if it were."""
+    titles: dict[tuple[str, str], list[int]] = {}
+    for i, board in enumerate(found):
+        titles.setdefault((board.title, board.dtypes), []).append(i)
+    for alike in titles.values():
+        for place, word in enumerate(_PARTS):
+            if len({groups[i][place] for i in alike}) > 1:
+                for i in alike:
+                    found[i].variant += f"{', ' if found[i].variant else ''}{word} {groups[i][place][:8]}"
+
+
+# --- sparsity --------------------------------------------------------------------------------------------------------
+
+Site = tuple[str, str, str]
+SPARSITY = "l0"
+
+
+def site(record: Record) -> Site:
+    """The SAE's function, the language model and where it reads: what an L0 belongs to, whatever the text."""
+    return str(record.sae["sha256"]), str(record.model["sha256"]), record.hook
+
+
+def _own_l0(record: Record) -> Cell | None:
+    try:
+        row = record.score(SPARSITY)
+    except KeyError:
+        return None
+    return Cell("scored", row["value"], row["low"], row["high"], row["n"])
+
+
+def measured_l0(records: Iterable[Record]) -> dict[Site, Cell]:
+    """Each SAE's L0 where it was measured on most tokens: tasks without an l0 of their own are drawn and filtered by it."""
+    found: dict[Site, Cell] = {}
+    for record in records:
+        cell, place = _own_l0(record), site(record)
+        if cell and not record.partial and (place not in found or (cell.n or 0) > (found[place].n or 0)):
+            found[place] = replace(cell, reason=record.task_label)
+    return found
 
 
 def _empty(record: Record) -> Board:
@@ -183,8 +270,9 @@ def is_paired(record: Record, metric: str) -> bool:
 def _cell(column: Column, record: Record, row: dict[str, Any] | None) -> Cell:
     if row is not None:
         return Cell("scored", row["value"], row["low"], row["high"], row["n"], reason=row["no_interval"])
-    if column.metric in record.errors:
-        return Cell("failed", reason=record.errors[column.metric])
+    for failed in (column.metric, f"{column.metric}.{column.key}"):
+        if failed in record.errors:
+            return Cell("failed", reason=record.errors[failed])
     measured = record.metrics.get(column.metric)
     if measured is None:
         return Cell("missing", reason="not measured")
@@ -212,31 +300,54 @@ def _names(records: Sequence[Record]) -> list[str]:
 # --- duplicates ------------------------------------------------------------------------------------------------------
 
 
-def _merge_duplicates(records: list[Record], notes: list[str]) -> list[Record]:
-    """One record per fingerprint: the one with the most metrics. Those that contradict each other are all refused."""
+def _merge_duplicates(records: list[Record], notes: list[str]) -> list[tuple[Record, list[Record]]]:
+    """One record per fingerprint, with every metric that any of them has, and what it is made of.
+
+    Those that contradict each other are all refused.
+    """
     by_print: dict[str, list[Record]] = {}
     for record in records:
         by_print.setdefault(record.fingerprint, []).append(record)
     kept = []
     for same in by_print.values():
-        clash = next((c for other in same[1:] if (c := conflict(same[0], other))), None)
+        clash = next((c for a, b in combinations(same, 2) if (c := conflict(a, b))), None)
         if clash:
             where = " and ".join(sorted({str(r.path) for r in same}))
             notes.append(f"{same[0].sae['name']}: refused, two records of one fingerprint disagree: {clash} ({where})")
         else:
-            kept.append(max(same, key=lambda r: len(set(r.metrics) - set(r.errors))))
+            kept.append((_union(same), same))
     return kept
 
 
+def _union(same: list[Record]) -> Record:
+    """The fullest of records of one fingerprint, with what the others have and it has not, or in an older version."""
+    whole, *others = sorted(same, key=lambda r: -len(set(r.metrics) - set(r.errors)))
+    for other in others:
+        better = [
+            name
+            for name, entry in other.metrics.items()
+            if name not in other.errors
+            and (name not in whole.metrics or name in whole.errors or entry["version"] > whole.metrics[name]["version"])
+        ]
+        if better:
+            whole = replace(with_metrics(whole, other, better), runs=[*whole.runs, *other.runs])
+    return whole
+
+
 def conflict(a: Record, b: Record) -> str | None:
-    """In which score two records of one fingerprint disagree by more than rounding; quantiles and counts may jump."""
+    """In which score two records of one fingerprint disagree by more than rounding; whole numbers (quantiles) may jump."""
     theirs = {_column(row): row for row in b.scores}
     for row in a.scores:
         other = theirs.get(_column(row))
-        if other is None or row["num"] is None:
+        if other is None:
             continue
-        width = 0.0 if row["low"] is None or row["high"] is None else row["high"] - row["low"]
-        if abs(row["value"] - other["value"]) > max(_AGREE * abs(row["value"]), 0.01 * width):
+        if row["num"] is None:
+            whole = all(float(r["value"]).is_integer() for r in (row, other))
+            allowed = math.inf if whole else max(_COUNTED, _COUNTED * abs(row["value"]))
+        else:
+            width = 0.0 if row["low"] is None or row["high"] is None else row["high"] - row["low"]
+            allowed = max(_AGREE * abs(row["value"]), 0.01 * width)
+        if abs(row["value"] - other["value"]) > allowed:
             return f"{row['key']} is {row['value']:.6g} in one and {other['value']:.6g} in the other"
     return None
 
@@ -268,7 +379,7 @@ def _rank(board: Board) -> None:
 def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:
     """The units behind a row's scores; where they cannot be read, a note, and the row goes without ranks."""
     try:
-        return row.record.units(metric)
+        return row.units(metric)
     except (SaebenchError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
         notes.append(f"{row.name}: no ranks in {metric}: {one_line(error)}")
         return None
@@ -299,8 +410,13 @@ def select(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
         return headlines(columns)
     found: list[Column] = []
     for name in names:
-        hits = [c for c in columns if name in (c.key, c.metric, f"{c.metric}.{c.key}", c.name)]
+        hits = called(columns, name)
         if not hits:
             raise unknown("score", name, {c.key for c in columns} | {c.metric for c in columns})
         found += [c for c in hits if c not in found]
     return found
+
+
+def called(columns: Sequence[Column], name: str) -> list[Column]:
+    """The columns that go by a key, a metric, or metric.key."""
+    return [c for c in columns if name in (c.key, c.metric, f"{c.metric}.{c.key}", c.name)]

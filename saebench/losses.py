@@ -1,16 +1,29 @@
-"""Per-token cross-entropy and KL without ever holding [tokens, vocabulary] in float32 for more than one chunk."""
+"""Per-token cross-entropy and KL without ever holding [tokens, vocabulary] in float32: block by block over both.
 
-from collections.abc import Callable
+Each block of logits is made, used and dropped while it lies in the processor's cache. The sums of exponentials are kept
+relative to the largest logit so far (the online softmax of Milakov and Gimelshein, 2018, arXiv 1805.02867, algorithm 3).
+"""
+
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Head = Callable[[Tensor], Tensor]
+# Tokens and vocabulary entries of one block. Fixed, so that the order of the sums, and with it every bit, does not move with
+# the batch size. On a CPU a block is 8 MiB: it stays in the last cache, and its pages are not mapped anew every time.
+_BLOCK = {"cpu": (1024, 2048), "cuda": (8192, 16384)}
 
-# Bytes of float32 logits made at a time. On a CPU they stay below 32 MiB, above which the allocator maps fresh pages for every
-# temporary (measured: a third of the time of this file); a GPU wants larger matrix products.
-_CHUNK_BYTES = {"cpu": 28 * 2**20, "cuda": 2**30}
+
+class Head(Protocol):
+    """What ends a language model: the output layer and everything after it."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V, how many logits there are."""
+
+    def logits(self, hidden: Tensor, tokens: slice = ...) -> Tensor:
+        """Float32 logits [..., n] of final hidden states [..., d] for a slice of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ def spliced_losses(head: Head, clean: Tensor, spliced: list[Tensor], token_ids: 
     """Cross-entropy of the clean stream and of each spliced one, and KL(clean ‖ spliced), at scored positions.
 
     Args:
-        head: final hidden states [n, d] -> float32 logits [n, V].
+        head: final hidden states -> logits.
         clean: [B, T, d]; spliced: K of the same.
         token_ids: [B, T]
         scored: [B, T] bool
@@ -43,32 +56,74 @@ def spliced_losses(head: Head, clean: Tensor, spliced: list[Tensor], token_ids: 
     streams = [h.reshape(-1, h.shape[-1]) for h in (clean, *spliced)]
     ce = torch.zeros(len(streams), scored.numel(), device=clean.device)
     kl = torch.zeros_like(ce)
-    for at in places.split(_rows_per_chunk(head, clean)):
-        reference = head(streams[0][at])
-        lse = reference.logsumexp(-1)
-        ce[0, at] = lse - _pick(reference, targets[at])
-        probabilities = (reference - lse[:, None]).exp_() if spliced else reference
-        for k, stream in enumerate(streams[1:], start=1):
-            logits = head(stream[at])
-            lse_k = logits.logsumexp(-1)
-            ce[k, at] = lse_k - _pick(logits, targets[at])
-            # Σ p (l − l') − (lse − lse'): differences first, so that nearly equal streams do not cancel to noise.
-            gap = torch.sub(reference, logits, out=logits).mul_(probabilities)
-            kl[k, at] = gap.sum(-1) - (lse - lse_k)
+    for at in places.split(_block(clean)[0]):
+        ce[:, at], kl[1:, at] = _rows_losses(head, [h[at] for h in streams], targets[at])
     ce, kl = ce.reshape(-1, *shape), kl.reshape(-1, *shape)
     return Losses(ce[0], list(ce[1:]), list(kl[1:]))
+
+
+def _rows_losses(head: Head, streams: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies [1 + K, n] of streams [n, d], the first of which is clean, and KL of the others from it [K, n]."""
+    sums = [_SoftmaxSums(targets) for _ in streams]
+    gaps = targets.new_zeros(len(streams) - 1, len(targets), dtype=torch.float64)
+    width = _block(targets)[1]
+    for first in range(0, head.vocabulary, width):
+        block = slice(first, min(first + width, head.vocabulary))
+        reference = head.logits(streams[0], block)
+        powers, shrink = sums[0].add(reference, first)
+        for k, stream in enumerate(streams[1:]):
+            logits = head.logits(stream, block)
+            sums[k + 1].add(logits, first)
+            # Σ p (l − l') − (lse − lse'): differences first, so that nearly equal streams do not cancel to noise.
+            gap = torch.sub(reference, logits, out=logits).mul_(powers)
+            gaps[k] = gaps[k] * shrink + gap.sum(1)
+    lse = torch.stack([s.logsumexp() for s in sums])
+    ce = lse - torch.stack([s.target for s in sums])
+    return ce.float(), (gaps / sums[0].total - (lse[0] - lse[1:])).float()
+
+
+class _SoftmaxSums:
+    """What a softmax over the vocabulary needs, of n rows of logits that come block by block.
+
+    Attributes:
+        peak: [n] float32, the largest logit so far.
+        total: [n] float64, Σ exp(logit − peak) so far.
+        target: [n] float32, the logit of the row's target, once its block has come.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self._targets = targets
+        self.peak = torch.full_like(targets, torch.finfo(torch.float32).min, dtype=torch.float32)
+        self.total = torch.zeros_like(targets, dtype=torch.float64)
+        self.target = torch.zeros_like(self.peak)
+
+    def add(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Take in logits [n, width] of the tokens from `first` on.
+
+        Returns:
+            exp(logits − peak) [n, width], and [n] what sums relative to the peak before must be multiplied by.
+        """
+        peak = torch.maximum(self.peak, logits.amax(1))
+        shrink = (self.peak - peak).exp_().double()
+        powers = (logits - peak[:, None]).exp_()
+        self.peak = peak
+        self.total = self.total * shrink + powers.sum(1)
+        place = self._targets - first
+        inside = (place >= 0) & (place < logits.shape[1])
+        found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        self.target = torch.where(inside, found, self.target)
+        return powers, shrink
+
+    def logsumexp(self) -> Tensor:
+        """[n] float64, of all logits."""
+        return self.peak + self.total.log()
 
 
 @torch.no_grad()
 def log_probabilities(head: Head, hidden: Tensor) -> Tensor:
     """[T, V] next-token log-probabilities of one context's final hidden states [T, d]."""
-    return head(hidden).log_softmax(-1)
+    return head.logits(hidden).log_softmax(-1)
 
 
-def _pick(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.gather(1, targets[:, None])[:, 0]
-
-
-def _rows_per_chunk(head: Head, hidden: Tensor) -> int:
-    vocabulary = head(hidden[:1, :1]).shape[-1]
-    return max(1, _CHUNK_BYTES[hidden.device.type if hidden.device.type == "cuda" else "cpu"] // (4 * vocabulary))
+def _block(tensor: Tensor) -> tuple[int, int]:
+    return _BLOCK["cuda" if tensor.is_cuda else "cpu"]

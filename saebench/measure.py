@@ -22,7 +22,7 @@ from saebench.metric import NEEDS, Env
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.plan import Failure, Job, Request
 from saebench.provenance import provenance
-from saebench.results import Record, fingerprint, read_record, record_path
+from saebench.results import Record, add_to_record, fingerprint, read_record, record_path
 from saebench.scoring import finish_metric
 from saebench.state import StateFolder
 from saebench.stream import Lane, Pass, Tally
@@ -39,9 +39,14 @@ STREAMS = {"cpu": 32, "cuda": 128}
 SAVE_EVERY = 15.0
 
 
-def default_batch(device: str, saes: int) -> int:
-    """Contexts a batch for so many SAEs together."""
-    return max(1, STREAMS["cuda" if device.startswith("cuda") else "cpu"] // (1 + saes))
+def default_batch(device: str, saes: int, length: int = 128) -> int:
+    """Contexts a batch for so many SAEs that the stream forks for: none, where the model stops at the hook point.
+
+    Args:
+        length: of the longest context; of shorter ones more go into a batch.
+    """
+    streams = STREAMS["cuda" if device.startswith("cuda") else "cpu"]
+    return max(1, streams * max(1, 128 // length) // (1 + saes))
 
 
 class Reporter(Protocol):
@@ -145,18 +150,24 @@ class ModelRun:
         job.missing = {}
 
     def _plan(self, job: Job) -> None:
-        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks."""
-        record = self._skeleton(job)
-        path = record_path(self.request.results, record)
-        if path.exists():
-            record = read_record(path)
-        job.record = record
+        """Give the job its record (a new one, or the one that exists) and find the metrics it lacks.
+
+        Rank 0's disk counts, which another rank's may differ from.
+        """
+        skeleton = self._skeleton(job)
+        ranks.require_same(f"SAE, model or text ({job.name})", skeleton.fingerprint)
+        job.record, missing = ranks.decide(lambda: self._find(job, skeleton))
+        job.missing = {name: self.wanted[name] for name in missing}
+
+    def _find(self, job: Job, skeleton: Record) -> tuple[Record, list[str]]:
+        """The record that is there, or the skeleton of a new one; and the names of the metrics that it lacks."""
+        path = record_path(self.request.results, skeleton)
+        record = read_record(path) if path.exists() else skeleton
         have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
-        job.missing = {n: m for n, m in self.wanted.items() if self.request.force or have.get(n) != m.version}
-        if not job.missing:
+        missing = [n for n, metric in self.wanted.items() if self.request.force or have.get(n) != metric.version]
+        if not missing:
             self.reporter.message(f"{job.name}: already measured, {path}")
-        # What rank 0 saw on disk is what counts: another rank may look a moment later.
-        job.missing = {n: self.wanted[n] for n in ranks.agree(list(job.missing))}
+        return record, missing
 
     def _skeleton(self, job: Job) -> Record:
         loaded, contexts = self.subject.loaded, self.contexts
@@ -195,7 +206,10 @@ class ModelRun:
     # --- one (read, write) place --------------------------------------------------------------------------------------
 
     def _group(self, read: HookPoint, write: HookPoint, jobs: list[Job]) -> None:
-        batch = self.request.batch_size or default_batch(self.subject.device.type, min(len(jobs), LANES))
+        forks = any("token_losses" in metric.needs for job in jobs for metric in job.missing.values())
+        batch = self.request.batch_size or default_batch(
+            self.subject.device.type, min(len(jobs), LANES) if forks else 0, self.contexts.length
+        )
         try:
             with self._timed("calibrate"):
                 self.subject.check(write)
@@ -391,7 +405,7 @@ class ModelRun:
         record.runs.append(entry)
         units = {name: k.units for name, k in kept.items() if k.units is not None}
         files = {name: k.files for name, k in kept.items() if k.files}
-        record.write(record_path(self.request.results, record), units, files)
+        job.record = add_to_record(self.request.results, record, list(job.missing), units, files)
 
 
 def _place(hook: str) -> HookPoint | None:

@@ -50,6 +50,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SAEBENCH_CACHE") or Path(base) / "saebench")
 
 
+def fetched_folder() -> Path:
+    """Where labelled sets lie that are made from packages (`python -m saebench.tasks.fetch`)."""
+    return cache_folder() / "labelled"
+
+
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -112,6 +117,15 @@ def load_config(spec: str, revision: str | None = None) -> Any:
     path, _ = _locate(spec, revision, weights=False)
     folder = _dequantised(path) if path.suffix == ".gguf" else path
     return transformers.AutoConfig.from_pretrained(folder)
+
+
+def load_tokenizer(spec: str, revision: str | None = None) -> Any:
+    """The model's tokenizer without its weights, for a dry run; None if it has none."""
+    import transformers
+
+    path, _ = _locate(spec, revision, weights=False)
+    folder = _dequantised(path) if path.suffix == ".gguf" else path
+    return transformers.AutoTokenizer.from_pretrained(folder) if _has_tokenizer(folder) else None
 
 
 def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path, str | None]:
@@ -179,8 +193,11 @@ def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     # A model alone will do for a run on token ids.
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    return model, transformers.AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+    return model, transformers.AutoTokenizer.from_pretrained(folder) if _has_tokenizer(folder) else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def _dequantised(gguf: Path) -> Path:

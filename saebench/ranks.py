@@ -1,25 +1,34 @@
 """Several processes, one result: `torchrun -m saebench run …` gives each rank its own contexts; rank 0 merges and writes."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from saebench.errors import UsageError
+from saebench.errors import SaebenchError, UsageError
+
+T = TypeVar("T")
 
 
-def start() -> tuple[int, int]:
-    """(rank, world size) of this process; joins the group that torchrun set up, if it did."""
+def start(tensors_on: str = "cpu") -> tuple[int, int]:
+    """(rank, world size) of this process; joins the group that torchrun set up, if it did.
+
+    Args:
+        tensors_on: the device of tensors that will travel all the time, as in training; GPUs then talk through NCCL.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         if "RANK" not in os.environ:
             raise UsageError("WORLD_SIZE is set and RANK is not: start several processes with torchrun")
-        # What travels between ranks are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike. The others wait
-        # while rank 0 makes scores of the weights, which for a large SAE takes longer than gloo's half hour.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        # What travels between ranks of a measurement are sums, a few megabytes at the end: gloo serves CPUs and GPUs alike. The
+        # others wait while rank 0 makes scores of the weights, which for a large SAE takes longer than gloo's half hour.
+        if tensors_on.startswith("cuda"):
+            torch.cuda.set_device(tensors_on)
+        backend = "cpu:gloo,cuda:nccl" if tensors_on.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=7))
     return int(os.environ.get("RANK", "0")), world
 
 
@@ -65,3 +74,35 @@ def agree(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def decide(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank. The others do not call `make`: what they see on their own disk does not count.
+
+    Raises:
+        SaebenchError: rank 0's, on every rank.
+    """
+    made: T | None = None
+    problem: SaebenchError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            made = make()
+        except SaebenchError as error:
+            problem = error
+    made, message, usage = agree((made, None if problem is None else str(problem), isinstance(problem, UsageError)))
+    if message is not None:
+        raise problem or (UsageError if usage else SaebenchError)(message)
+    return made
+
+
+def require_same(what: str, value: Any) -> None:
+    """Every rank has rank 0's value, or all of them stop: sums over ranks that measure different things are no numbers.
+
+    Raises:
+        SaebenchError: a rank has another; on every rank.
+    """
+    everyone = gather(value)
+    others = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
+    message = f"rank {others[0]} has another {what} than rank 0: give every host the same files" if others else None
+    if message := agree(message):
+        raise SaebenchError(message)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from saebench.leaderboard import Report
     from saebench.metric import Metric
     from saebench.models import ModelAlias
+    from saebench.training.recipe import Recipe
 
 GROUP = "saebench"
 
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "metrics": ("saebench_metrics", ("name", "version", "needs", "update", "merge", "units", "scores")),
     "judges": ("saebench_judges", ("name", "capabilities", "concurrency", "identity", "open", "complete")),
     "models": ("saebench_models", ("name", "locate")),
+    "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
 }
 
@@ -57,6 +59,7 @@ class Registry:
     metrics: "dict[str, type[Metric]]" = field(default_factory=dict)
     judges: "dict[str, type[Judge]]" = field(default_factory=dict)
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
+    recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
 
     @property

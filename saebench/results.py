@@ -11,16 +11,20 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from saebench.errors import SaebenchError, one_line, unknown
 
 SCHEMA = 1
+# Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
+_PATIENCE = 600
 
 
 class RecordError(SaebenchError):
@@ -182,14 +186,99 @@ class Record:
         self.path = path
 
 
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """Alone in writing records below `results`: other processes, here or on a host that shares the folder, wait.
+
+    Raises:
+        SaebenchError: the folder cannot be written, or somebody holds it for ten minutes.
+    """
+    lock = FileLock(results / ".lock", timeout=_PATIENCE)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise SaebenchError(
+            f"{results} is locked by another process: let it end, or remove {results / '.lock'} if there is none"
+        ) from error
+    except OSError as error:
+        raise SaebenchError(f"{results} could not be written: {one_line(error)}; name another --results") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def add_to_record(
+    results: Path,
+    found: Record,
+    metrics: Collection[str],
+    units: Mapping[str, pd.DataFrame],
+    files: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> Record:
+    """Write what a run found; what other runs have written into the same record since this one began stays there.
+
+    Args:
+        results: the results folder.
+        found: a record that holds those metrics, and the run that made them as its last.
+        metrics: what that run measured, failures too.
+        units: their units, by metric.
+        files: what else they keep, by metric and suffix.
+
+    Returns:
+        The record as it now is on disk.
+
+    Raises:
+        RecordError: there is a file in its place that is no record.
+        SaebenchError: it cannot be written.
+    """
+    with writing(results):
+        path = record_path(results, found)
+        record = _merged(read_record(path), found, metrics) if path.exists() else found
+        record.write(path, units, files)
+    return record
+
+
+def _merged(there: Record, found: Record, metrics: Collection[str]) -> Record:
+    """`there` with these metrics, and the last run, of `found`."""
+    return replace(
+        with_metrics(there, found, metrics),
+        corpus=there.corpus | found.corpus,
+        calibration=found.calibration or there.calibration,
+        runs=[*there.runs, found.runs[-1]],
+    )
+
+
+def with_metrics(record: Record, other: Record, metrics: Collection[str]) -> Record:
+    """`record` with these metrics as `other` has them: their scores and errors too. The units' files are named, not moved."""
+
+    def mine(error: str) -> bool:
+        return error.partition(".")[0] in metrics
+
+    return replace(
+        record,
+        metrics={k: v for k, v in record.metrics.items() if k not in metrics}
+        | {k: v for k, v in other.metrics.items() if k in metrics},
+        scores=[row for row in record.scores if row["metric"] not in metrics]
+        + [row for row in other.scores if row["metric"] in metrics],
+        errors={k: v for k, v in record.errors.items() if not mine(k)}
+        | {k: v for k, v in other.errors.items() if mine(k)},
+    )
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target, then rename: whoever reads sees the old file or the new one.
+
+    What is there and no plain file (a device, a pipe) is written to as it is.
 
     Raises:
         SaebenchError: it cannot be written (full disk, no permission).
     """
     temporary = None
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:

@@ -1,9 +1,11 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +17,8 @@ from saebench.measure import ModelRun, Outcome, Reporter, load_subject
 from saebench.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.results import Record
 from saebench.sae import SAE
+
+T = TypeVar("T")
 
 
 class Silent:
@@ -129,11 +133,12 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     rank, _ = ranks.start()
     judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request)
+    ranks.require_same("set of SAEs that it could load", [(job.name, job.sha256, job.model) for job in jobs])
     outcome = Outcome(failures=failures)
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
         try:
-            subject, timings = load_subject(request, model, reporter)
+            subject, timings = _everywhere(partial(load_subject, request, model, reporter))
         except SaebenchError as error:
             outcome.failures += [Failure(job.name, error) for job in mine]
             continue
@@ -153,6 +158,23 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     order = {job.sha256: i for i, job in enumerate(jobs)}
     outcome.records.sort(key=lambda record: order[record.sae["sha256"]])
     return outcome
+
+
+def _everywhere(load: Callable[[], T]) -> T:
+    """What each rank loads for itself; where one cannot, none goes on without it.
+
+    Raises:
+        SaebenchError: this rank's own, or the first that another had.
+    """
+    problem = None
+    try:
+        loaded = load()
+    except SaebenchError as error:
+        problem = error
+    message = ranks.first(None if problem is None else str(problem))
+    if message is not None:
+        raise problem or SaebenchError(message)
+    return loaded
 
 
 def check_request(request: Request) -> None:

@@ -14,6 +14,8 @@ from saebench.registry import installed
 KINDS = {
     "metric": "saebench run --sae PATH --metric $module",
     "format": "saebench inspect PATH",
+    "judge": "saebench run --sae PATH --task autointerp --judge $module:MODEL",
+    "recipe": "saebench train $module --toy --out runs/$module",
     "report": "saebench leaderboard --format $module",
 }
 

@@ -1,17 +1,18 @@
 """Which records stand on a board, and in which order: by architecture, width, L0 or any score."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from saebench.errors import unknown
-from saebench.leaderboard import Board, Column, Row
+from saebench.leaderboard import SPARSITY, Board, Cell, Column, Row, Site, called, site
 from saebench.results import Record
 
 
 def keep(
     records: Iterable[Record],
+    l0: Mapping[Site, Cell],
     *,
     task: str | None = None,
     architectures: Collection[str] = (),
@@ -21,10 +22,11 @@ def keep(
     """The records that are asked for; ranks are then among those alone.
 
     Args:
+        l0: `measured_l0` of everything there is, since not every task measures it.
         task: name, or name@version.
         architectures: in the checkpoints' words ("topk"), whatever their case.
         widths: numbers of latents.
-        max_l0: measured latents per token at most; a record without an l0 is left out.
+        max_l0: latents per token at most; an SAE whose L0 was not measured is left out.
     """
     wanted = {name.lower() for name in architectures}
     return [
@@ -33,19 +35,34 @@ def keep(
         if (task is None or task in (r.task["name"], r.task_label))
         and (not wanted or str(r.sae.get("architecture")).lower() in wanted)
         and (not widths or r.sae.get("d_sae") in widths)
-        and (max_l0 is None or _l0(r) <= max_l0)
+        and (max_l0 is None or _value(l0.get(site(r))) <= max_l0)
     ]
 
 
-def _l0(record: Record) -> float:
-    try:
-        return float(record.score("l0")["value"])
-    except KeyError:
-        return math.inf
+def only_scores(boards: Sequence[Board], names: Sequence[str]) -> list[Board]:
+    """The boards cut down to scores: keys, metrics, or metric.key. A board that has none of them is left out.
+
+    Raises:
+        UsageError: no board has such a score; names the nearest.
+    """
+    for name in names:
+        if not any(called(board.columns, name) for board in boards):
+            raise unknown("score", name, {part for b in boards for c in b.columns for part in (c.key, c.metric)})
+    found = []
+    for board in boards:
+        columns = list(dict.fromkeys(c for name in names for c in called(board.columns, name)))
+        rows = [replace(row, cells={c: row.cells[c] for c in columns}) for row in board.rows]
+        if columns:
+            found.append(replace(board, columns=columns, asked=columns, rows=rows))
+    return found
+
+
+def _value(cell: Cell | None) -> float:
+    return math.inf if cell is None or cell.value is None else cell.value
 
 
 def sort_boards(boards: Sequence[Board], by: str) -> list[Board]:
-    """The boards with their rows in order of `name`, `architecture`, `width` or a score; a row without it comes last.
+    """The boards with their rows in order of `name`, `architecture`, `width`, `l0` or a score; a row without it comes last.
 
     A score that has a direction puts the best first, one that has none the smallest.
 
@@ -56,6 +73,7 @@ def sort_boards(boards: Sequence[Board], by: str) -> list[Board]:
         "name": lambda row: row.name.lower(),
         "architecture": lambda row: str(row.record.sae.get("architecture")).lower(),
         "width": lambda row: _whole(row.record.sae.get("d_sae")),
+        SPARSITY: lambda row: _value(row.l0),
     }
     if by in about:
         return [replace(board, rows=sorted(board.rows, key=about[by])) for board in boards]

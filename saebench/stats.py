@@ -119,7 +119,8 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
     if reason := est.no_interval():
         return Interval(value, None, None, n, est.clusters, reason)
     half = _half(est.psi[0], est.noise[0], est.weight[0], score.scale, level)
-    return Interval(value, value - half, value + half, n, est.clusters)
+    least, most = _possible(units, score)
+    return Interval(value, max(value - half, least), min(value + half, most), n, est.clusters)
 
 
 def paired_difference(
@@ -264,6 +265,19 @@ def _sums(frames: Sequence[pd.DataFrame], score: Declared) -> _Sums:
         return np.stack([np.bincount(codes, c, len(names)) for c in columns])
 
     return _Sums(total(nums), total(dens), total([np.abs(c) for c in nums]), score.den)
+
+
+def _possible(units: pd.DataFrame, score: Declared) -> tuple[float, float]:
+    """The values that the score can have at all: limits only where every unit is a yes or a no, or the difference of two.
+
+    An accuracy (num is 0 or den) lies in [0, 1], the gap between two (num is -den, 0 or den) in [-1, 1], and so does the truth:
+    what an interval would claim beyond that is nothing.
+    """
+    num, den = _column(units, str(score.num)), _column(units, str(score.den))
+    if not ((num == 0) | (np.abs(num) == den)).all():
+        return -np.inf, np.inf
+    ends = [score.offset + score.scale * end for end in (-1.0 if (num < 0).any() else 0.0, 1.0)]
+    return min(ends), max(ends)
 
 
 def _shared(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -211,7 +211,7 @@ class Pass:
             clean, hidden = self.subject.fork(token_ids, self.read, self.write, splice, count)
             own, ablated = hidden[: len(self.lanes)], hidden[len(self.lanes) :]
             zero, mean = self.ablations.losses(rows, ablated, token_ids, box["scored"])
-            losses = spliced_losses(self.subject.logits, clean, own, token_ids, box["scored"]), zero, mean
+            losses = spliced_losses(self.subject, clean, own, token_ids, box["scored"]), zero, mean
         batch = Batch(
             token_ids,
             special,

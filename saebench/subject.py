@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saebench.allocator import keep_freed_memory
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.linear import linear, use_onednn
@@ -111,7 +112,9 @@ class Subject:
         self.model = loaded.model
         self.device = next(self.model.parameters()).device
         self.forks = True
-        use_onednn(self.model)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            use_onednn(self.model)
         self.blocks = _find_blocks(self.model)
         self._sites = _FAMILIES.get(self.model.config.model_type, {})
         self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -200,10 +203,16 @@ class Subject:
                 out.append(self._hidden(token_ids[copy.source]))
         return clean, out
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits [..., V] of final hidden states [..., d]."""
+    @property
+    def vocabulary(self) -> int:
+        """V, how many logits the model gives."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def logits(self, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
+        """Float32 logits [..., V] of final hidden states [..., d], or those of a slice of the vocabulary."""
         head = self.model.get_output_embeddings()
-        logits = linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        bias = None if head.bias is None else head.bias[tokens]
+        logits = linear(hidden.to(head.weight.dtype), head.weight[tokens], bias).float()
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits

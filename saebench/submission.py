@@ -9,7 +9,16 @@ from pathlib import Path
 
 from saebench.errors import SaebenchError, one_line
 from saebench.leaderboard import conflict
-from saebench.results import Record, RecordError, fingerprint, load_records, record_path, slug, write_atomically
+from saebench.results import (
+    Record,
+    RecordError,
+    fingerprint,
+    load_records,
+    record_path,
+    slug,
+    write_atomically,
+    writing,
+)
 from saebench.stats import Ratio, ratio_interval
 from saebench.tables import clean
 from saebench.task import load_task
@@ -38,7 +47,8 @@ def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
     for record in records:
         states.append(_state(record, there.get(record.fingerprint)))
         there.setdefault(record.fingerprint, record)
-    return [(_place(record, results, state), state) for record, state in zip(records, states, strict=True)]
+    with writing(results):
+        return [(_place(record, results, state), state) for record, state in zip(records, states, strict=True)]
 
 
 def problems(record: Record) -> list[str]:

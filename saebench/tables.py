@@ -1,7 +1,6 @@
 """Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -9,16 +8,9 @@ from rich.text import Text
 
 from saebench.compare import Comparison, Line
 from saebench.leaderboard import Board, Cell, Column, select
+from saebench.text import clean as clean
 
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-
-
-def clean(text: object, limit: int = 80) -> str:
-    """A name from somebody's file as one harmless line: no control or bidi characters, not longer than `limit`."""
-    start = str(text)[: 4 * limit]
-    kept = "".join(" " if c.isspace() else c for c in start if c.isspace() or unicodedata.category(c)[0] != "C")
-    line = " ".join(kept.split()) or "unnamed"
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def number(value: float, places: int | None = None) -> str:
@@ -73,7 +65,8 @@ def notes(board: Board) -> list[str]:
 def caption(board: Board) -> str:
     """What all rows of the board share."""
     revision = f" @ {clean(board.revision, 12)}" if board.revision else ""
-    return f"{clean(board.model)}{revision} · {clean(board.hook)} · {clean(board.task)} · {clean(board.dtypes)}"
+    parts = (f"{clean(board.model)}{revision}", clean(board.hook), clean(board.task), clean(board.dtypes))
+    return " · ".join(parts) + (f" · {clean(board.variant)}" if board.variant else "")
 
 
 LEGEND = (
@@ -83,12 +76,12 @@ LEGEND = (
 
 
 def board_table(board: Board, scores: Sequence[str] = ()) -> Table:
-    """A board for a terminal: the scores asked for, or the headlines.
+    """A board for a terminal: the scores asked for here or of the board, or the headlines.
 
     Raises:
         UsageError: an unknown score.
     """
-    columns = select(board.columns, scores)
+    columns = select(board.columns, scores) if scores else board.shown
     table = Table(title=Text(caption(board)), caption=Text(LEGEND, style="dim"), caption_justify="left")
     table.add_column("SAE", overflow="fold")
     table.add_column("latents", justify="right")

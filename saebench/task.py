@@ -16,14 +16,17 @@ from saebench.errors import UsageError, one_line, unknown
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """Where documents come from: exactly one of a parquet file and a hub data set.
+    """Where documents come from: exactly one of a file and a hub data set.
 
     Attributes:
-        file: parquet with columns document and text; relative to the task file.
+        file: parquet with columns document and text; relative to the task file. Labelled texts may be .csv too.
         sha256: the file's hash.
         where: column = value filters.
         hub, revision, subset, split, text_column: a data set on the Hugging Face hub at a pinned commit.
         documents: how many documents of a hub data set are read, from its beginning.
+        fetched: the file is one that `python -m saebench.tasks.fetch` makes.
+        subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
+        files: parquet files of the hub data set (a path or pattern) that are read instead of what its card names.
     """
 
     file: str | None = None
@@ -35,6 +38,9 @@ class CorpusSpec:
     split: str = "train"
     text_column: str = "text"
     documents: int = 500
+    fetched: bool | None = None
+    subsets: Mapping[str, str] | None = None
+    files: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,20 @@ class LabelSpec:
         group: rows with the same value are on the same side of the split, and vary together: they are one cluster of every
             interval, as the contexts of a document are. None makes each row its own.
         test: the share of documents that is held out, by whole groups.
+        classes: value = name: other labels are left out, counted. A value that begins with a dot is the end of a file's name.
+        per_class: at most so many documents of each class, chosen by a hash of their text.
+        balance: of those, as many with each value of this column (as near as there are).
+        skip: characters left away at a text's beginning (the licence at a source file's head).
     """
 
     text: str = "text"
     label: str = "label"
     group: str | None = None
     test: float = 0.3
+    classes: Mapping[str, str] | None = None
+    per_class: int | None = None
+    balance: str | None = None
+    skip: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class Task:
         labels: for a task of labelled documents: each is one context, cut at contexts.length and padded, at most
             contexts.count of them.
         folder: where its relative paths begin.
+        licence: of the text, and where it comes from.
     """
 
     name: str
@@ -93,6 +108,7 @@ class Task:
     description: str = ""
     folder: Path = Path()
     labels: LabelSpec | None = None
+    licence: str = ""
 
     @property
     def label(self) -> str:
@@ -103,18 +119,27 @@ class Task:
         body = {
             "name": self.name,
             "version": self.version,
-            "corpus": asdict(self.corpus),
+            "corpus": _said(self.corpus),
             "contexts": asdict(self.contexts),
         }
         if self.labels:
-            body["labels"] = asdict(self.labels)
+            body["labels"] = _said(self.labels)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+# Keys that came later: a task that does not say them keeps the hash it had.
+_LATER = ("fetched", "subsets", "files", "classes", "per_class", "balance", "skip")
+
+
+def _said(spec: CorpusSpec | LabelSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if value is not None or key not in _LATER}
 
 
 def builtin_tasks() -> dict[str, Path]:
     """Task files that come with saebench, by name: `fidelity`, `probing/wordnet`."""
     folder = Path(str(files("saebench.tasks")))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+    return {name: path for name, path in found.items() if not name.startswith("train/")}  # training runs are no tasks
 
 
 def load_tasks(spec: str) -> list[Task]:
@@ -198,19 +223,26 @@ def _check(task: Task, path: Path) -> None:
             task.name
         ),
         "metrics must be a list of names": not task.metrics or not all(isinstance(m, str) for m in task.metrics),
-        "title and description must be text": not (isinstance(task.title, str) and isinstance(task.description, str)),
+        "title, description and licence must be text": not all(
+            isinstance(text, str) for text in (task.title, task.description, task.licence)
+        ),
         "corpus names must be text": not all(
-            isinstance(v, str | None) for k, v in vars(corpus).items() if k not in ("where", "documents")
+            isinstance(v, str | None)
+            for k, v in vars(corpus).items()
+            if k not in ("where", "documents", "fetched", "subsets")
         ),
         "corpus.where must be a table of column = value": not isinstance(corpus.where, dict | None),
+        "corpus.fetched is true or left away, and goes with a file": corpus.fetched is not None
+        and not (corpus.fetched is True and corpus.file),
+        "corpus.subsets must be a table of label = subset of a labelled hub data set": corpus.subsets is not None
+        and not (_is_text_table(corpus.subsets) and corpus.hub and task.labels),
         "corpus.documents must be 1 or more": not _whole(corpus.documents, 1),
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
         "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
         "contexts.length must be 2 or more": not _whole(contexts.length, 2),
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
-        "a labelled corpus must be a file": task.labels is not None and corpus.file is None,
-        "labels.test must lie between 0 and 1": task.labels is not None and not 0 < task.labels.test < 1,
+        **_label_problems(task.labels),
         "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
         "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
     }
@@ -219,12 +251,33 @@ def _check(task: Task, path: Path) -> None:
             raise UsageError(f"{path}: {problem}")
 
 
+def _label_problems(labels: LabelSpec | None) -> dict[str, bool]:
+    if labels is None:
+        return {}
+    return {
+        "labels.text, label, group and balance must be text": not all(
+            isinstance(v, str | None) for v in (labels.text, labels.label, labels.group, labels.balance)
+        ),
+        "labels.test must lie between 0 and 1": not (_positive(labels.test) and labels.test < 1),
+        "labels.classes must be a table of value = name": labels.classes is not None
+        and not _is_text_table(labels.classes),
+        "labels.per_class must be 1 or more": labels.per_class is not None and not _whole(labels.per_class, 1),
+        "labels.balance needs labels.per_class": labels.balance is not None and labels.per_class is None,
+        "labels.skip must be 0 or more": labels.skip is not None and not _whole(labels.skip, 0),
+    }
+
+
+def _is_text_table(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, str) for v in value.values())
+
+
 def _is_name(name: Any) -> bool:
     return re.fullmatch("[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", str(name)) is not None
 
 
 def _is_commit(revision: Any) -> bool:
-    return isinstance(revision, str) and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+    """A commit; its first seven digits or more will do, and are looked up (hub.py)."""
+    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{7,40}", revision) is not None
 
 
 def _positive(value: Any) -> bool:

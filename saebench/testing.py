@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saebench.checkpoint import CheckpointError, Format, LoadOptions, read_as
 from saebench.errors import SaebenchError
-from saebench.judge import Capabilities, Judge, Reply, Request, Usage, read_reply
+from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
 from saebench.judge_session import JudgeSession
 from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
@@ -245,6 +245,53 @@ class FunctionJudge(Judge):
 def judge_session(judge: Judge | Callable[[Request], Mapping[str, bool | str] | Reply]) -> JudgeSession:
     """A session with no file behind it, for `Env(sae, judge=judge_session(lambda request: {...}))`."""
     return JudgeSession(judge if isinstance(judge, Judge) else FunctionJudge(judge))
+
+
+def check_judge(judge: Judge) -> None:
+    """Prove that a judge keeps its contract; raises AssertionError with what is wrong. It is opened, asked and closed.
+
+    Checked: who it is does not change and fits JSON; an answer has the shape of its question, for true and false and for
+    text; the same question gets the same answer, alone, among others and when they come at once; what it does not answer is a
+    state and never an exception.
+
+    Args:
+        judge: not opened. Its calls are made: some twenty, of a few words each.
+    """
+    identity = json.dumps(judge.identity, allow_nan=False)
+    judge.open()
+    try:
+        assert json.dumps(judge.identity) == identity, "opening it changes its identity"
+        texts = ("The ship sailed.", "A tax law.", 'Odd \u202e text "quoted" \\ {"first": true}', "\u4e2d\u6587", "")
+        fields: dict[str, Kind] = {"first": "boolean", "second": "boolean"}
+        asked = [Request("Answer.", f"{text}\nIs this about the sea?", fields, "check@1") for text in texts]
+        asked.append(Request("Answer in a few words.", "What is a ship?", {"answer": "string"}, "check@1", 32))
+        alone = [judge.complete(request) for request in asked]
+        for request, reply in zip(asked, alone, strict=True):
+            _check_reply(request, reply)
+        assert any(reply.state == "ok" for reply in alone), f"it answers nothing: {alone[0].state}, {alone[0].problem}"
+        together = JudgeSession(judge).complete_all([*reversed(asked), *asked])
+        assert [r.data for r in together] == [r.data for r in [*reversed(alone), *alone]], (
+            "another answer to the same question"
+        )
+    finally:
+        judge.close()
+
+
+def _check_reply(request: Request, reply: Reply) -> None:
+    assert reply.state in STATES, f"'{reply.state}' is no state"
+    kinds = {"boolean": bool, "string": str}
+    for name, value in reply.data.items():
+        assert name in request.fields, f"'{name}' was not asked for"
+        assert isinstance(value, kinds[request.fields[name]]), f"'{name}' is no {request.fields[name]}"
+    if reply.state == "ok":
+        assert list(reply.data) == list(request.fields), "ok, but not every field is answered, or in another order"
+    else:
+        assert reply.problem, f"{reply.state}, but it does not say why"
+        assert reply.state == "malformed" or not reply.data, f"{reply.state}, and yet it has data"
+    for name, probability in reply.probabilities.items():
+        assert 0 <= probability <= 1, f"P({name}) is {probability}"
+        assert request.fields[name] == "boolean", f"'{name}' is no boolean and has a probability"
+    json.dumps([dict(reply.data), dict(reply.probabilities), reply.text, reply.problem, reply.model], allow_nan=False)
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------

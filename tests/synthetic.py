@@ -75,6 +75,12 @@ def make_record(root: Path, name: str, shift: float = 0.0, seed: int = 0, folder
         },
         "metrics": {"fidelity": {"version": 1, "units": None}, "use": {"version": 1, "units": None}},
         "scores": scores,
+        "runs": [{
+            "metrics": ["fidelity", "use"],
+            "provenance": {"saebench": "0.1.0", "commit": "c0ffee" * 6 + "beef", "dirty": False, "device": "cpu",
+                           "chip": "x86_64", "libraries": {"torch": "2.13.0"}},
+            "timings": {"finished": "2026-01-02T03:04:05Z"},
+        }],
     }  # fmt: skip
     record = Record(**(body | changes))
     fits = {m: frame for m in ("fidelity",) if m in record.metrics}

@@ -3,6 +3,10 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from click.testing import CliRunner, Result
 import saebench
 from saebench.cli import main
 from saebench.results import RecordError
-from tests.synthetic import Make, make_record
+from tests.synthetic import Make, make_record, plain
 from tests.test_leaderboard import HOSTILE
 
 
@@ -107,7 +111,7 @@ def test_binary_is_not_sent_to_a_terminal(results: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(command.sys, "stdout", Terminal())
     with pytest.raises(saebench.SaebenchError, match="--output"):
-        command._write_report(command._boards((results,), None, {}), "parquet", None)
+        command._write_report(command._boards((results,), (), None, {}), "parquet", None)
 
 
 def test_plots_are_written(results: Path, tmp_path: Path) -> None:
@@ -116,6 +120,83 @@ def test_plots_are_written(results: Path, tmp_path: Path) -> None:
     drawn = sorted(p.name for p in (tmp_path / "figures").iterdir())
     assert {"pareto-explained_variance.png", "pareto-explained_variance.svg"} <= set(drawn)
     assert result.stderr.count("plot: ") == len(drawn)
+
+
+def test_output_goes_into_a_folder_that_is_made_for_it(results: Path, tmp_path: Path) -> None:
+    for format_, start in (("table", "  "), ("markdown", "### "), ("csv", "model,")):
+        output = tmp_path / "not" / "yet" / f"board.{format_}"
+        done = call("leaderboard", results, "--format", format_, "--output", output)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout == ""
+        assert output.read_text().startswith(start)
+    assert "explained_variance" in (tmp_path / "not/yet/board.table").read_text()
+
+
+@pytest.mark.parametrize("format_", ["table", "html", "csv", "parquet"])
+def test_output_that_cannot_be_written_is_one_line(results: Path, tmp_path: Path, format_: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "folder", tmp_path / "file" / "board", Path("/dev/full")):
+        done = call("leaderboard", results, "--format", format_, "--output", output)
+        assert done.exit_code == 1
+        assert "could not be written" in done.stderr
+        assert "bug" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_behind_stdout_is_one_line(results: Path) -> None:
+    for format_ in ("table", "csv"):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "saebench", "leaderboard", str(results), "--format", format_]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "No space left" in done.stderr
+        assert "bug" not in done.stderr
+
+
+def test_a_pipe_named_as_output_stays_a_pipe(results: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    assert call("leaderboard", results, "--format", "csv", "--output", pipe).exit_code == 0
+    reader.join(30)
+    assert got[0].startswith("model,")
+    assert pipe.is_fifo()
+
+
+def probed(make: Make, of: dict[str, Any], accuracy: float) -> None:
+    """The record of an SAE on a task that measures no l0."""
+    scores = [plain("probing", "accuracy", accuracy, "higher") | {"low": accuracy - 0.01, "high": accuracy + 0.01}]
+    task = {"name": "probing/wordnet", "version": 1, "sha256": "p"}
+    make("probed", accuracy, sae=of, task=task, corpus={"fingerprint": "words"}, scores=scores,
+         metrics={"probing": {"version": 1, "units": None}})  # fmt: skip
+
+
+def test_a_task_without_l0_is_filtered_and_drawn_by_the_saes_own(results: Path, make: Make, tmp_path: Path) -> None:
+    for record, accuracy in zip(saebench.load_records([results]), (0.5, 0.6, 0.7, 0.8), strict=True):
+        probed(make, record.sae, accuracy)
+    assert sorted(names(results, "--max-l0", 31.5, "--task", "probing/wordnet")) == ["c", "d"]
+    assert names(results, "--sort", "l0", "--task", "probing/wordnet") == ["d", "c", "a", "b"]
+    drawn = call("leaderboard", results, "--task", "probing/wordnet", "--plots", tmp_path / "figures")
+    assert "pareto-accuracy.svg" in drawn.stderr
+    assert "(L0), of fidelity@1" in (tmp_path / "figures" / "pareto-accuracy.svg").read_text()
+
+
+def test_a_score_of_one_task_leaves_out_the_other_boards(results: Path, make: Make) -> None:
+    probed(make, saebench.load_records([results])[0].sae, 0.5)
+    for format_ in ("table", "markdown", "csv", "json", "html"):
+        text = call("leaderboard", results, "--score", "accuracy", "--format", format_).stdout
+        assert "probing/wordnet" in text
+        assert "explained_variance" not in text, "other scores are not shown, in any format"
+    both = call("leaderboard", results, "--score", "accuracy", "--score", "l0", "--format", "json")
+    keys = [{s["key"] for s in board["rows"][0]["scores"]} for board in json.loads(both.stdout)]
+    assert sorted(map(sorted, keys)) == [["accuracy"], ["l0"]]
+    wrong = call("leaderboard", results, "--score", "acuracy", "--format", "json")
+    assert wrong.exit_code == 2
+    assert "did you mean 'accuracy'" in wrong.stderr
 
 
 # --- for notebooks ---------------------------------------------------------------------------------------------------

@@ -1,21 +1,23 @@
 """Everything public is documented, and every page that is generated is what its command would write."""
 
 import inspect
+import re
 import runpy
+import shutil
 import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import saebench
 from saebench import hookspecs
 from saebench.cli import main
-from saebench.leaderboard import boards
 from saebench.registry import installed
 from tests.conftest import REPOSITORY
-from tests.synthetic import make_record
+from tests.synthetic import make_record, plain
 
 DOCS = REPOSITORY / "docs"
 TEXT = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "plugins/README.md"))
@@ -77,26 +79,49 @@ def test_the_readmes_show_the_committed_records():
     assert made.readme(text, found) == text, "run `make results-readme`"
     written = (REPOSITORY / "results" / "README.md").read_text(encoding="utf-8")
     assert written == made.results_readme(found), "run `make results-readme`"
-    assert (REPOSITORY / made.PICTURE).exists() == any(board.rows for board in found)
+    best = made._best(found)
+    assert (REPOSITORY / made.PICTURE).exists() == (best is not None)
+    if best is not None:
+        assert Image.open(REPOSITORY / made.PICTURE).text["Comment"] == made.digest(best), "run `make results-readme`"
 
 
 def test_with_records_there_is_a_table_and_a_picture(tmp_path: Path, monkeypatch: Any):
-    found = boards([make_record(tmp_path, "good", 0.0, 1), make_record(tmp_path, "bad", 0.05, 2)])
-    found = [replace(board, notes=["a note"]) for board in found]
+    """A dozen SAEs on two tasks, one of them without the pictured score and with one SAE more."""
+    for i in range(12):
+        sae = {"name": f"sae-{i}", "sha256": f"{i:064}", "architecture": ("topk", "gated")[i % 2], "d_sae": 64}
+        make_record(tmp_path, f"sae-{i}", 0.01 * i, i, sae=sae)
+    for i in range(13):
+        task = {"name": "probing/x", "version": 1, "sha256": "p"}
+        scores = [plain("probing", "accuracy", 0.5 + i / 100, "higher")]
+        sae = {"name": f"sae-{i}", "sha256": f"{i:064}", "architecture": "topk", "d_sae": 64}
+        make_record(tmp_path, f"probed-{i}", 0.01 * i, i, sae=sae, task=task, scores=scores,
+                    metrics={"probing": {"version": 1, "units": None}})  # fmt: skip
     made = script("make_results.py")
+    monkeypatch.setitem(made.draw.__globals__, "ROOT", tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "results", ignore=shutil.ignore_patterns("results"))
+    found = [replace(board, notes=["a note"]) for board in made.found_boards()]
     marks = f"# title\n{made.BEGIN}\nold\n{made.END}\nrest"
     text = made.readme(marks, found)
     assert "old" not in text
     assert text.startswith("# title\n")
     assert text.endswith("\nrest")
     assert made.PICTURE in text
-    assert "| good |" in text
+    names = re.findall(r"^\| (sae-\d+) ", text, re.MULTILINE)
+    assert names == [f"sae-{i}" for i in range(12)], "the sparsest first, and the task that is pictured"
     assert "dead" not in text
     assert made.readme(text, found) == text, "twice is the same"
-    assert "dead" in made.results_readme(found)
+    everything = made.results_readme(found)
+    assert "dead" in everything
+    assert sorted(re.findall(r"^### .*(fidelity|probing/x)", everything, re.MULTILINE)) == ["fidelity", "probing/x"]
+    probed = everything.partition("probing/x")[2].partition("###")[0]
+    assert re.findall(r"^\| (sae-\d+) ", probed, re.MULTILINE) == [f"sae-{i}" for i in range(13)], (
+        "by the L0 of the other task"
+    )
     (tmp_path / "docs").mkdir()
-    monkeypatch.setitem(made.draw.__globals__, "ROOT", tmp_path)
     made.draw(found)
-    assert (tmp_path / made.PICTURE).read_bytes().startswith(b"\x89PNG")
+    picture = Image.open(tmp_path / made.PICTURE)
+    fidelity = next(board for board in found if len(board.rows) == 12)
+    assert picture.text["Comment"] == made.digest(fidelity)
+    assert made.digest(fidelity) != made.digest(replace(fidelity, rows=fidelity.rows[:-1]))
     made.draw([])
     assert not (tmp_path / made.PICTURE).exists()

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 import saebench
 from saebench.corpus import task_contexts
+from saebench.dry_run import dry_runs
 from saebench.errors import UsageError
 from saebench.labels import labelled_texts, read_table, split_by_group
 from saebench.leaderboard import boards
 from saebench.models import load_model
+from saebench.plan import Request
 from saebench.plots import plots
 from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
 
@@ -257,6 +259,71 @@ def test_a_table_of_ones_own(speaker: Path, two_saes: list[Path], tmp_path: Path
     assert "did you mean 'stars'" in line
 
 
+def test_a_run_killed_while_probes_are_fitted_does_not_run_the_model_again(
+    speaker: Path, two_saes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was pooled is kept, under all that changes it: another task, or another metric version, starts anew."""
+    from saebench.plugins.metrics.probing import Probing
+
+    from saebench.subject import Subject
+
+    task = task_file(tmp_path, table(12, 12))
+    passes: list[int] = []
+    capture = Subject.capture
+    monkeypatch.setattr(Subject, "capture", lambda s, ids, *a: (passes.append(len(ids)), capture(s, ids, *a))[1])
+
+    def run() -> list[saebench.Record]:
+        passes.clear()
+        return saebench.run(two_saes, model=str(speaker), task=task, results=tmp_path / "r")
+
+    def killed(self: Probing, env: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Probing, "scores", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert sum(passes) > 100
+    records = run()
+    assert sum(passes) <= 2  # a look at whether the model can be hooked there
+    assert records[0].runs[-1]["timings"]["resumed"]
+    whole = saebench.run(two_saes, model=str(speaker), task=task, results=tmp_path / "whole")
+    for record, other in zip(records, whole, strict=True):
+        assert [row["value"] for row in record.scores] == [row["value"] for row in other.scores]
+
+
+def test_eight_saes_share_one_run_of_the_model(speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model sees as many batches for eight SAEs as for one, and never runs above the hook point."""
+    from saebench.subject import Subject
+
+    task = task_file(tmp_path, table(12, 12))
+    rows: list[int] = []
+    capture = Subject.capture
+    monkeypatch.setattr(Subject, "capture", lambda s, ids, *a: (rows.append(len(ids)), capture(s, ids, *a))[1])
+    monkeypatch.setattr(Subject, "fork", None)
+    saes = [saebench.testing.random_sae(seed=seed) for seed in range(8)]
+    seen = []
+    for some in (saes[:1], saes):
+        rows.clear()
+        names = [f"s{i}" for i in range(len(some))]
+        saebench.run(some, names=names, model=str(speaker), hook="blocks.1.hook_resid_post", task=task,
+                     results=tmp_path / str(len(some)))  # fmt: skip
+        seen.append(list(rows))
+    calibration = len(seen[0]) - len(seen[1])  # cached by then
+    assert seen[0][calibration:] == seen[1]
+
+
+def test_a_dry_run_counts_labelled_texts_at_their_length(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    frame = table(12, 12)
+    task = task_file(tmp_path, frame)
+    [plan] = dry_runs(Request([two_saes[0]], model=str(speaker), task=task, results=tmp_path / "r"))
+    tokens = sum(1 + min(5, len(text.split())) for text in frame.text)
+    assert plan.to_json()["groups"][0]["tokens"] == tokens
+    assert (plan.text.contexts, plan.text.length) == (len(frame), 6)
+    assert f"{len(frame)} contexts of {tokens / len(frame):.1f} tokens on average (at most 6)" in plan.lines()[0]
+    assert not (tmp_path / "r").exists()
+
+
 def test_metrics_and_tasks_must_fit(speaker: Path, two_saes: list[Path], tokens: Path, tmp_path: Path) -> None:
     task = task_file(tmp_path, table())
     with pytest.raises(UsageError, match="metric 'fidelity' needs token_losses"):
@@ -279,6 +346,33 @@ def test_a_suite_is_every_task_of_its_folder() -> None:
     assert [t.name for t in load_tasks("probing/wordnet@1")] == ["probing/wordnet"]
     with pytest.raises(UsageError, match="did you mean 'probing'"):
         load_tasks("probng")
+
+
+def test_a_table_of_ones_own_with_everything_wrong_with_it(speaker: Path, two_saes: list[Path], tmp_path: Path) -> None:
+    """Nothing is dropped in silence: the record counts every row that is not there, and what was cut."""
+    frame = table(12, 12).assign(group="")
+    bad = [
+        ("", "c0"),
+        ("w1 w2", None),
+        (frame.text[0], frame.label[0]),
+        ("w7 " * 200, "c1"),
+        ("w8 w9", "c0"),
+        ("w8 w9", "c1"),
+    ]
+    pd.concat([frame, pd.DataFrame(bad, columns=["text", "label"])]).to_csv(tmp_path / "my.csv", index=False)
+    [record] = saebench.run(two_saes[0], model=str(speaker), data=tmp_path / "my.csv", results=tmp_path / "r")
+    assert record.corpus["left_out"] == {
+        "without text": 1, "without label": 1, "without group": 0, "under several labels": 2, "repeated": 1,
+        "without tokens": 0, "beyond the task's count": 0, "cut": 1,
+    }  # fmt: skip
+    assert record.corpus["dropped_tokens"] == 200 - 127
+    assert record.corpus["contexts"] == len(frame) + 1
+    assert record.score("accuracy")["n"] == sum(c["test"] for c in record.corpus["labels"]["classes"].values())
+
+
+def test_a_suite_may_be_named_with_its_folder() -> None:
+    assert {t.name for t in load_tasks("probing-hub")} == {n for n in builtin_tasks() if n.startswith("probing-hub/")}
+    assert len(load_tasks("probing-hub")) == 8
 
 
 def test_hashes_of_text_tasks_are_what_they_were() -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from saebench.cli import main
 from saebench.compare import compare
 from saebench.errors import SaebenchError, UsageError
 from saebench.leaderboard import Report, boards, select
 from saebench.registry import registry
 from saebench.stats import Ratio
-from saebench.tables import board_table, clean, comparison_table, notes
-from tests.synthetic import Make, declared, make_record, units
+from saebench.tables import board_table, caption, clean, comparison_table, notes
+from tests.synthetic import Make, declared, make_record, plain, units
 
 
 @pytest.fixture
@@ -131,6 +133,55 @@ def test_duplicates_are_merged_and_conflicts_refused(make: Make) -> None:
     )
 
 
+def test_what_two_records_of_one_measurement_have_is_put_together(make: Make) -> None:
+    """One has fidelity, the other has it too and more, a third failed where the second did not."""
+    whole, rival = make("a"), make("b", 0.05)
+    fidelity = make("a", folder="one", metrics={"fidelity": {"version": 1, "units": None}}, scores=whole.scores[:2])
+    only_use = make("a", folder="two", metrics={"use": {"version": 1, "units": None}}, scores=whole.scores[2:])
+    failed = replace(only_use, scores=[], errors={"use": "out of memory"})
+    for found in ([fidelity, only_use, rival], [only_use, rival, fidelity], [failed, fidelity, only_use, rival]):
+        [board] = boards(found)
+        row = next(row for row in board.rows if row.name == "a")
+        assert {c.key for c in board.columns if row.cells[c].value is not None} == {s["key"] for s in whole.scores}
+        ev = next(c for c in board.columns if c.key == "explained_variance")
+        assert row.cells[ev].rank == 1, "its units were found beside the record that it came from"
+        assert board.notes == []
+
+
+@pytest.mark.parametrize(("key", "by"), [("dead_fraction", 0.1), ("auroc", 0.03)])
+def test_scores_that_are_no_ratio_of_sums_can_contradict_too(make: Make, key: str, by: float) -> None:
+    one = make("a", scores=[plain("use", key, 0.25, "lower"), plain("use", "l0_p50", 32.0)])
+    near = replace(one, scores=[one.scores[0] | {"value": 0.251}, one.scores[1] | {"value": 33.0}])
+    assert boards([one, near])[0].notes == []
+    far = replace(one, scores=[one.scores[0] | {"value": 0.25 + by}, one.scores[1]])
+    for found in ([one, far], [one, near, far]):
+        [board] = boards(found)
+        assert board.rows == []
+        assert f"disagree: {key} is 0.25" in board.notes[0]
+
+
+def test_boards_that_would_look_alike_say_in_what_they_differ(make: Make) -> None:
+    settings = {"model_dtype": "float32", "sae_dtype": "float32", "max_norm": None, "seed": 0, "limit": None}
+    found = boards([make("a"), make("b", corpus={"fingerprint": "elsewhere"}), make("c", settings=settings)])
+    titles = [caption(board) for board in found]
+    assert len(set(titles)) == 3
+    assert [board.variant for board in found] == [
+        "text c, max_norm 10.0", "text elsewher, max_norm 10.0", "text c, max_norm None",
+    ]  # fmt: skip
+    assert boards([make("a")])[0].variant == ""
+    for name in ("markdown", "html"):
+        assert "text elsewher" in render(name, found)
+
+
+def test_a_score_that_was_not_defined_failed(make: Make) -> None:
+    one = make("a")
+    less = make("b", 0.01, scores=one.scores[:3], errors={"use.dead_fraction_curve": "column 'n' sums to 0"})
+    [board] = boards([one, less])
+    column = next(c for c in board.columns if c.key == "dead_fraction_curve")
+    cell = board.rows[1].cells[column]
+    assert (cell.state, cell.reason) == ("failed", "column 'n' sums to 0")
+
+
 def test_units_that_are_not_the_records_own_cost_the_rank_and_nothing_else(make: Make) -> None:
     records = [make("a", 0.0, 1), make("b", 0.0, 2), make("c", 0.05, 3)]
     path = records[1].path
@@ -213,6 +264,26 @@ def test_compare_refuses_one_record_and_itself(make: Make) -> None:
         compare([one])
     with pytest.raises(SaebenchError, match="the same measurement twice"):
         compare([one, one])
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m\u202etxt\x00", "x" * 10_000_000, "[bold red]x[/]"])
+def test_hostile_names_stay_text_in_comparisons_and_errors(tmp_path: Path, name: str) -> None:
+    for i in range(2):
+        about = {"name": name, "sha256": f"{i}" * 64, "architecture": name, "d_sae": 64}
+        make_record(tmp_path, f"sae-{i}", 0.05 * i, i, sae=about)
+    make_record(tmp_path / "other", "x", 0.0, 3, sae=about, corpus={"fingerprint": name})
+    paths = [str(p) for p in sorted(tmp_path.glob("*.json"))]
+    shown = CliRunner().invoke(main, ["compare", *paths])
+    assert shown.exit_code == 0, shown.stderr
+    [stranger] = (tmp_path / "other").glob("*.json")
+    refused = CliRunner().invoke(main, ["compare", paths[0], str(stranger)])
+    assert refused.exit_code == 1
+    unknown = CliRunner().invoke(main, ["compare", "red", name[:1000].replace("\0", ""), "--results", str(tmp_path)])
+    assert unknown.exit_code in (1, 2)
+    for text in (shown.output, refused.output, unknown.output):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert len(text) < 20_000
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------

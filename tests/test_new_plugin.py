@@ -1,5 +1,6 @@
 """The newcomer's path, done literally: new-plugin, pip install -e, run, the table, the leaderboard, its own test."""
 
+import inspect
 import os
 import runpy
 import subprocess
@@ -78,13 +79,21 @@ def functions_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
     return {name: item for name, item in scope.items() if name.startswith("test_")}
 
 
+def call_test(test: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pytest would call it."""
+    have: dict[str, Any] = {"tmp_path": tmp_path, "monkeypatch": monkeypatch}
+    if "trained" in inspect.signature(test).parameters:
+        have["trained"] = test.__globals__["trained"].__wrapped__()
+    test(*[have[name] for name in inspect.signature(test).parameters])
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
     new_plugin(f"my-{kind}", kind, tmp_path)
     tests = functions_of(tmp_path / f"my-{kind}", monkeypatch).values()
     assert tests
     for test in tests:
-        test(*[tmp_path] * test.__code__.co_argcount)
+        call_test(test, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,10 @@ def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
         ("metric", '"amax"', '"mean"'),
         ("format", "TopK(k), True", "TopK(k), False"),
         ("format", "config.check", "len"),
+        ("recipe", "x_hat = sae.decode_dense(f)", "x_hat = sae.decode_dense(f.detach())"),
         ("report", "value_text(cell)", '"0"'),
+        ("judge", "longest in rest", "longest not in rest"),
+        ("judge", "reply.data, reply.text", "{'x': True}, reply.text"),
     ],
 )
 def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
@@ -105,7 +117,7 @@ def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
     tests = functions_of(code.parent, monkeypatch).values()
     with pytest.raises((AssertionError, CheckpointError, TypeError)):  # noqa: PT012
         for test in tests:
-            test(*[tmp_path] * test.__code__.co_argcount)
+            call_test(test, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +130,9 @@ def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
         ("torch", "metric", "already there"),
         ("json", "report", "already there"),
         ("gemma-scope", "format", "already a format"),
-        ("x", "judge", "judge"),
+        ("openai", "judge", "already"),
+        ("topk", "recipe", "already a recipe"),
+        ("x", "sandwich", "sandwich"),
     ],
 )
 def test_bad_names_are_refused_and_write_nothing(name, kind, words, tmp_path, monkeypatch):
@@ -138,5 +152,7 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
     assert not list((tmp_path / "mine").iterdir())
 
 
-def test_every_kind_offered_has_a_hook():
-    assert {f"{kind}s" for kind in KINDS} <= set(REGISTERED)
+def test_every_kind_offered_has_a_hook_and_every_hook_but_models_a_kind():
+    assert {f"{kind}s" for kind in KINDS} == set(REGISTERED) - {"models"}
+    [option] = [p for p in main.commands["new-plugin"].params if p.name == "kind"]
+    assert sorted(option.type.choices) == sorted(KINDS)

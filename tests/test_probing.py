@@ -291,6 +291,28 @@ def test_too_few_documents_are_said() -> None:
     assert metric.details()["left_out"]["k above the number of training documents"] == [16]
 
 
+def test_one_group_of_a_label_on_the_test_side_gives_no_interval() -> None:
+    """Three books, each by another author: how much an author's books differ cannot be told from them."""
+    label = np.repeat(np.arange(3), 40)
+    group = np.arange(120) // 10
+    test = np.isin(group, [0, 4, 8])
+    metric = measured(noise(120, 6), labels_of(label, test, group))
+    scores = metric.scores(Env(identity_sae(D)))
+    assert {s.no_interval for s in scores} == {
+        "label 'a' has one group on the test side: how much groups differ cannot be told"
+    }
+    assert all(s.low is None and s.num is None for s in scores)
+    again = measured(noise(120, 6), labels_of(label, test, np.arange(120)))
+    for score, other in zip(scores, again.scores(Env(identity_sae(D))), strict=True):
+        assert other.no_interval is None
+        if other.num is None:
+            assert score.value == pytest.approx(other.value, abs=0.25)  # folds are by group: another C
+    frame = metric.units()
+    accuracy = next(s for s in scores if s.key == "accuracy")
+    assert accuracy.value == frame["mean_sae_12"].mean()
+    assert accuracy.n == len(frame) == 30
+
+
 def test_a_document_without_a_scored_token_is_counted() -> None:
     labels = two_sided(40)
     scored = torch.ones(40, TOKENS, dtype=torch.bool)

@@ -98,3 +98,24 @@ def test_the_task_is_the_text_it_names(model):
     assert contexts.fingerprint().startswith("a2329a33c1527541")
     text = model.tokenizer.decode(contexts.token_ids[0, 1:])
     assert text.startswith("Fellow-Citizens")
+
+
+def test_probing_on_real_glosses(model, tmp_path):
+    """240 glosses of wordnet@1, end to end; other batches change the model's rounding, and with it a document or two at most."""
+    [record] = saebench.run(BUNDLED, task="probing/wordnet", limit=240, results=tmp_path)
+    assert record.errors == {}
+    assert record.corpus["labels"]["groups"]["train"] > 100
+    scores = {s["key"]: s for s in record.scores if s["at"] is None}
+    assert scores["majority_rate"]["value"] < 0.25 < scores["accuracy"]["value"]
+    assert scores["random_sae_accuracy"]["value"] > scores["majority_rate"]["value"]
+    assert scores["dense_accuracy"]["value"] > 0.5
+    for key in ("accuracy", "balanced_accuracy", "auroc"):
+        assert 0 <= scores[key]["low"] < scores[key]["value"] < scores[key]["high"] <= 1
+    at = {s["at"] for s in record.scores if s["key"] == "mean_sae_accuracy"}
+    assert at == {1, 2, 5, 16, 128, 2304}
+    chosen = [p for p in record.metrics["probing"]["details"]["probes"] if p["k"] == 5 and p["pool"] == "mean"]
+    assert len(chosen) == 10
+    assert all(len(p["latents"]) == len(p["weights"]) == 5 for p in chosen)
+    again = saebench.run(BUNDLED, task="probing/wordnet", limit=240, results=tmp_path / "again", batch_size=7)[0]
+    for row, other in zip(record.scores, again.scores, strict=True):
+        assert row["value"] == pytest.approx(other["value"], abs=0.03), (row["key"], row["at"])

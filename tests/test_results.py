@@ -1,6 +1,7 @@
 """Records on disk: whole or absent, validated on read, never overwritten by another variant."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from saebench.results import (
     SCHEMA,
     Record,
     RecordError,
+    add_to_record,
     find_records,
     fingerprint,
     load_records,
@@ -147,3 +149,67 @@ def test_find_records_by_name(tmp_path):
         find_records(["tow", "one"], tmp_path)
     with pytest.raises(RecordError, match="no such file"):
         find_records(["one"], tmp_path / "nowhere")
+
+
+# --- several writers -------------------------------------------------------------------------------------------------
+
+ROUNDS = 12
+
+
+def with_metric(record: Record, name: str, value: float) -> Record:
+    """The record as a run leaves it that measured one metric more."""
+    record.metrics[name] = {"version": 1, "units": None}
+    record.scores.append(make().scores[0] | {"metric": name, "value": value})
+    record.runs.append({"metrics": [name]})
+    return record
+
+
+def _writer(who: int, results: Path, ready: Any) -> None:
+    """Read the record, wait until the other has read it too, add a metric of one's own; many times."""
+    for i in range(ROUNDS):
+        name = f"m{who}_{i}"
+        seen = with_metric(read_record(record_path(results, make())), name, float(i))
+        ready.wait(60)
+        add_to_record(results, seen, [name], {name: UNITS.assign(x=float(i))})
+        ready.wait(60)
+
+
+def test_two_runs_that_add_to_one_record_lose_nothing(tmp_path):
+    make().write(record_path(tmp_path, make()), {"m": UNITS})
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(2)
+    writers = [fork.Process(target=_writer, args=(who, tmp_path, ready)) for who in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    [record] = load_records([tmp_path])
+    theirs = {f"m{who}_{i}": float(i) for who in range(2) for i in range(ROUNDS)}
+    assert {row["metric"]: row["value"] for row in record.scores} == theirs | {"m": 0.5}
+    assert sorted(run["metrics"][0] for run in record.runs) == sorted(theirs)
+    for name, value in theirs.items():
+        assert record.units(name)["x"].tolist() == [value, value]
+    pd.testing.assert_frame_equal(record.units("m"), UNITS)
+
+
+def test_what_is_measured_again_replaces_itself_alone(tmp_path):
+    first = make(errors={"m.b": "zero", "other": "failed"})
+    first.metrics["other"] = {"version": 1, "units": None}
+    first.write(path := record_path(tmp_path, first), {"m": UNITS})
+    again = make(runs=[{"metrics": ["m"]}], corpus={"fingerprint": "00", "tokens": {"scored": 3}})
+    again.scores[0]["value"] = 0.25
+    record = add_to_record(tmp_path, again, ["m"], {"m": UNITS.assign(x=9.0)})
+    assert record.to_json() == read_record(path).to_json()
+    assert record.errors == {"other": "failed"}
+    assert set(record.metrics) == {"m", "other"}
+    assert [row["value"] for row in record.scores] == [0.25]
+    assert record.corpus == {"fingerprint": "00", "tokens": {"scored": 3}}
+    assert record.units("m")["x"].tolist() == [9.0, 9.0]
+
+
+def test_a_results_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    found = make(runs=[{}])
+    with pytest.raises(SaebenchError, match="could not be written"):
+        add_to_record(tmp_path / "file", found, ["m"], {})

@@ -148,6 +148,36 @@ def test_two_ranks_equal_one(llama, tokens, two_saes, tmp_path):
         assert record.fingerprint == other.fingerprint
 
 
+_OWN_FOLDERS = """
+import os, sys, saebench
+rank, (root, model, tokens, *saes) = os.environ["RANK"], sys.argv[1:]
+records = saebench.run(saes, model=model, tokens=tokens, results=os.path.join(root, rank))
+assert len(records) == (2 if rank == "0" else 0), records
+"""
+
+
+def test_rank_0_plans_for_all(llama, tokens, two_saes, tmp_path):
+    """Ranks whose results folders hold other things: one SAE done and one not, one damaged, one done with other numbers."""
+    one = measure(two_saes, llama, tokens, tmp_path / "one")
+    measure(two_saes[0], llama, tokens, tmp_path / "0", metrics=["fidelity"])
+    first, second = (Path(r.path).relative_to(tmp_path / "one") for r in one)
+    for path, text in ((first, "damaged"), (second, one[1].path.read_text())):
+        (tmp_path / "1" / path).parent.mkdir(parents=True)
+        (tmp_path / "1" / path).write_text(text)
+    before = files(tmp_path / "1")
+    script = tmp_path / "script.py"
+    script.write_text(_OWN_FOLDERS)
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", str(script)]
+    done = subprocess.run([sys.executable, *command, str(tmp_path), str(llama), str(tokens), *map(str, two_saes)],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=250)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    by_name = {r.sae["name"]: r for r in saebench.load_records([tmp_path / "0"])}
+    for record in one:
+        same(record, by_name[record.sae["name"]])
+    assert [run["provenance"]["ranks"] for run in by_name["first"].runs] == [1, 2]
+    assert {k: v for k, v in files(tmp_path / "1").items() if not k.startswith(".state")} == before
+
+
 def arguments(saes: list[Path], llama: Path, tokens: Path, results: Path) -> list[str]:
     flags = [part for sae in saes for part in ("--sae", str(sae))]
     return ["run", *flags, "--model", str(llama), "--tokens", str(tokens), "--results", str(results)]
@@ -175,6 +205,25 @@ def test_new_metric_computes_only_that(llama, tokens, two_saes, tmp_path, monkey
     assert set(second.metrics) == {"fidelity", "sparsity"}
     assert {k: v for k, v in values(second).items() if k[0] == "fidelity"} == fidelity
     assert [run["metrics"] for run in second.runs] == [["fidelity"], ["sparsity"]]
+
+
+def test_two_runs_on_one_record_at_a_time_lose_nothing(llama, tokens, two_saes, tmp_path, monkeypatch):
+    """The second begins and ends while the first, which has read what there is, still computes."""
+    original = saebench.measure.finish_metric
+
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.undo()
+        measure(two_saes[0], llama, tokens, tmp_path, metrics=["sparsity"])
+        return original(*args)
+
+    monkeypatch.setattr("saebench.measure.finish_metric", meanwhile)
+    [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["fidelity"])
+    [there] = saebench.load_records([tmp_path])
+    assert record.to_json() == there.to_json()
+    assert set(there.metrics) == {"fidelity", "sparsity"}
+    assert [run["metrics"] for run in there.runs] == [["sparsity"], ["fidelity"]]
+    assert there.score("l0")["value"] == 8
+    assert there.units("sparsity") is not None
 
 
 def test_force_computes_again_and_keeps_the_other_metrics(llama, tokens, two_saes, tmp_path):

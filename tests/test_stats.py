@@ -417,3 +417,20 @@ def test_pairs_that_are_refused() -> None:
         paired_difference(a, a.assign(unit_id=[4, 4, 5]), RATIO)
     with pytest.raises(SaebenchError, match="without num and den"):
         ratio_interval(a, Score("norm", value=1.0, no_interval="exact"))
+
+
+def test_an_interval_ends_where_its_score_does() -> None:
+    """Units that are a yes or a no make a share: no interval leaves [0, 1], and a paired gap of two none leaves [-1, 1]."""
+    groups = np.repeat(np.arange(4), 25)
+    share = ratio_interval(frame((groups != 0) * 1.0, np.ones(100), groups), RATIO)
+    assert (share.value, share.high) == (0.75, 1.0)
+    half = scipy_stats.t(3).ppf(0.975) * np.std([0, 1, 1, 1], ddof=1) / 2  # equal groups: a t interval of their means
+    assert share.low == pytest.approx(max(0.0, 0.75 - half), abs=1e-9)
+    weighted = frame((groups != 0) * 0.5, np.full(100, 0.5), groups)
+    assert ratio_interval(weighted, RATIO).high == 1.0
+    assert ratio_interval(weighted, Ratio("num", "den", 1.0, -1.0)).low == 0.0
+    gap = ratio_interval(frame(np.where(groups == 0, 0.0, -1.0), np.ones(100), groups), RATIO)
+    assert gap.low == -1.0
+    free = ratio_interval(frame(np.where(groups == 0, 0.1, 1.0), np.ones(100), groups), RATIO)
+    assert free.high is not None
+    assert free.high > 1

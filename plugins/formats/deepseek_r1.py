@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, TorchFile, shapes_of
-from saebench.readers import torch_file_of
+from saebench.checkpoint import shapes_of
+from saebench.readers import torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
 _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
@@ -24,14 +24,10 @@ class DeepSeekR1(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        source = torch_file_of(path)
-        if source is None:
-            raise CheckpointError(f"{path}: not a torch file")
-        file = TorchFile(source)
-        file.check(_TENSORS, (), options)
+        file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         facts = [Fact("subtracts b_dec", "false", "inferred: this format never does")]
-        layer = re.search(r"(?:^|[-_.])l(\d+)(?:[-_.]|$)", source.stem)
+        layer = re.search(r"(?:^|[-_.])l(\d+)(?:[-_.]|$)", file.path.stem)
         hook = f"blocks.{layer[1]}.hook_resid_post" if layer else None
         if hook:
             facts.append(Fact("hook", hook, "inferred: the file's name"))

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, TorchFile, shapes_of
-from saebench.readers import torch_file_of
+from saebench.checkpoint import shapes_of
+from saebench.readers import torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
 _TENSORS = {"encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"}
@@ -25,16 +25,12 @@ class Goodfire(Format):
         return file is not None and "encoder_linear.weight" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        source = torch_file_of(path)
-        if source is None:
-            raise CheckpointError(f"{path}: not a torch file")
-        file = TorchFile(source)
-        file.check(_TENSORS, (), options)
+        file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder_linear.weight", 2)
         W_dec = file.transposed("decoder_linear.weight", d_in, d_sae)
         facts = [Fact("subtracts b_dec", "false", "inferred: this library never does")]
         model = hook = None
-        if found := _NAME.fullmatch(source.stem):
+        if found := _NAME.fullmatch(file.path.stem):
             model, hook = found[1], f"blocks.{found[2]}.hook_resid_post"
             facts.append(Fact("model and hook", f"{model}, {hook}", "inferred: the file's name"))
         return SAE(

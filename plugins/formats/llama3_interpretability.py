@@ -9,8 +9,8 @@ is in the file. The published SAE (65,536 latents, k 64) reads the output of blo
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
-from saebench.readers import torch_file_of
+from saebench.checkpoint import MissingError, shapes_of
+from saebench.readers import torch_checkpoint, torch_file_of
 from saebench.sae import Fact, LayerNorm, Metadata, TopK
 
 _TENSORS = {"b_pre", "encoder.weight", "encoder.bias", "decoder.weight"}
@@ -27,14 +27,10 @@ class Llama3Interpretability(Format):
         return file is not None and "b_pre" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        source = torch_file_of(path)
-        if source is None:
-            raise CheckpointError(f"{path}: not a torch file")
-        file = TorchFile(source)
-        file.check(_TENSORS, (), options)
+        file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         if options.k is None:
-            raise MissingError("k", f"{source}: the file does not hold its k (the published SAE's is 64)")
+            raise MissingError("k", f"{file.path}: the file does not hold its k (the published SAE's is 64)")
         W_dec = file.transposed("decoder.weight", d_in, d_sae)
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("encoder.bias", d_sae), file.get("b_pre", d_in),

@@ -9,7 +9,7 @@ from typing import Any
 
 from saebench import SAE, Format, LoadOptions, hookimpl
 from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
-from saebench.readers import torch_file_of
+from saebench.readers import torch_checkpoint, torch_file_of
 from saebench.sae import Activation, Fact, Identity, LayerNorm, Metadata, NoTransform, ReLU, SignedTopK, TopK
 
 _TENSORS = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight"}
@@ -28,15 +28,11 @@ class OpenAI(Format):
         return file is not None and {"pre_bias", "latent_bias"} <= shapes_of(file).keys()
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        source = torch_file_of(path)
-        if source is None:
-            raise CheckpointError(f"{path}: not a torch file")
-        file = TorchFile(source)
-        file.check(_TENSORS | _VALUES, _STATISTICS, options)
+        file = torch_checkpoint(path, _TENSORS | _VALUES, options, _STATISTICS)
         d_sae, d_in = file.shape("encoder.weight", 2)
         tied = "decoder.linear.weight" in file
         if tied == ("decoder.weight" in file):
-            raise CheckpointError(f"{source}: needs one of 'decoder.weight' and 'decoder.linear.weight' (tied)")
+            raise CheckpointError(f"{file.path}: needs one of 'decoder.weight' and 'decoder.linear.weight' (tied)")
         if tied:
             W_dec = file.get("decoder.linear.weight", d_sae, d_in).contiguous()
         else:
@@ -45,7 +41,7 @@ class OpenAI(Format):
         normalizes = isinstance(activation, TopK | SignedTopK)
         facts += (
             Fact("subtracts b_dec", "true", "inferred: this library always does"),
-            Fact("input normalization", "layer_norm" if normalizes else "none", f"{source.name} activation"),
+            Fact("input normalization", "layer_norm" if normalizes else "none", f"{file.path.name} activation"),
         )
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("latent_bias", d_sae), file.get("pre_bias", d_in),

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, MissingError, TorchFile, shapes_of
-from saebench.readers import oriented, torch_file_of
+from saebench.checkpoint import CheckpointError, MissingError, shapes_of
+from saebench.readers import oriented, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, TopK
 
 from .connor_rob import config_of
@@ -27,20 +27,16 @@ class QwenScope(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS and config_of(file) is None
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        source = torch_file_of(path)
-        if source is None:
-            raise CheckpointError(f"{path}: not a torch file")
-        file = TorchFile(source)
-        file.check(_TENSORS, (), options)
+        file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("b_enc", 1)[0], file.shape("b_dec", 1)[0]
         W_enc, W_dec = oriented(file, "W_enc", d_in, d_sae), oriented(file, "W_dec", d_sae, d_in)
         if (file.shapes["W_enc"] == (d_in, d_sae)) != (file.shapes["W_dec"] == (d_sae, d_in)):
-            raise CheckpointError(f"{source}: one of 'W_enc' and 'W_dec' is transposed and the other is not")
-        repository = _REPOSITORY.search("/".join(source.resolve().parts))
-        layer = re.fullmatch(r"layer(\d+)\.sae", source.stem)
+            raise CheckpointError(f"{file.path}: one of 'W_enc' and 'W_dec' is transposed and the other is not")
+        repository = _REPOSITORY.search("/".join(file.path.resolve().parts))
+        layer = re.fullmatch(r"layer(\d+)\.sae", file.path.stem)
         k = int(repository[2]) if repository else options.k
         if k is None:
-            raise MissingError("k", f"{source}: the file does not hold its k")
+            raise MissingError("k", f"{file.path}: the file does not hold its k")
         return SAE(
             W_enc, W_dec, file.get("b_enc", d_sae), file.get("b_dec", d_in), TopK(k), False,
             metadata=Metadata(dtype=file.dtype,

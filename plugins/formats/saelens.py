@@ -5,16 +5,12 @@ Training checkpoints have the same files and are not folded: their input scaling
 (`activation_scaler.json`, `activation_whitening.safetensors`), and latents stay in the scaled space, as in `encode` there.
 """
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
@@ -34,9 +30,9 @@ from saebench.sae import (
     Transform,
 )
 
-from . import saelens_legacy
+from . import saelens_legacy, saelens_write
+from .saelens_write import WEIGHTS
 
-_WEIGHTS = "sae_weights.safetensors"
 _MATTERS = {
     "architecture", "k", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm",
     "reshape_activations", "d_in", "d_sae", "d_out", "matryoshka_widths", "metadata",
@@ -101,15 +97,15 @@ class SAELens(Format):
     name = "saelens"
 
     def matches(self, path: Path) -> bool:
-        folder = folder_of(path, _WEIGHTS)
-        return folder is not None and (folder / "cfg.json").is_file() and "W_dec" in shapes_of(folder / _WEIGHTS)
+        folder = folder_of(path, WEIGHTS)
+        return folder is not None and (folder / "cfg.json").is_file() and "W_dec" in shapes_of(folder / WEIGHTS)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        folder = folder_of(path, _WEIGHTS)
+        folder = folder_of(path, WEIGHTS)
         if folder is None:
-            raise CheckpointError(f"{path}: {_WEIGHTS} is missing")
+            raise CheckpointError(f"{path}: {WEIGHTS} is missing")
         cfg = Config.read(folder / "cfg.json")
-        weights = SafetensorsFile(folder / _WEIGHTS)
+        weights = SafetensorsFile(folder / WEIGHTS)
         said = "apply_b_dec_to_input" in cfg.data
         if saelens_legacy.is_legacy(cfg):
             cfg = saelens_legacy.modern(cfg, options)
@@ -124,7 +120,7 @@ class SAELens(Format):
         return _assemble(cfg, weights, architecture, parts, folder, options)
 
     def save(self, sae: SAE, path: Path) -> None:
-        write(sae, path)
+        saelens_write.write(sae, path)
 
 
 def _read_parts(cfg: Config, weights: SafetensorsFile, architecture: str, options: LoadOptions) -> _Parts:
@@ -166,7 +162,7 @@ def _fold_finetuning(cfg: Config, weights: SafetensorsFile, parts: _Parts) -> No
     if not cfg.boolean("finetuning_scaling_factor", False):
         raise CheckpointError(f"{weights.path}: holds a 'scaling_factor' that 'finetuning_scaling_factor' disowns")
     parts.W_dec.mul_(factor[:, None])
-    parts.facts.append(Fact("latents are scaled before the decoder", "true", f"{_WEIGHTS} scaling_factor"))
+    parts.facts.append(Fact("latents are scaled before the decoder", "true", f"{WEIGHTS} scaling_factor"))
 
 
 def _assemble(
@@ -268,7 +264,7 @@ def _activation(
             raise CheckpointError(
                 f"{weights.path}: topk_threshold is {threshold}: it was never learned, and the SAE would act as a ReLU"
             )
-        parts.facts.append(Fact("threshold", repr(threshold), f"{_WEIGHTS} topk_threshold"))
+        parts.facts.append(Fact("threshold", repr(threshold), f"{WEIGHTS} topk_threshold"))
         return JumpReLU(torch.tensor(threshold, dtype=torch.float64).float())
     if "jumprelu" in architecture:
         thresholds = _thresholds(weights, d_sae, parts)
@@ -289,12 +285,12 @@ def _thresholds(weights: SafetensorsFile, d_sae: int, parts: _Parts) -> Tensor:
     if "log_threshold" in weights:
         if "threshold" in weights:
             raise CheckpointError(f"{weights.path}: holds both 'threshold' and 'log_threshold'")
-        parts.facts.append(Fact("threshold", "exp(log_threshold)", f"{_WEIGHTS} log_threshold"))
+        parts.facts.append(Fact("threshold", "exp(log_threshold)", f"{WEIGHTS} log_threshold"))
         return weights.get("log_threshold", d_sae).exp()
     threshold = weights.get("threshold", d_sae)
     if bool((threshold == -1).all()):
         raise CheckpointError(f"{weights.path}: 'threshold' is -1 throughout: it was never learned")
-    parts.facts.append(Fact("threshold", "linear", f"{_WEIGHTS} threshold"))
+    parts.facts.append(Fact("threshold", "linear", f"{WEIGHTS} threshold"))
     return threshold
 
 
@@ -329,99 +325,6 @@ def _groups(cfg: Config, widths: Any, d_sae: int) -> tuple[int, ...] | None:
     if min(groups) <= 0:
         raise CheckpointError(f"{cfg.path}: 'matryoshka_widths' {widths} do not rise to {d_sae}")
     return groups
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def write(sae: SAE, path: Path) -> None:
-    """Write `sae` as SAELens 6.
-
-    Raises:
-        CheckpointError: SAELens has no architecture or normalization that computes the same.
-    """
-    architecture, extra, tensors = _as_saelens(sae)
-    meta = sae.metadata
-    metadata: dict[str, Any] = {
-        "sae_lens_version": "6.54.12", "sae_lens_training_version": None, "model_name": meta.model,
-        "hook_name": meta.hook, "hook_name_out": meta.hook_out, "prepend_bos": meta.prepend_bos,
-        "context_size": meta.context_length, "training_tokens": meta.training_tokens,
-        "training_architecture": meta.architecture,
-    }  # fmt: skip
-    if meta.group_sizes or meta.declared_l0 is not None:
-        widths = torch.tensor(meta.group_sizes or ()).cumsum(0).tolist()
-        metadata["training_architecture_details"] = {"k": meta.declared_l0} | (
-            {"matryoshka_widths": widths} if widths else {}
-        )
-    cfg = {
-        "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", "device": "cpu",
-        "apply_b_dec_to_input": sae.subtracts_b_dec, "normalize_activations": _normalization_name(sae),
-        "reshape_activations": "none", **extra,
-        "metadata": {k: v for k, v in metadata.items() if v is not None},
-    }  # fmt: skip
-    path.mkdir(parents=True, exist_ok=True)
-    plain = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
-    _replace(path / _WEIGHTS, lambda target: save_file(plain, target))
-    _replace(path / "cfg.json", lambda target: target.write_text(json.dumps(cfg, indent=1) + "\n"))
-
-
-def _replace(target: Path, write_to: Callable[[Path], Any]) -> None:
-    """Write beside, then rename: an SAE may still be mapped from the file that is replaced."""
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        write_to(fresh)
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _normalization_name(sae: SAE) -> str:
-    transcoder = sae.is_transcoder or sae.d_in != sae.d_out or sae.W_skip is not None
-    for name, transform in (
-        ("none", NoTransform()),
-        ("layer_norm", LayerNorm(restores=not transcoder)),
-        ("constant_norm_rescale", TokenScale(restores=not transcoder)),
-    ):
-        if sae.transform == transform:
-            return name
-    raise CheckpointError(
-        f"SAELens has no normalization that computes {sae.transform}; this SAE cannot be written exactly"
-    )
-
-
-def _as_saelens(sae: SAE) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Its architecture's name there, the config keys it needs, and its tensors."""
-    tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    activation, extra = sae.activation, {}
-    if isinstance(activation, Gated):
-        if bool(sae.b_enc.any()):
-            raise CheckpointError("a gated SAE with an encoder bias cannot be written as SAELens")
-        tensors |= {"r_mag": activation.r_mag, "b_gate": activation.b_gate, "b_mag": activation.b_mag}
-        architecture = "gated"
-    else:
-        tensors["b_enc"] = sae.b_enc
-        architecture = _architecture(activation)
-    if isinstance(activation, JumpReLU):
-        tensors["threshold"] = activation.threshold.expand(sae.d_sae).clone()
-    if isinstance(activation, TopK | AbsTopK):
-        extra = {"k": activation.k, "rescale_acts_by_decoder_norm": False}
-    if sae.is_transcoder or sae.d_in != sae.d_out or sae.W_skip is not None:
-        architecture = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}.get(architecture, "")
-        if not architecture or sae.subtracts_b_dec:
-            raise CheckpointError("SAELens has no transcoder of this activation; this SAE cannot be written exactly")
-        if sae.W_skip is not None:
-            architecture = architecture.replace("transcoder", "skip_transcoder")
-            tensors["W_skip"] = sae.W_skip.T
-        extra["d_out"] = sae.d_out
-    return architecture, extra, tensors
-
-
-def _architecture(activation: Activation) -> str:
-    for kind, name in ((ReLU, "standard"), (TopK, "topk"), (AbsTopK, "abstopk"), (JumpReLU, "jumprelu")):
-        if isinstance(activation, kind):
-            return name
-    kind_name = type(activation).__name__
-    raise CheckpointError(f"SAELens has no architecture that computes {kind_name}; this SAE cannot be written exactly")
 
 
 @hookimpl

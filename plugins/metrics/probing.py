@@ -30,6 +30,12 @@ class Probing(Metric):
 
     Sources: `sae`; `random_sae` (same shape, same L0 on each token); `dense` (x itself, all of it); `pca` and `random` (k of
     the principal or of random directions of x, chosen as latents are). Units: test documents; clusters: the task's groups.
+    No interval where a label has but one group on the test side.
+
+    Headline, at k = 16 and mean pooling: `accuracy`, `balanced_accuracy`, `auroc`, `gap_to_dense` and `gap_to_random_sae`
+    (paired over documents), `dense_accuracy`, `random_sae_accuracy`, `majority_rate`. Curves, with a point for each k in
+    1, 2, 5, 16, 128 and all: `mean_SOURCE_accuracy`, `mean_SOURCE_balanced_accuracy`, `mean_SOURCE_auroc`, `mean_gap_to_dense`,
+    `mean_gap_to_random_sae`, and the same with `max_`.
     """
 
     name = "probing"
@@ -104,7 +110,22 @@ class Probing(Metric):
                 self._probes[pool, source, k] = probe
         clusters = self._column("cluster_id")[order][labels.test]
         self._units = self._make_units(documents, self._column("unit_id")[order][labels.test], clusters, ks)
-        return [*self._headline(ks, documents, clusters), *self._curves(documents, clusters, ks)]
+        scores = [*self._headline(ks, documents, clusters), *self._curves(documents, clusters, ks)]
+        reason = few_groups(labels)
+        return scores if reason is None else [self._without_interval(score, reason) for score in scores]
+
+    def _without_interval(self, score: Score, reason: str) -> Score:
+        """The same number, with the reason why it has no interval."""
+        about: dict[str, Any] = {
+            "unit": score.unit,
+            "direction": score.direction,
+            "at": score.at,
+            "no_interval": reason,
+        }
+        if score.num is None:
+            return Score.plain(score.key, float(score.value or 0.0), n=int(score.n or 0), **about)
+        value = float(self._units[score.num].sum() / self._units[str(score.den)].sum())
+        return Score.plain(score.key, value, n=len(self._units), **about)
 
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate([row[name] for row in self.rows])
@@ -189,6 +210,15 @@ class Probing(Metric):
                 probes.append(entry)
         about = {"pool": HEADLINE[0], "k": HEADLINE[1], "C_all": C_ALL}
         return {"headline": about, "left_out": self._left_out, "probes": probes}
+
+
+def few_groups(labels: Labels) -> str | None:
+    """Why there can be no interval, if so: it is over groups, and a label with one group on the test side cannot vary."""
+    for c, name in enumerate(labels.classes):
+        groups = len(set(labels.group[labels.test & (labels.label == c)].tolist()))
+        if groups == 1:
+            return f"label '{name}' has one group on the test side: how much groups differ cannot be told"
+    return None
 
 
 def _share(key: str, num: str, den: str, at: float | None = None, direction: Any = None) -> Score:

@@ -4,31 +4,41 @@ All text is escaped on the way in: what the page's script shows, it shows throug
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 from saebench import hookimpl
-from saebench.leaderboard import Board, Cell, Column, Report, Row, headlines
+from saebench.leaderboard import Board, Cell, Column, Report, Row
 from saebench.plots import architecture, inline_svg, plots
 from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
+
+from .sae_pages import about, page_names, sae_pages, style
 
 # Rows that a long table shows before it is asked for all: a thousand take a browser half a second to lay out.
 _SHOWN = 200
 
 
 class Html:
-    """One self-contained page."""
+    """One self-contained page; written to a file, it has a page for each SAE in a folder beside it."""
 
     name = "html"
 
-    def render(self, boards: Sequence[Board]) -> str:
+    def render(self, boards: Sequence[Board], folder: str | None = None) -> str:
+        """The board's page, with links to `pages` where they lie in a folder of that name beside it."""
         here = files(__package__)
-        style, script = (here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-        sections = "\n".join(_section(i, board) for i, board in enumerate(boards)) or "<p>No records.</p>"
+        script = here.joinpath("page.js").read_text(encoding="utf-8")
+        names = page_names(boards) if folder else {}
+        links = {sae: f"{quote(folder or '')}/{quote(name)}" for sae, name in names.items()}
+        sections = "\n".join(_section(i, board, links) for i, board in enumerate(boards)) or "<p>No records.</p>"
         data = _json([_details(board) for board in boards])
-        return _PAGE.format(style=style, script=script, sections=sections, data=data, legend=escape(LEGEND))
+        return _PAGE.format(style=style(), script=script, sections=sections, data=data, legend=escape(LEGEND))
+
+    def pages(self, boards: Sequence[Board], home: str) -> dict[str, str]:
+        """A page for each SAE by its file's name, each with a link to the page `home` one folder up."""
+        return sae_pages(boards, f"../{quote(home)}")
 
 
 _PAGE = """<!doctype html>
@@ -49,7 +59,8 @@ Most scores move with sparsity, so look at the plots before the ranks.</p></head
 {sections}
 </main>
 <dialog id="details" aria-labelledby="details-name"><form method="dialog"><button autofocus>Close</button></form>
-<h2 id="details-name"></h2><dl></dl><table><thead><tr><th>score<th>value<th>95 % interval<th>rank<th>n</tr></thead>
+<h2 id="details-name"></h2><p><a id="details-page">All of it, curves and runs too</a></p>
+<dl></dl><table><thead><tr><th>score<th>value<th>95 % interval<th>rank<th>n</tr></thead>
 <tbody></tbody></table></dialog>
 <div id="tip" role="status" hidden></div>
 <script type="application/json" id="data">{data}</script>
@@ -59,13 +70,15 @@ Most scores move with sparsity, so look at the plots before the ranks.</p></head
 """
 
 
-def _section(number: int, board: Board) -> str:
-    columns = headlines(board.columns)
+def _section(number: int, board: Board, links: Mapping[str, str]) -> str:
+    columns = board.shown
     heads = ["SAE", "architecture", "latents", *(heading(c, columns) for c in columns)]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{_breakable(h)}</button></th>' for h in heads
     )
-    body = "\n".join(_row(i, row, columns) for i, row in enumerate(board.rows))
+    body = "\n".join(
+        _row(i, row, columns, links.get(str(row.record.sae["sha256"]))) for i, row in enumerate(board.rows)
+    )
     kinds = sorted({architecture(row) for row in board.rows})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
     said = "".join(f"<li>{escape(note)}</li>" for note in notes(board))
@@ -94,16 +107,18 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>")
 
 
-def _row(number: int, row: Row, columns: Sequence[Column]) -> str:
+def _row(number: int, row: Row, columns: Sequence[Column], link: str | None) -> str:
     kind, width = architecture(row), row.record.sae.get("d_sae")
     latents = width if isinstance(width, int) else 0
-    l0 = next((row.cells[c].value for c in columns if c.key == "l0"), None)
+    l0 = None if row.l0 is None else row.l0.value
+    name = escape(clean(row.name))
+    page = f' <a href="{escape(link)}" aria-label="page of {name}">page</a>' if link else ""
     cells = "".join(_cell(row.cells[column]) for column in columns)
     return (
         f'<tr data-row="{number}" class="{"more" if number >= _SHOWN else ""}" data-kind="{escape(kind)}" '
         f'data-latents="{latents}" '
         f'data-l0="{"" if l0 is None else f"{l0:.6g}"}"><th scope="row"><button type="button" class="open">'
-        f'{escape(clean(row.name))}</button></th><td>{escape(kind)}</td><td data-v="{latents}">{latents:,}</td>{cells}</tr>'
+        f'{name}</button>{page}</th><td>{escape(kind)}</td><td data-v="{latents}">{latents:,}</td>{cells}</tr>'
     )
 
 
@@ -119,36 +134,27 @@ def _cell(cell: Cell) -> str:
 
 
 def _details(board: Board) -> dict[str, Any]:
-    """A board's scores that are not points of a curve, for the script: names once, then a row of cells for each SAE."""
+    """A board's scores that are not points of a curve, for the script: names once, then a row of cells for each SAE.
+
+    Facts that all rows share stand once in `common`; `facts` is the order in which they are shown.
+    """
     columns = [c for c in board.columns if c.at is None]
+    abouts = [about(row) for row in board.rows]
+    facts = list(dict.fromkeys(name for one in abouts for name in one))
+    common = {name: abouts[0][name] for name in facts if len({one.get(name) for one in abouts}) == 1}
     return {
         "columns": [f"{clean(c.metric, 40)}.{clean(c.key, 40)}" for c in columns],
+        "facts": facts,
+        "common": common,
         "rows": [
-            {"name": clean(row.name), "about": _about(row), "cells": [_shown(row.cells[c]) for c in columns]}
-            for row in board.rows
+            {
+                "name": clean(row.name),
+                "about": {name: value for name, value in one.items() if name not in common},
+                "cells": [_shown(row.cells[c]) for c in columns],
+            }
+            for row, one in zip(board.rows, abouts, strict=True)
         ],
     }
-
-
-def _about(row: Row) -> dict[str, str]:
-    """Where the numbers come from."""
-    record = row.record
-    run = record.runs[-1] if record.runs and isinstance(record.runs[-1], dict) else {}
-    facts = {
-        "architecture": architecture(row),
-        "latents": record.sae.get("d_sae"),
-        "format": record.sae.get("format"),
-        "weights (sha256)": str(record.sae["sha256"])[:16],
-        "fingerprint": record.fingerprint[:16],
-        "corpus": str(record.corpus["fingerprint"])[:16],
-        "contexts": record.corpus.get("contexts"),
-        "saebench": run.get("saebench"),
-        "commit": None
-        if run.get("commit") is None
-        else str(run["commit"])[:12] + (" (dirty)" if run.get("dirty") else ""),
-        "device": run.get("device"),
-    }
-    return {name: clean(value) for name, value in facts.items() if value is not None}
 
 
 def _shown(cell: Cell) -> list[str | int | None]:

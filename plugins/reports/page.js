@@ -9,6 +9,12 @@ function element(name, text) {
   return made;
 }
 
+// [name, text] of what there is to say of a row, in one order for all.
+function about(board, index) {
+  const { facts, common, rows } = boards[board], all = { ...common, ...rows[index].about };
+  return facts.filter(name => name in all).map(name => [name, all[name]]);
+}
+
 // Numbers by size, names by letters; what has no value is last in either order.
 function sortBy(table, index, descending) {
   const body = table.tBodies[0], plain = index < 2;
@@ -54,8 +60,12 @@ function filter(section) {
 function open(board, index) {
   const { columns } = boards[board], row = boards[board].rows[index];
   document.getElementById("details-name").textContent = row.name;
+  const page = document.querySelector(`section[data-board="${board}"] tr[data-row="${index}"] a`);
+  const link = document.getElementById("details-page");
+  link.hidden = !page;
+  if (page) link.href = page.href;
   dialog.querySelector("dl").replaceChildren(
-    ...Object.entries(row.about).flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+    ...about(board, index).flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
   dialog.querySelector("tbody").replaceChildren(...row.cells.map(([value, interval, rank, n], i) => {
     const line = element("tr");
     const texts = [columns[i], value, interval, rank == null ? "" : `#${rank}`, n == null ? "" : n.toLocaleString("en")];
@@ -69,8 +79,8 @@ dialog.addEventListener("close", () => history.replaceState(null, "", location.p
 
 function hover(board, index, event) {
   const row = boards[board].rows[index];
-  const about = Object.entries(row.about).slice(0, 6).map(([name, value]) => `${name}: ${value}`);
-  tip.textContent = [row.name, ...about].join("\n");
+  const lines = about(board, index).map(([name, value]) => `${name}: ${value}`);
+  tip.textContent = [row.name, ...lines].join("\n");
   tip.hidden = false;
   tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
   tip.style.top = `${Math.min(event.clientY + 12, innerHeight - tip.offsetHeight - 8)}px`;

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from saebench import hookimpl
-from saebench.leaderboard import Board, Cell, Column, Report, Row, select
+from saebench.leaderboard import Board, Cell, Column, Report, Row
 from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 
 
@@ -26,7 +26,7 @@ class Markdown:
         return "\n".join(self._board(board) for board in boards)
 
     def _board(self, board: Board) -> str:
-        columns = select(board.columns, ())
+        columns = board.shown
         names = [_escape(heading(c, columns)) for c in columns]
         lines = [f"### {_escape(caption(board))}", "", _line(["SAE", "architecture", "latents", *names])]
         lines.append(_line(["---", "---", *["--:"] * (len(columns) + 1)]))

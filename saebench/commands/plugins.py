@@ -39,7 +39,12 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
 
 @click.command("new-plugin")
 @click.argument("name")
-@click.option("--kind", required=True, type=click.Choice(["metric", "format", "report"]), help="What it brings.")
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(["metric", "format", "judge", "recipe", "report"]),
+    help="What it brings.",
+)
 @debug_option
 def new_plugin(name: str, kind: str, debug: bool) -> None:
     """Write an installable plugin that works, with its test, into a new folder NAME.

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from contextlib import nullcontext
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--architecture", "architectures", multiple=True, help="Only SAEs of this architecture; repeatable.")
 @click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with so many latents; repeatable.")
 @click.option("--max-l0", type=float, help="Only SAEs with at most so many latents a token, as measured.")
-@click.option("--sort", help="name, architecture, width, or a score (best first).")
+@click.option("--sort", help="name, architecture, width, l0, or a score (best first).")
 @click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG and SVG.")
 @debug_option
@@ -53,9 +53,9 @@ def leaderboard(
       saebench leaderboard --format html --output board.html --plots figures/
     """
     with errors(debug):
-        found = _boards(folders, sort, filters)
+        found = _boards(folders, scores, sort, filters)
         if format_ == "table":
-            _print_boards(found, scores, output)
+            _print_boards(found, output)
         else:
             _write_report(found, format_, output)
         if plots:
@@ -65,41 +65,57 @@ def leaderboard(
                 click.echo(f"plot: {path}", err=True)
 
 
-def _boards(folders: tuple[Path, ...], sort: str | None, filters: dict[str, Any]) -> "list[Board]":
-    from saebench.leaderboard import boards
+def _boards(
+    folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, filters: dict[str, Any]
+) -> "list[Board]":
+    from saebench.leaderboard import boards, measured_l0
     from saebench.results import load_records
-    from saebench.selection import keep, sort_boards
+    from saebench.selection import keep, only_scores, sort_boards
 
     records = load_records(folders or (Path("results"),))
     if not records:
         raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
-    found = boards(keep(records, **filters))
+    l0 = measured_l0(records)
+    found = boards(keep(records, l0, **filters), l0)
     if not found:
         flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
         raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")
-    return sort_boards(found, sort) if sort else found
+    if sort:
+        found = sort_boards(found, sort)
+    return only_scores(found, scores) if scores else found
 
 
 def _write_report(found: "list[Board]", format_: str, output: Path | None) -> None:
+    from saebench.leaderboard import PagedReport
     from saebench.registry import registry
     from saebench.results import write_atomically
 
-    rendered = registry().get("reports", format_).render(found)
+    report = registry().get("reports", format_)
+    if output and isinstance(report, PagedReport):
+        folder = output.with_name(f"{output.stem}-saes")
+        for name, text in report.pages(found, output.name).items():
+            write_atomically(folder / name, text.encode())
+        write_atomically(output, report.render(found, folder.name).encode())
+        return
+    rendered = report.render(found)
     if isinstance(rendered, bytes) and output is None and sys.stdout.isatty():
         raise UsageError(f"--format {format_} is binary and no use on a terminal: write it to a file with --output")
     data = rendered if isinstance(rendered, bytes) else rendered.encode()
     write_atomically(output, data) if output else click.echo(data, nl=False)
 
 
-def _print_boards(found: "list[Board]", scores: tuple[str, ...], output: Path | None) -> None:
+def _print_boards(found: "list[Board]", output: Path | None) -> None:
+    from saebench.results import write_atomically
     from saebench.tables import board_table, notes
 
-    with output.open("w", encoding="utf-8") if output else nullcontext(sys.stdout) as file:
-        console = console_on(file)
-        for board in found:
-            console.print(board_table(board, scores))
-            for note in notes(board):
-                console.print(f"note: {note}", markup=False)
+    file = StringIO() if output else sys.stdout
+    console = console_on(file)
+    for board in found:
+        console.print(board_table(board))
+        for note in notes(board):
+            console.print(f"note: {note}", markup=False)
+    if output and isinstance(file, StringIO):
+        write_atomically(output, file.getvalue().encode())
 
 
 @click.command()

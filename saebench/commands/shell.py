@@ -40,8 +40,15 @@ def errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted: what was finished is kept; run the same command to go on", err=True)
         sys.exit(130)
-    except (click.ClickException, click.exceptions.Exit, SystemExit):
-        raise
+    except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
+        raise  # click ends quietly where nobody reads on
+    except OSError as error:  # most often stdout, on a full disk
+        if debug:
+            raise
+        click.echo(
+            f"error: {one_line(error)}: see that there is space, and that the files may be read and written", err=True
+        )
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise

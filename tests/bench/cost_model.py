@@ -43,9 +43,11 @@ def measure(folder: Path, tokens: torch.Tensor, sae_path: Path) -> dict[str, Any
     from transformers import AutoModelForCausalLM
 
     from saebench import load_sae
+    from saebench.allocator import keep_freed_memory
     from saebench.linear import use_onednn
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    keep_freed_memory()
     use_onednn(model)  # as our side runs it: the model at its fastest, or the ratio would flatter us
     sae = load_sae(sae_path)
     ids = tokens[:SAMPLE]

@@ -19,4 +19,4 @@ if [ ! -f "$DIR/venv/.installed" ]; then
 fi
 
 "$BENCH_PYTHON" tests/bench/prepare.py "$DIR"
-"$BENCH_PYTHON" tests/bench/core.py "$DIR" "$PEER" "$@"
+"$BENCH_PYTHON" "tests/bench/${BENCH_SCRIPT:-core.py}" "$DIR" "$PEER" "$@"

@@ -1,0 +1,58 @@
+"""Gated SAEs: Rajamanoharan et al. 2024, arXiv 2404.16014, section 3.2."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench import hookimpl
+from saebench.sae import Gated as GatedActivation
+from saebench.training.dictionary import Dictionary
+from saebench.training.recipe import Batch, Loss, Recipe, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedSettings(Settings):
+    """
+    Attributes:
+        l1: λ, the weight of the penalty on the gate.
+        l1_warmup: share of all steps over which it rises linearly from 0.
+    """
+
+    l1: float = 1.0
+    l1_warmup: float = 0.05
+
+
+class Gated(Recipe):
+    """Gated: which latents fire is decided apart from how strongly, so that the penalty shrinks no activation."""
+
+    name = "gated"
+    architecture = "gated"
+    settings = GatedSettings
+
+    def parameters(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
+        return {name: torch.zeros(width) for name in ("r_mag", "b_gate", "b_mag")}
+
+    def loss(self, sae: Dictionary, batch: Batch, settings: GatedSettings) -> Loss:
+        """L = ‖x − x̂‖² + λ‖ReLU(π)‖₁ + ‖x − x̂_frozen(ReLU(π))‖² (the paper's eq. 8), the decoder frozen in the last term."""
+        p = sae.pre_activations(batch.x)  # its bias is common to both paths, which have their own besides
+        gate = (p + sae.extra["b_gate"]).relu()
+        magnitude = (p * sae.extra["r_mag"].exp() + sae.extra["b_mag"]).relu()
+        f = torch.where(gate > 0, magnitude, 0)
+        x_hat = sae.decode_dense(f)
+        mse = (batch.x - x_hat).pow(2).sum(1).mean()
+        l1 = gate.sum(1).mean()
+        frozen = (batch.x - sae.decode_dense(gate, frozen=True)).pow(2).sum(1).mean()
+        total = mse + settings.l1 * batch.ramp(settings.l1_warmup) * l1 + frozen
+        fired = (f.detach() > 0).sum(0).float()
+        return Loss(total, x_hat.detach(), fired, {"mse": mse.detach(), "l1": l1.detach(), "frozen": frozen.detach()})
+
+    def activation(self, sae: Dictionary, settings: GatedSettings, scale: float) -> GatedActivation:
+        r_mag, b_gate, b_mag = (sae.extra[name].detach().cpu().clone() for name in ("r_mag", "b_gate", "b_mag"))
+        return GatedActivation(r_mag, b_gate / scale, b_mag / scale)
+
+
+@hookimpl
+def saebench_recipes() -> list[Recipe]:
+    return [Gated()]

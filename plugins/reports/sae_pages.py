@@ -1,0 +1,222 @@
+"""A page for each SAE: every score of every task, with curves, and where each number comes from. Plain HTML, no script."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from saebench.leaderboard import Board, Cell, Column, Row
+from saebench.plots import architecture
+from saebench.results import Record, slug
+from saebench.tables import caption, clean, interval_text, value_text
+
+_ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+
+
+def style() -> str:
+    """The style sheet of all pages."""
+    return files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+
+
+def page_names(boards: Sequence[Board]) -> dict[str, str]:
+    """The file's name of each SAE's page, by the SAE's sha256: the same SAE on several boards has one page."""
+    names: dict[str, str] = {}
+    for row in (row for board in boards for row in board.rows):
+        sha = str(row.record.sae["sha256"])
+        if sha not in names:
+            name = f"{slug(str(row.record.sae['name']))}-{slug(sha)[:8]}".lower()
+            taken = name in {other.removesuffix(".html") for other in names.values()}
+            names[sha] = f"{name}-{len(names)}.html" if taken else f"{name}.html"
+    return names
+
+
+def sae_pages(boards: Sequence[Board], home: str) -> dict[str, str]:
+    """Each SAE's page by its file's name.
+
+    Args:
+        home: where its link to the leaderboard leads.
+    """
+    rows: dict[str, list[tuple[Board, Row]]] = {}
+    for board in boards:
+        for row in board.rows:
+            rows.setdefault(str(row.record.sae["sha256"]), []).append((board, row))
+    sheet = style()
+    return {name: _page(rows[sha], home, sheet) for sha, name in page_names(boards).items()}
+
+
+def _page(found: Sequence[tuple[Board, Row]], home: str, sheet: str) -> str:
+    first = found[0][1]
+    name = escape(clean(first.record.sae["name"]))
+    sections = "\n".join(_section(board, row) for board, row in found)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{name}</title>
+<style>{sheet}</style>
+</head>
+<body>
+<header><p><a href="{escape(home)}">SAE leaderboard</a></p><h1>{name}</h1></header>
+<main>
+<h2>The checkpoint</h2>
+{_list(_checkpoint(first.record))}
+{sections}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(board: Board, row: Row) -> str:
+    plain = [c for c in row.cells if c.at is None and row.cells[c].state != "missing"]
+    record = row.record
+    failed = "".join(
+        f"<li>{escape(clean(metric))} failed: {escape(clean(why, 300))}</li>" for metric, why in record.errors.items()
+    )
+    return f"""<h2>{escape(caption(board))}</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Scores">{_scores(row, plain)}</div>
+{"".join(_curves(row))}
+<ul class="notes">{failed}</ul>
+<details open><summary>Where it comes from</summary>{_list(provenance(record))}</details>"""
+
+
+def _scores(row: Row, columns: Sequence[Column]) -> str:
+    lines = "".join(
+        f"<tr><th scope=row>{escape(clean(c.metric, 40))}.{escape(clean(c.key, 40))}{_ARROWS[c.direction]}</th>"
+        f"{_number(row.cells[c])}<td>{'' if (rank := row.cells[c].rank) is None else f'#{rank}'}</td>"
+        f"<td>{'' if (n := row.cells[c].n) is None else f'{n:,}'}</td><td>{escape(clean(c.unit, 30)) if c.unit else ''}</td></tr>"
+        for c in columns
+    )
+    return (
+        "<table><thead><tr><th scope=col>score<th scope=col>value<th scope=col>95 % interval<th scope=col>rank"
+        f"<th scope=col>n<th scope=col>unit</tr></thead><tbody>{lines}</tbody></table>"
+    )
+
+
+def _curves(row: Row) -> Iterator[str]:
+    """Each curve as a table that opens."""
+    curves: dict[tuple[str, str, int], list[Column]] = {}
+    for column in row.cells:
+        if column.at is not None and row.cells[column].value is not None:
+            curves.setdefault((column.metric, column.key, column.version), []).append(column)
+    for (metric, key, _), columns in curves.items():
+        lines = "".join(
+            f"<tr><td>{c.at:,.10g}</td>{_number(row.cells[c])}</tr>" for c in sorted(columns, key=lambda c: c.at or 0.0)
+        )
+        name = f"{escape(clean(metric, 40))}.{escape(clean(key, 40))}"
+        yield (
+            f"<details><summary>{name}</summary><table><thead><tr><th scope=col>at<th scope=col>value"
+            f"<th scope=col>95 % interval</tr></thead><tbody>{lines}</tbody></table></details>\n"
+        )
+
+
+def _number(cell: Cell) -> str:
+    if cell.value is None:
+        return f"<td>{cell.state}</td><td>{escape(clean(cell.reason or '', 200))}</td>"
+    why = f"<small>none: {escape(clean(cell.reason, 200))}</small>" if cell.low is None and cell.reason else ""
+    return f'<td title="{cell.value!r}">{value_text(cell)}</td><td>{interval_text(cell)}{why}</td>'
+
+
+def _list(facts: Mapping[str, object]) -> str:
+    lines = "".join(
+        f"<dt>{escape(clean(name, 60))}</dt><dd>{escape(clean(value, 300))}</dd>"
+        for name, value in facts.items()
+        if value not in (None, "", [])
+    )
+    return f"<dl>{lines}</dl>"
+
+
+# --- where numbers come from -----------------------------------------------------------------------------------------
+
+
+def about(row: Row) -> dict[str, str]:
+    """What a reader asks first of an SAE's numbers: what it is, and what made them."""
+    record = row.record
+    facts = {
+        "architecture": architecture(row),
+        "latents": record.sae.get("d_sae"),
+        "commit": ", ".join(dict.fromkeys(_commits(record))),
+        "measured": ", ".join(dict.fromkeys(str(run["timings"].get("finished", ""))[:10] for run in _runs(record))),
+        "device": ", ".join(dict.fromkeys(_device(run["provenance"]) for run in _runs(record))),
+        "text": f"{record.corpus.get('contexts', '?')} contexts, {str(record.corpus['fingerprint'])[:12]}",
+        "format": record.sae.get("format"),
+        "weights (sha256)": str(record.sae["sha256"])[:16],
+        "fingerprint": record.fingerprint[:16],
+    }
+    return {name: clean(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def provenance(record: Record) -> dict[str, object]:
+    """What was measured on what, and by which runs."""
+    facts: dict[str, object] = {
+        "fingerprint": record.fingerprint,
+        "model": f"{record.model['id']}, weights {str(record.model['sha256'])[:16]}",
+        "revision": record.model.get("revision"),
+        "hook point": record.hook if record.hook == record.hook_out else f"{record.hook} to {record.hook_out}",
+        "task": f"{record.task_label}, definition {str(record.task['sha256'])[:16]}",
+        "text": f"{record.corpus.get('contexts', '?')} contexts of {record.corpus.get('documents', '?')} documents, "
+        f"{str(record.corpus['fingerprint'])[:16]}",
+        "tokens": _pairs(record.corpus.get("tokens")),
+        "settings": _pairs(record.settings),
+        "calibration": _pairs(record.calibration),
+    }
+    commits = list(_commits(record))
+    for i, run in enumerate(_runs(record)):
+        made, libraries = run["provenance"], run["provenance"].get("libraries")
+        metrics = run.get("metrics")
+        facts[f"run {i + 1}"] = "; ".join(
+            text
+            for text in (
+                ", ".join(map(str, metrics)) if isinstance(metrics, list) else "",
+                f"commit {commits[i]}" if commits[i] else "",
+                f"saebench {made.get('saebench')}",
+                _device(made),
+                _pairs(libraries),
+                str(run["timings"].get("finished") or ""),
+            )
+            if text
+        )
+    return facts
+
+
+def _checkpoint(record: Record) -> dict[str, object]:
+    sae = record.sae
+    plain = ("architecture", "format", "path", "d_in", "d_sae", "model", "hook", "declared_l0", "training_tokens",
+             "context_length", "prepend_bos", "sha256")  # fmt: skip
+    facts: dict[str, object] = {name.replace("_", " "): sae.get(name) for name in plain}
+    stated = sae.get("facts")
+    for fact in stated if isinstance(stated, list) else []:
+        if isinstance(fact, dict):
+            facts[str(fact.get("name"))] = f"{fact.get('value')} ({fact.get('source')})"
+    warnings = sae.get("warnings")
+    if isinstance(warnings, list):
+        facts["warnings"] = "; ".join(map(str, warnings))
+    return facts
+
+
+def _runs(record: Record) -> list[dict[str, Any]]:
+    """The runs of a record, with the parts that are read here there, whatever a stranger wrote."""
+    found = []
+    for run in record.runs:
+        if isinstance(run, dict):
+            parts = {name: run.get(name) for name in ("provenance", "timings")}
+            found.append(run | {name: part if isinstance(part, dict) else {} for name, part in parts.items()})
+    return found
+
+
+def _commits(record: Record) -> Iterator[str]:
+    for run in _runs(record):
+        commit, dirty = run["provenance"].get("commit"), run["provenance"].get("dirty")
+        yield "" if commit is None else str(commit)[:12] + (" (with uncommitted changes)" if dirty else "")
+
+
+def _device(made: Mapping[str, Any]) -> str:
+    chip, device = made.get("chip"), made.get("device")
+    return "" if device is None else f"{device} ({chip})" if chip else str(device)
+
+
+def _pairs(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else ""

@@ -1,0 +1,144 @@
+"""Tensors in zip archives: torch files and npz. Both can lie about their sizes, and a torch file could hold code."""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from saebench.config import CheckpointError
+from saebench.errors import one_line
+from saebench.weights import Weights
+
+# Random weights hardly compress: an archive that claims more than this many times its own size is lying.
+_EXPANSION_LIMIT = 50
+
+
+class TorchFile(Weights):
+    """A torch zip archive, unpickled with `weights_only`; the dictionary of tensors may lie under a key of it.
+
+    Torch believes the sizes that the pickle states; here they must match the archive's own, and no tensor may be
+    larger than its storage (an expanded one would fill memory when copied).
+    """
+
+    def __init__(self, path: Path, root: str | None = None):
+        self.path, self.root = path, root
+        state = self._state()
+        self.shapes = {n: tuple(v.shape) for n, v in state.items() if isinstance(v, Tensor)}
+        self.dtypes = {n: str(v.dtype).removeprefix("torch.") for n, v in state.items() if isinstance(v, Tensor)}
+        self.values = {n: v for n, v in state.items() if not isinstance(v, Tensor)}
+
+    def _state(self) -> dict[str, Any]:
+        state = _torch_archive(self.path)
+        value: Any = state if self.root is None else state.get(self.root)
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.path}: expected a dictionary of tensors, found {type(value).__name__}")
+        if any(not isinstance(name, str) for name in value):
+            raise CheckpointError(f"{self.path}: expected a dictionary with names for keys")
+        return value
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Tensor]:
+        yield self._state()[name]
+
+
+def _torch_archive(path: Path) -> dict[str, Any]:
+    try:
+        sizes = _stored_sizes(path)
+        with warnings.catch_warnings():  # it also warns of what it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises a dozen types for a damaged archive
+        raise CheckpointError(f"{path}: not readable as torch weights: {one_line(error, 160)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
+    found: dict[int, int] = {}
+    for tensor in _tensors_in(state):
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise CheckpointError(f"{path}: holds a tensor that is not plain ({tensor.layout}, {tensor.dtype})")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise CheckpointError(f"{path}: a tensor of shape {tuple(tensor.shape)} is larger than its storage")
+        found[storage.data_ptr()] = storage.nbytes()
+    if sorted(n for n in found.values() if n) != sorted(n for n in sizes if n):
+        raise CheckpointError(f"{path}: the sizes its index states are not those of the data; the file is damaged")
+    return state
+
+
+def _stored_sizes(path: Path) -> list[int]:
+    """Sizes in bytes of the archive's storages, once its members are known to be stored, not compressed."""
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: not a torch zip archive (before torch 1.6?): load it with torch and save it again"
+        )
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+        raise CheckpointError(f"{path}: a torch archive with compressed members: refused")
+    if sum(m.file_size for m in members) > path.stat().st_size:
+        raise CheckpointError(f"{path}: its members overlap; the archive is damaged")
+    return [m.file_size for m in members if m.filename.split("/")[-2:-1] == ["data"] and "/data/" in m.filename]
+
+
+def _tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple) and depth < 8:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item, depth + 1)
+
+
+class NpzFile(Weights):
+    """A numpy archive of plain arrays, read without pickle, each array as long as its own header says."""
+
+    def __init__(self, path: Path):
+        self.path, self.values = path, {}
+        self._headers: dict[str, tuple[tuple[int, ...], np.dtype, bool]] = {}
+        with self._archive() as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    self._headers[member.filename.removesuffix(".npy")] = self._header(member, file)
+        self.shapes = {name: shape for name, (shape, _, _) in self._headers.items()}
+        self.dtypes = {name: dtype.name for name, (_, dtype, _) in self._headers.items()}
+
+    @contextmanager
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except CheckpointError:
+            raise
+        except Exception as error:  # zipfile, zlib and numpy raise a dozen types for a damaged archive
+            raise CheckpointError(f"{self.path}: not readable as npz: {one_line(error, 160)}") from error
+
+    def _header(self, member: zipfile.ZipInfo, file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file, max_header_size=10_000)
+        size = math.prod(shape) * dtype.itemsize + file.tell()
+        if dtype.hasobject or size != member.file_size:
+            raise CheckpointError(f"{self.path}: '{member.filename}' is not the plain array its header states")
+        if member.file_size > _EXPANSION_LIMIT * max(member.compress_size, 1) + 2**20:
+            raise CheckpointError(f"{self.path}: '{member.filename}' claims an absurd size for what is stored")
+        return shape, dtype, fortran
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Tensor]:
+        shape, dtype, fortran = self._headers[name]
+        with self._archive() as archive:
+            member = next(m for m in archive.infolist() if m.filename.removesuffix(".npy") == name)
+            with archive.open(member) as file:
+                self._header(member, file)
+                flat = np.frombuffer(bytearray(file.read()), dtype=dtype)
+            array = flat.reshape(shape, order="F" if fortran else "C")
+            tensor = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+        yield tensor

@@ -1,0 +1,202 @@
+"""`saebench train`: train SAEs, with progress, and say where they lie."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.commands.shell import console_on, debug_option, errors
+from saebench.errors import SaebenchError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from saebench.training.plan import TrainRequest
+
+_OF_ONE_SAE = ("width", "k", "sets")
+
+
+@click.command()
+@click.argument("what", required=False, metavar="RECIPE|FILE.toml")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again goes on in it.")
+@click.option("--model", help="Alias, hub id, folder or .gguf.")
+@click.option("--hook", help="Where to train, e.g. blocks.15.hook_resid_post.")
+@click.option("--width", type=int, help="Latents.")
+@click.option("--k", type=int, help="Active latents per token, for recipes that have a k.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Another setting of the recipe; repeatable.")
+@click.option("--tokens", type=int, help="Activations to train on. Default: all of the text, --epochs times.")
+@click.option("--epochs", type=int, help="How often the text may be read. Default: 1.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text of your own: .parquet (columns document, text) or token ids .npy. Default: saebench's training text.",
+)
+@click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
+@click.option("--seed", type=int, help="Of weights and of the order of text. Default: 0.")
+@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep activations there for other runs.")
+@click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the model. Default: the fastest."
+)
+@click.option("--toy", is_flag=True, help="Recover the planted features of a small network instead: seconds, no model.")
+@click.option("--dry-run", is_flag=True, help="Say tokens, steps, memory and time; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: as JSON on stdout.")
+@debug_option
+def train(
+    what: str | None, out: Path | None, toy: bool, dry_run: bool, as_json: bool, debug: bool, **options: Any
+) -> None:
+    """Train SAEs on a model's activations, all of a file's from one forward pass.
+
+    \b
+    Examples:
+      saebench train topk --model smollm2-135m-instruct --hook blocks.15.hook_resid_post --width 2304 --k 32 --out my-sae
+      saebench train tasks/train/smollm2-135m.toml --out baselines
+      saebench train tasks/train/llama-3.2-1b.toml --dry-run
+      saebench train --toy
+      torchrun --nproc-per-node 2 -m saebench train FILE.toml --out run
+    """
+    with errors(debug):
+        if toy:
+            _toy(what or "topk", out)
+            return
+        request = _request(what, options)
+        if dry_run:
+            _dry_run(request, as_json)
+            return
+        if out is None:
+            raise UsageError("--out DIR is missing: the folder of the run")
+        _train(request, out)
+
+
+def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
+    from saebench.training.plan import TrainRequest, expand, read_request, with_options
+
+    if what is None:
+        raise UsageError("name a recipe (saebench list recipes) or a TOML file (tasks/train/ has some)")
+    own = {name: options.pop(name) for name in _OF_ONE_SAE}
+    if what.endswith(".toml"):
+        if given := [name for name, value in own.items() if value not in (None, ())]:
+            raise UsageError(
+                f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
+            )
+        return with_options(read_request(Path(what)), options)
+    for name, value in (("model", options["model"]), ("hook", options["hook"]), ("width", own["width"])):
+        if value is None:
+            raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
+    settings = dict(_setting(text) for text in own["sets"])
+    entry = {"recipe": what, "width": own["width"], "seed": options["seed"] or 0} | settings
+    if own["k"] is not None:
+        entry["k"] = own["k"]
+    asked = {name: value for name, value in options.items() if value is not None}
+    return TrainRequest(saes=tuple(expand(entry)), **asked)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """('lr', 0.001) of 'lr=0.001'; the value as JSON has it, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: write it as NAME=VALUE, like lr=0.001")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+def _dry_run(request: "TrainRequest", as_json: bool) -> None:
+    from saebench.training.estimate import estimate
+    from saebench.training.run import budget
+
+    tokens, steps = budget(request)
+    found = estimate(request, tokens, steps)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+        return
+    for line in found.lines():
+        click.echo(line)
+
+
+def _train(request: "TrainRequest", out: Path) -> None:
+    from saebench import ranks
+    from saebench.models import default_device
+    from saebench.training.checkpoints import RunFolder
+    from saebench.training.curves import draw
+    from saebench.training.run import train as run_training
+
+    console = console_on()
+    rank, _ = ranks.start(ranks.own_device(request.device or default_device()))
+    paths = run_training(request, out, _Progress(console, quiet=rank > 0))
+    if rank > 0:
+        return
+    draw(RunFolder(out).read_log(), out / "curves.png")
+    console.print(f"curves: {out / 'curves.png'}", markup=False, soft_wrap=True)
+    for path in paths:
+        console.print(f"SAE: {path}", markup=False, soft_wrap=True)
+    console.print(f"measure it: saebench run --sae {paths[0]}", markup=False, soft_wrap=True)
+
+
+def _toy(recipe: str, out: Path | None) -> None:
+    from saebench.registry import registry
+    from saebench.training.toy import toy
+
+    found = toy(registry().get("recipes", recipe))
+    picture = (out or Path()) / "toy.png"
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        found.figure().savefig(picture, dpi=110)
+    except OSError as error:
+        raise SaebenchError(f"{picture} could not be written: {one_line(error)}") from error
+    click.echo(
+        f"{recipe}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}"
+    )
+    console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
+
+
+class _Progress:
+    """A live table on a terminal, a line per SAE now and then on anything else."""
+
+    _COLUMNS = (("loss", ".4f"), ("explained_variance", ".4f"), ("l0", ".1f"), ("dead_fraction", ".4f"))
+
+    def __init__(self, console: "Console", quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self.live: Any = None
+        self.steps = self.printed = 0
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text, markup=False, style="dim")
+
+    def begin(self, steps: int, done: int) -> None:
+        from rich.live import Live
+
+        self.steps, self.printed = steps, done
+        if not self.quiet and self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=2)
+            self.live.start()
+
+    def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None:
+        from rich.table import Table
+
+        if self.quiet:
+            return
+        title = f"step {step:,} of {self.steps:,}, {tokens_per_second:,.0f} tokens/s"
+        if self.live is None:
+            if step - self.printed >= self.steps / 20 or step == self.steps:
+                self.printed = step
+                for line in lines:
+                    figures = ", ".join(f"{key} {line[key]:{form}}" for key, form in self._COLUMNS if key in line)
+                    self.console.print(f"{title}: {line['sae']}: {figures}", markup=False, soft_wrap=True)
+            return
+        table = Table(title=title, title_justify="left")
+        table.add_column("SAE")
+        for key, _ in self._COLUMNS:
+            table.add_column(key, justify="right")
+        for line in lines:
+            table.add_row(line["sae"], *(f"{line[key]:{form}}" if key in line else "" for key, form in self._COLUMNS))
+        self.live.update(table)
+
+    def end(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

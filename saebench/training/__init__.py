@@ -1,0 +1,1 @@
+"""Training: recipes state a loss, the trainer makes steps of it, kernels make them fast."""

@@ -1,0 +1,31 @@
+"""AuxK: dead latents learn to reconstruct what the living ones leave over (Gao et al. 2024, arXiv 2406.04093, A.2)."""
+
+import torch
+from torch import Tensor
+
+from saebench.training import kernels
+from saebench.training.dictionary import Dictionary
+from saebench.training.ranks import variance
+from saebench.training.recipe import Batch
+
+
+def auxk_loss(sae: Dictionary, batch: Batch, error: Tensor, k: int) -> Tensor:
+    """‖e − ê‖²/‖e − ē‖² with ê = z W_dec of the k largest ReLU pre-activations among the dead latents; 0 while none is dead.
+
+    Every dead latent takes part when they are fewer than k: there is no number of dead latents below which it is off.
+    b_dec is not in ê, since e has lost it already.
+
+    Args:
+        error: [n, d_in] x − x̂, without gradient.
+        k: how many dead latents of each token take part at most; 0 switches the loss off.
+    """
+    if batch.dead is None or k == 0:
+        return error.new_zeros(())
+    dead = batch.dead.nonzero()[:, 0]
+    z = kernels.linear(batch.x - sae.b_dec, sae.W_enc[dead], sae.b_enc[dead], sae.dtype).relu()
+    if len(dead) > k:
+        values, indices = z.topk(k, dim=1, sorted=False)
+        z = torch.zeros_like(z).scatter(1, indices, values)
+    left = error - z @ sae.W_dec[dead]
+    spread = variance(error)
+    return left.pow(2).sum(1).mean() / spread.clamp_min(torch.finfo(spread.dtype).tiny)

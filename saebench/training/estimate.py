@@ -1,0 +1,160 @@
+"""`--dry-run`: tokens, steps, memory, disk and time of a training run, from the model's config and a moment of this machine."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saebench.cost import ModelSize, model_size
+from saebench.errors import UsageError
+from saebench.hookpoint import HookPoint
+from saebench.linear import linear
+from saebench.models import DTYPES, default_device, load_config
+from saebench.training.plan import TrainRequest
+from saebench.training.run import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
+
+# Dense products of [batch, d_in] × [d_in, width] in a step: encoder, the code's gradient, and what the rest amounts to.
+_PRODUCTS = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+        tokens, steps: None where the text's length decides and was not read.
+        model_flops, sae_flops: floating-point operations per token: the model up to the hook point, all SAEs' steps.
+        seconds: roughly, at the speed of this machine's matrix products; None without a token count.
+        memory, disk, cache: bytes.
+    """
+
+    request: TrainRequest
+    device: str
+    dtype: str
+    d_in: int
+    tokens: int | None
+    steps: int | None
+    model_flops: float
+    sae_flops: float
+    seconds: tuple[float, float] | None
+    memory: float
+    disk: float
+    cache: float | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        request = self.request
+        names = ", ".join(sae.name for sae in request.saes)
+        out = [
+            f"{request.model} at {request.hook} (d = {self.d_in}), {self.dtype} on {self.device}",
+            f"{len(request.saes)} SAE(s) from one forward pass: {names}",
+        ]
+        if self.tokens is None or self.steps is None:
+            out.append(f"tokens: the text of {request.epochs} epoch(s); give --tokens for steps and time")
+        else:
+            out.append(
+                f"tokens {self.tokens:,} in {self.steps:,} steps of {request.batch_size:,}, at most {request.epochs} epoch(s)"
+            )
+        out.append(f"work per token: model {self.model_flops / 1e6:,.0f} MFLOP, SAEs {self.sae_flops / 1e6:,.0f} MFLOP")
+        out.append(f"memory about {self.memory / 2**30:.1f} GiB; disk about {self.disk / 2**30:.2f} GiB")
+        if self.cache is not None:
+            out.append(f"activations kept in {request.cache}: {self.cache / 2**30:.1f} GiB an epoch")
+        if self.seconds is not None:
+            model, saes = self.seconds
+            out.append(
+                f"time about {_duration(model + saes)} on this machine: model {_duration(model)}, SAEs {_duration(saes)}"
+            )
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; bytes, seconds, floating-point operations."""
+        return {
+            "saes": [sae.name for sae in self.request.saes], "device": self.device, "dtype": self.dtype, "d_in": self.d_in,
+            "tokens": self.tokens, "steps": self.steps, "model_flops_per_token": self.model_flops,
+            "sae_flops_per_token": self.sae_flops, "seconds": self.seconds and sum(self.seconds),
+            "memory_bytes": self.memory, "disk_bytes": self.disk, "cache_bytes": self.cache,
+        }  # fmt: skip
+
+
+def estimate(request: TrainRequest, tokens: int | None = None, steps: int | None = None) -> Estimate:
+    """Estimate a run from the model's config alone.
+
+    Args:
+        tokens, steps: where the text was read; None takes the request's.
+
+    Raises:
+        UsageError: the model has no such layer.
+    """
+    from saebench.training.run import make_trainer
+
+    hook = HookPoint.parse(request.hook)
+    config = load_config(request.model, request.revision)
+    size = model_size(config)
+    if not 0 <= hook.layer < size.n_layers:
+        raise UsageError(f"hook point {hook} is not in {request.model}, which has layers 0 to {size.n_layers - 1}")
+    d_in = _width(config, hook)
+    for sae in request.saes:
+        with torch.device("meta"):
+            make_trainer(sae, d_in, 1, "meta")
+    device = request.device or default_device()
+    dtype = run_dtype(device, request.dtype)
+    itemsize = DTYPES[dtype].itemsize
+    tokens = tokens or request.tokens
+    steps = steps or (tokens // request.batch_size if tokens else None)
+    model_flops = 2 * size.below(hook)
+    sae_flops = sum(2.0 * _PRODUCTS * d_in * sae.width for sae in request.saes)
+    seconds = None
+    if tokens is not None:
+        rate, rate32 = matrix_speed(device, DTYPES[dtype]), matrix_speed(device, torch.float32)
+        seconds = (tokens * model_flops / rate, tokens * sae_flops / rate32)
+    chunk = chunk_contexts(request, d_in, itemsize) * request.context_length
+    state = checkpoint_bytes(request, d_in)
+    return Estimate(
+        request, device, dtype, d_in, tokens, steps, model_flops, sae_flops, seconds,
+        _memory(request, size, config, d_in, itemsize, device, chunk), state * 5 / 2,
+        None if request.cache is None or tokens is None else tokens / request.epochs * d_in * itemsize,
+    )  # fmt: skip
+
+
+def _memory(
+    request: TrainRequest, size: ModelSize, config: Any, d_in: int, itemsize: int, device: str, chunk: int
+) -> float:
+    """Weights, one forward pass's widest layer, the buffer twice over (as it is filled), the SAEs, one step's dense codes."""
+    text = config.get_text_config()
+    batch = (request.context_batch or default_context_batch(device)) * request.context_length
+    wide = 3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 4 * text.hidden_size
+    model = size.parameters * itemsize + batch * wide * itemsize
+    saes = sum(4 * 4 * (2 * d_in * sae.width) for sae in request.saes)
+    step = 3 * 4 * request.batch_size * max(sae.width for sae in request.saes)
+    return float(model + 2 * chunk * d_in * itemsize + saes + step)
+
+
+def _width(config: Any, hook: HookPoint) -> int:
+    text = config.get_text_config()
+    if hook.site == "mlp_post":
+        return int(getattr(text, "intermediate_size", 4 * text.hidden_size))
+    if hook.site == "z":
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return int(head * text.num_attention_heads)
+    return int(text.hidden_size)
+
+
+def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of a product of [2048, 1024] and [1024, 2048], after a first one."""
+    a = torch.ones(2048, 1024, dtype=dtype, device=device)
+    b = torch.ones(2048, 1024, dtype=dtype, device=device)
+    linear(a, b)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        float(linear(a, b)[0, 0])  # waits for a GPU
+        done += 1
+    return done * 2 * 2048 * 1024 * 2048 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,177 @@
+"""What to train: a TOML file, or options of the command line -> a TrainRequest."""
+
+import itertools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from saebench.errors import UsageError, one_line, unknown
+from saebench.task import ContextSpec, CorpusSpec, Task
+
+# The vendored text that no task measures on.
+VENDORED = CorpusSpec(
+    file="data/texts.parquet",
+    sha256="5a63177d411d6729bc6422afba57ef5195032cc330fd3bcf4c11a1e2e0a42df1",
+    where={"split": "train"},
+)
+
+
+@dataclass(frozen=True)
+class SaeSpec:
+    """One SAE of a run.
+
+    Attributes:
+        name: of its folder below the run's.
+        recipe: the name of a recipe, or of a baseline: `pca`, `random`.
+        width: latents.
+        seed: of its first weights.
+        settings: the recipe's settings that are not its defaults.
+    """
+
+    name: str
+    recipe: str
+    width: int
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training run: several SAEs, one text, one forward pass of one model.
+
+    Attributes:
+        model, revision: see `load_model`; hook: where SAEs read.
+        saes: what is trained.
+        corpus, folder: the text, and where its relative path begins; data: a file of one's own in its place (.parquet
+            with columns document and text, or .npy of token ids [contexts, tokens]).
+        tokens: activations that each SAE sees; None is all of the text, `epochs` times.
+        epochs: how often the text may be read.
+        batch_size: activations a step, over all processes.
+        context_length, bos, max_norm: as in a task's contexts.
+        chunk_contexts: contexts whose activations are shuffled together; None fits them to memory.
+        context_batch: contexts a forward pass; None is fitted to the device.
+        seed: of the order of text and activations.
+        checkpoint_every: steps; checkpoints lie at the next refill of the buffer.
+        log_every: steps a line of the log is the mean of.
+        dtype: of the model, device: of everything; None is the fastest, see `saebench.training.run`.
+    """
+
+    model: str
+    hook: str
+    saes: tuple[SaeSpec, ...]
+    corpus: CorpusSpec = VENDORED
+    folder: Path | None = None
+    data: Path | None = None
+    revision: str | None = None
+    tokens: int | None = None
+    epochs: int = 1
+    batch_size: int = 2048
+    context_length: int = 128
+    bos: bool = True
+    max_norm: float | None = 10.0
+    chunk_contexts: int | None = None
+    context_batch: int | None = None
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 50
+    dtype: str | None = None
+    device: str | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "checkpoint_every", "log_every"):
+            _require_whole(name, getattr(self, name), 1)
+        for name in ("tokens", "chunk_contexts", "context_batch"):
+            if getattr(self, name) is not None:
+                _require_whole(name, getattr(self, name), 1)
+        _require_whole("context_length", self.context_length, 2)
+        _require_whole("seed", self.seed, 0)
+        if not self.saes:
+            raise UsageError("nothing to train: name a recipe, or a TOML file with [[saes]]")
+        names = [sae.name for sae in self.saes]
+        if twins := {n for n in names if names.count(n) > 1}:
+            raise UsageError(f"two SAEs are named '{min(twins)}': give name, or a setting that tells them apart")
+        for sae in self.saes:
+            _require_whole(f"width of {sae.name}", sae.width, 1)
+            _require_whole(f"seed of {sae.name}", sae.seed, 0)
+
+    def task(self) -> Task:
+        """The text as a task has it."""
+        from importlib.resources import files
+
+        contexts = ContextSpec(self.context_length, self.bos, 1, self.max_norm)
+        folder = self.folder or Path(str(files("saebench.tasks")))
+        return Task("train", 1, (), self.corpus, contexts, folder=folder)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not."""
+        plain = asdict(self)
+        for name in ("device", "cache", "folder", "checkpoint_every", "log_every", "data"):
+            del plain[name]
+        plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
+        return plain
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
+
+
+def read_request(path: Path) -> TrainRequest:
+    """A run from a TOML file.
+
+    Raises:
+        UsageError: it is not readable, or has a key or value that means nothing.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
+    known = {f.name for f in fields(TrainRequest)} - {"folder", "data", "cache", "device"}
+    for key in raw:
+        if key not in known | {"prefix"}:
+            raise UsageError(f"{path}: {unknown('key', key, known)}")
+    prefix = raw.pop("prefix", "")
+    try:
+        if "corpus" in raw:
+            raw |= {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent}
+        saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand(entry, prefix))
+        return TrainRequest(saes=saes, **raw)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        raise UsageError(f"{path}: not a training run: {one_line(error)}; tasks/train/ has examples") from error
+
+
+def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
+    """The SAEs of one [[saes]] table: one for each combination of the values that it lists.
+
+    They are called by recipe and k, and by whatever else is listed: `topk-k32-seed1`.
+
+    Raises:
+        UsageError: recipe or width is missing.
+    """
+    entry = dict(entry)
+    if "recipe" not in entry or "width" not in entry:
+        raise UsageError(f"[[saes]] needs recipe and width, and {entry} lacks one")
+    # A Matryoshka SAE's group sizes are a list of their own; what varies is a list of such lists.
+    varied = [k for k, v in entry.items() if isinstance(v, list) and (k != "groups" or isinstance(v[0], list))]
+    choices: Sequence[Sequence[Any]] = [entry[k] for k in varied]
+    out = []
+    for values in itertools.product(*choices):
+        one = entry | dict(zip(varied, values, strict=True))
+        recipe, width, seed = one.pop("recipe"), one.pop("width"), one.pop("seed", 0)
+        name = one.pop("name", None)
+        shown = [f"k{one['k']}"] if "k" in one else []
+        shown += [
+            f"{key}{value}" for key, value in zip(varied, values, strict=True) if key not in ("k", "recipe", "name")
+        ]
+        out.append(SaeSpec(name or "-".join([*filter(None, [prefix]), recipe, *shown]), recipe, width, seed, one))
+    return out
+
+
+def with_options(request: TrainRequest, options: Mapping[str, Any]) -> TrainRequest:
+    """A request with those options that were given (are not None) in place of its own values."""
+    return replace(request, **{name: value for name, value in options.items() if value is not None})

@@ -1,0 +1,180 @@
+"""What a training recipe is: an architecture, its loss, and the settings it starts from.
+
+A recipe is an object that the hook `saebench_recipes` returns. It states its loss in plain torch, as its paper does; the
+trainer (`saebench.training.trainer`) does what is common to all: scaling, schedule, clipping, the decoder's norm, counting
+dead latents. Everything a recipe sees is in the SAE's own space, where activations have a mean square of 1.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from saebench.errors import UsageError, unknown
+from saebench.sae import Activation
+from saebench.training.dictionary import Dictionary
+from saebench.training.ranks import all_min, batch_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every recipe lets one set; a recipe adds its own (k, a coefficient, …) and its own defaults.
+
+    Attributes:
+        lr: Adam's learning rate after warm-up.
+        beta1, beta2: Adam's decay rates.
+        eps: Adam's epsilon (Gao et al. 2024, arXiv 2406.04093, appendix A.3: small, since gradients are).
+        warmup: share of all steps over which the rate rises linearly from 0.
+        decay: share of all steps, at the end, over which it falls linearly to 0.
+        clip: largest global norm of the gradient; 0 never clips.
+        dead_after: a latent that has not fired for this many tokens is dead.
+        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32.
+    """
+
+    lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 6.25e-10
+    warmup: float = 0.05
+    decay: float = 0.2
+    clip: float = 1.0
+    dead_after: int = 200_000
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        positive = {"lr": self.lr, "eps": self.eps, "dead_after": self.dead_after}
+        for name, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{name} is {value}, expected a positive number")
+        shares = {"beta1": self.beta1, "beta2": self.beta2, "warmup": self.warmup, "decay": self.decay}
+        for name, value in shares.items():
+            if not 0 <= value < 1:
+                raise UsageError(f"{name} is {value}, expected 0 ≤ {name} < 1")
+        if not self.clip >= 0:
+            raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")
+
+        if self.dtype not in ("bfloat16", "float32"):
+            raise UsageError(f"dtype is '{self.dtype}', expected bfloat16 or float32")
+
+    def check(self, d_in: int, width: int) -> None:
+        """Raise UsageError where these settings do not fit an SAE of this shape."""
+        k = getattr(self, "k", None)
+        if k is not None and not 1 <= k <= width:
+            raise UsageError(f"k is {k}, but the SAE has {width} latents: choose 1 ≤ k ≤ {width}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's activations, and the moment in the run.
+
+    Attributes:
+        x: [n, d_in] float32, scaled; this process's rows of the global batch.
+        variance: Σ‖x − x̄‖²/n over the global batch, a 0-d tensor: the denominator of a normalised loss.
+        step, steps: this step, from 0, of how many.
+        dead: [width] bool, the latents that have not fired for `dead_after` tokens; None while there is none.
+    """
+
+    x: Tensor
+    variance: Tensor
+    step: int
+    steps: int
+    dead: Tensor | None = None
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes of a local mean, so that a loss that divides by it, or squares it, is the global one."""
+        return batch_mean(value)
+
+    def least(self, values: Tensor) -> Tensor:
+        """The smallest positive of all processes' values, 0-d; infinite where there is none."""
+        positive = torch.where(values > 0, values, torch.inf)
+        return all_min(positive.min() if len(values) else values.new_tensor(torch.inf))
+
+    def ramp(self, share: float) -> float:
+        """A factor that rises linearly from 0 to 1 over this share of all steps."""
+        return min(1.0, self.step / (share * self.steps)) if share > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a recipe's loss gives back.
+
+    Attributes:
+        total: 0-d, with gradient; a mean over this process's rows. Gradients are averaged over processes.
+        reconstruction: [n, d_in] x̂ as the SAE would give it, without gradient; explained variance is taken from it.
+        fired: [width] how many of the rows each latent fired on.
+        parts: the terms of the total by name, for the log.
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    fired: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Recipe(ABC):
+    """A way to train an SAE: parameters, loss, and what it becomes when trained."""
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    settings: ClassVar[type[Settings]]
+    # Decoder rows keep norm 1, and their gradient loses its radial part. Where they are free, the finished SAE has their
+    # norms folded into its latents, which needs an activation without thresholds.
+    unit_decoder: ClassVar[bool] = True
+
+    def parameters(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
+        """Trained tensors beside W_enc, W_dec, b_enc and b_dec, by name, at their first values. Default: none."""
+        return {}
+
+    def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
+        """Tensors that the loss itself updates (a running threshold), by name. Default: none."""
+        return {}
+
+    def initialise(self, sae: Dictionary, sample: Tensor, settings: Any) -> None:
+        """Set first values that depend on data, from scaled activations [n, d_in], after b_dec is set. Default: nothing."""
+        return
+
+    @abstractmethod
+    def loss(self, sae: Dictionary, batch: Batch, settings: Any) -> Loss:
+        """The loss of one batch."""
+
+    @abstractmethod
+    def activation(self, sae: Dictionary, settings: Any, scale: float) -> Activation:
+        """The activation function of the finished SAE in the model's own space.
+
+        Args:
+            sae: the trained parameters; they read x · scale.
+            scale: biases and thresholds of the finished SAE are those of training divided by it, weights are the same.
+        """
+
+    def metadata(self, settings: Any, d_in: int, width: int) -> dict[str, Any]:
+        """Fields of `saebench.sae.Metadata` that only the recipe knows (declared_l0, group_sizes)."""
+        return {"declared_l0": float(settings.k)} if hasattr(settings, "k") else {}
+
+
+def make_settings(recipe: Recipe, given: Mapping[str, Any]) -> Any:
+    """The recipe's settings with some of them replaced: numbers as they come from a TOML file or a command line.
+
+    Raises:
+        UsageError: the recipe has no such setting (names the nearest), or it is of the wrong type or out of range.
+    """
+    known = {f.name: f for f in dataclasses.fields(recipe.settings)}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown(f"setting of recipe {recipe.name}", name, known)
+        kind = known[name].type
+        if kind in (float, "float") and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(value, list):
+            value = tuple(value)
+        wanted = {float: float, int: int, bool: bool, "float": float, "int": int, "bool": bool, str: str}.get(kind)
+        if wanted is not None and type(value) is not wanted:
+            raise UsageError(
+                f"recipe {recipe.name}: {name} is {value!r}, expected {'a whole number' if wanted is int else wanted.__name__}"
+            )
+        values[name] = value
+    return recipe.settings(**values)

@@ -1,0 +1,220 @@
+"""One SAE's training: scale, step, state. Where activations come from is not known here; several trainers may share them.
+
+    trainer = Trainer(recipe, settings, d_in, width=2304, seed=0, steps=1000)
+    trainer.initialise(sample)          # [n, d_in] activations: input scale and b_dec
+    for x in batches: figures = trainer.step(x)
+    sae = trainer.sae()                 # canonical, in the model's own space
+
+Activations are multiplied by one number so that their mean square is 1, and a recipe never sees another scale; the
+finished SAE has it folded in. Under `torch.distributed`, each process steps on its own rows (equally many), and gradients
+are averaged by DDP: W processes make the step that one makes on all rows.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from saebench.errors import NonFiniteError, SaebenchError
+from saebench.sae import SAE, Metadata
+from saebench.training.dictionary import Dictionary
+from saebench.training.ranks import all_sum, variance, world
+from saebench.training.recipe import Batch, Loss, Recipe
+
+
+class _Objective(nn.Module):
+    """A recipe's loss as a module, which is what DDP wraps."""
+
+    def __init__(self, sae: Dictionary, recipe: Recipe, settings: Any) -> None:
+        super().__init__()
+        self.sae, self.recipe, self.settings = sae, recipe, settings
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.recipe.loss(self.sae, batch, self.settings)
+
+
+class Trainer:
+    """Trains one SAE, a step at a time.
+
+    Attributes:
+        recipe, settings: what it trains by.
+        dictionary: the parameters, in the space where activations have mean square 1.
+        scale: what activations are multiplied by; None before `initialise`.
+        done: steps taken.
+        tokens: activations seen, by all processes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: Any,
+        d_in: int,
+        *,
+        width: int,
+        seed: int,
+        steps: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """
+        Args:
+            settings: an instance of `recipe.settings`.
+            width: number of latents.
+            steps: how many steps the schedule is made for.
+
+        Raises:
+            UsageError: settings that do not fit the shape (k > width).
+        """
+        settings.check(d_in, width)
+        self.recipe, self.settings, self.steps, self.device = recipe, settings, steps, torch.device(device)
+        extra = recipe.parameters(settings, d_in, width)
+        state = recipe.buffers(settings, d_in, width)
+        self.dictionary = Dictionary(
+            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), extra=extra, state=state
+        ).to(self.device)
+        self.scale: float | None = None
+        self.done = 0
+        self.tokens = 0
+        self._silent = torch.zeros(width, dtype=torch.int64, device=self.device)  # tokens since each latent fired
+        trained = [p for p in self.dictionary.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.Adam(
+            trained, settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True
+        )
+        self._objective: nn.Module = _Objective(self.dictionary, recipe, settings)
+
+    @torch.no_grad()
+    def initialise(self, sample: Tensor) -> None:
+        """Fix the input scale and set b_dec to the mean, from a sample of activations [n, d_in] (the same on every process).
+
+        Raises:
+            NonFiniteError: the sample is not finite, or all zero.
+        """
+        rows = sample.to(self.device, torch.float32)
+        power = float(rows.double().pow(2).mean())
+        if not (math.isfinite(power) and power > 0):
+            raise NonFiniteError(f"the first activations have a mean square of {power}: no scale can be made of them")
+        self.scale = power**-0.5
+        self.dictionary.b_dec.copy_(rows.mean(0) * self.scale)
+        self.recipe.initialise(self.dictionary, rows * self.scale, self.settings)
+
+    def step(self, x: Tensor) -> dict[str, float]:
+        """One step on activations x [batch, d_in], in the model's own space.
+
+        Returns:
+            loss and its parts; l0, explained_variance (of this batch), dead_fraction; lr. Of the global batch.
+
+        Raises:
+            NonFiniteError: the loss is not finite; nothing was changed.
+        """
+        if self.scale is None:
+            raise SaebenchError("Trainer.initialise comes before the first step")
+        if world() > 1 and not isinstance(self._objective, DistributedDataParallel):
+            self._objective = DistributedDataParallel(self._objective)
+        rows = x.to(self.device, torch.float32) * self.scale
+        spread = variance(rows)
+        batch = Batch(rows, spread, self.done, self.steps, self._dead())
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = self._objective(batch)
+        value = float(all_sum(loss.total)) / world()
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the loss of step {self.done} is {value}")
+        loss.total.backward()
+        lr = self._update()
+        fired = all_sum(loss.fired)
+        n = len(rows) * world()
+        self._count(fired, n)
+        residual = all_sum((rows - loss.reconstruction).pow(2).sum(1).mean()) / world()
+        figures = {name: float(all_sum(part)) / world() for name, part in loss.parts.items()}
+        return {
+            "loss": value,
+            **figures,
+            "l0": float(fired.sum()) / n,
+            "explained_variance": 1 - float(residual / spread),
+            "dead_fraction": float((self._silent >= self.settings.dead_after).float().mean()),
+            "lr": lr,
+        }
+
+    def _dead(self) -> Tensor | None:
+        dead = self._silent >= self.settings.dead_after
+        return dead if bool(dead.any()) else None
+
+    def _count(self, fired: Tensor, n: int) -> None:
+        self._silent = torch.where(fired > 0, 0, self._silent + n)
+        self.done += 1
+        self.tokens += n
+
+    @torch.no_grad()
+    def _update(self) -> float:
+        """Clip, project, step, renormalise. Returns the learning rate."""
+        W = self.dictionary.W_dec
+        if self.recipe.unit_decoder:
+            # What would only lengthen a row is taken out of its gradient, so that Adam's moments never hold it.
+            assert W.grad is not None
+            W.grad.addcmul_(W, (W.grad * W).sum(1, keepdim=True), value=-1)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.settings.clip)
+        lr: float = self.settings.lr * schedule(self.done, self.steps, self.settings.warmup, self.settings.decay)
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        self._optimiser.step()
+        if self.recipe.unit_decoder:
+            W.div_(W.norm(dim=1, keepdim=True))
+        return lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later step depends on; tensors and numbers only."""
+        return {
+            "dictionary": self.dictionary.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "silent": self._silent,
+            "scale": self.scale,
+            "done": self.done,
+            "tokens": self.tokens,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.dictionary.load_state_dict(state["dictionary"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._silent = state["silent"].to(self.device, copy=True)
+        self.scale, self.done, self.tokens = state["scale"], state["done"], state["tokens"]
+
+    @torch.no_grad()
+    def sae(self) -> SAE:
+        """The SAE as it is now, on the CPU, canonical: it reads and writes the model's own space.
+
+        z is positively homogeneous in (x, biases, thresholds), so with these divided by the scale the same weights read
+        activations as they are, the decoder keeps its unit rows, and z comes out in units of the model's space.
+        """
+        if self.scale is None:
+            raise SaebenchError("Trainer.initialise comes before the SAE")
+        own, settings = self.dictionary, self.settings
+        d_in, width = own.W_dec.shape[1], own.width
+
+        def copy(t: Tensor) -> Tensor:
+            return t.detach().cpu().clone().contiguous()
+
+        W_enc, W_dec, b_enc = own.W_enc, own.W_dec, own.b_enc
+        if not self.recipe.unit_decoder:
+            norm = W_dec.norm(dim=1, keepdim=True)
+            W_enc, W_dec, b_enc = W_enc * norm, W_dec / norm, b_enc * norm[:, 0]
+        meta = Metadata(architecture=self.recipe.architecture, training_tokens=self.tokens)
+        return SAE(
+            copy(W_enc.T),
+            copy(W_dec),
+            copy(b_enc / self.scale),
+            copy(own.b_dec / self.scale),
+            self.recipe.activation(own, settings, self.scale),
+            subtracts_b_dec=True,
+            metadata=replace(meta, **self.recipe.metadata(settings, d_in, width)),
+        )
+
+
+def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
+    """The factor on the learning rate at a step, from 0: rising linearly, constant, falling linearly to (almost) 0."""
+    rising, falling = warmup * steps, decay * steps
+    up = (step + 1) / rising if rising > 0 else 1.0
+    down = (steps - step) / falling if falling > 0 else 1.0
+    return max(0.0, min(1.0, up, down))

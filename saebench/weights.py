@@ -1,0 +1,152 @@
+"""A file of named tensors, read exactly or not at all: what every kind of file has in common, and safetensors.
+
+A checkpoint is a stranger's file. Nothing here runs code from one, believes a size that the file itself does not bear
+out, or turns a value into another type. Weights come as float32; large files stay memory-mapped (privately: what is
+done to a tensor never reaches the file), so loading holds one copy of them. `archives.py` reads the other kinds.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saebench.config import CheckpointError, LoadOptions
+from saebench.errors import one_line
+
+# Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.
+_MAP_FROM = 2**28
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Weights(ABC):
+    """A file of named tensors. Shapes are known from its index; each tensor is read when it is asked for.
+
+    Attributes:
+        path: the file.
+        shapes, dtypes: of each tensor, by name.
+        values: what else lies beside the tensors (a torch file may hold plain numbers and strings).
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    values: dict[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the largest tensor: that of the weights."""
+        return self.dtypes[max(self.shapes, key=lambda name: math.prod(self.shapes[name]))]
+
+    @abstractmethod
+    def _open(self, name: str) -> AbstractContextManager[Tensor]:
+        """A context that gives the tensor as it is stored, and frees its pages after."""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """The shape of a tensor that must exist, with that many dimensions, none of them 0."""
+        if name not in self.shapes:
+            raise CheckpointError(f"{self.path}: tensor '{name}' is missing")
+        shape = self.shapes[name]
+        if len(shape) != ndim or 0 in shape:
+            raise CheckpointError(
+                f"{self.path}: '{name}' has shape {shape}, expected {ndim} dimensions, none of size 0"
+            )
+        return shape
+
+    def check(self, matter: Collection[str], harmless: Collection[str], options: LoadOptions) -> None:
+        """Refuse a tensor (or other value) that is on neither list: it may change what the SAE computes."""
+        strange = sorted((self.shapes.keys() | self.values.keys()) - set(matter) - set(harmless) - options.ignore_keys)
+        if strange:
+            raise CheckpointError(
+                f"{self.path}: unknown entry '{strange[0]}' may change what the SAE computes; "
+                f"if it does not, pass --ignore-key {strange[0]}"
+            )
+
+    @contextmanager
+    def _checked(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        self.shape(name, len(shape))
+        if self.shapes[name] != shape:
+            raise CheckpointError(f"{self.path}: '{name}' has shape {self.shapes[name]}, expected {shape}")
+        with self._open(name) as tensor:
+            if not tensor.is_floating_point():
+                raise CheckpointError(f"{self.path}: '{name}' is {tensor.dtype}, expected floating point weights")
+            yield tensor
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """The tensor in float32, which must have that shape; a view of the file where that is large.
+
+        Raises:
+            CheckpointError: missing, of another shape, or not floating point.
+        """
+        with self._checked(name, shape) as tensor:
+            wide = tensor.detach().float()
+            mapped = wide.data_ptr() == tensor.data_ptr()
+            return wide.clone() if mapped and self.path.stat().st_size < _MAP_FROM else wide
+
+    def transposed(self, name: str, *shape: int) -> Tensor:
+        """The tensor of that (stored) shape, transposed, float32, its rows contiguous.
+
+        The stored one's pages are let go when this returns: at no time are there two copies of more than this tensor.
+        """
+        with self._checked(name, shape) as tensor:
+            out = torch.empty(shape[1], shape[0])
+            step = max(1, 2**22 // shape[0])  # by blocks of columns: the source is not touched twice
+            for start in range(0, shape[1], step):
+                out[start : start + step] = tensor[:, start : start + step].T
+            return out
+
+    def scalar(self, name: str) -> float:
+        """A tensor of one element, as a number (integers too)."""
+        self.shape(name, len(self.shapes.get(name, ())))
+        with self._open(name) as tensor:
+            if tensor.numel() != 1:
+                raise CheckpointError(f"{self.path}: '{name}' has shape {self.shapes[name]}, expected one number")
+            return float(tensor.detach().double().reshape(()).item())
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A one-dimensional tensor of whole numbers."""
+        self.shape(name, 1)
+        with self._open(name) as tensor:
+            if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.is_complex():
+                raise CheckpointError(f"{self.path}: '{name}' is {tensor.dtype}, expected whole numbers")
+            return tuple(int(v) for v in tensor.tolist())
+
+
+class SafetensorsFile(Weights):
+    """A safetensors file; its reader checks that header and payload agree."""
+
+    def __init__(self, path: Path):
+        self.path, self.values = path, {}
+        with self._file() as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self.shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+            self.dtypes = {name: _SAFETENSORS_DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
+
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"{self.path}: not readable as safetensors: {one_line(error)}") from error
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Tensor]:
+        with self._file() as file:
+            tensor = file.get_tensor(name)
+        yield tensor
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, in one pass and without a mask as large as the tensor."""
+    plain = tensor.T if tensor.ndim == 2 and not tensor.is_contiguous() else tensor
+    low, high = torch.aminmax(plain)  # NaN wins both
+    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,0 +1,54 @@
+"""A tiny run that every test here starts from: a random Llama, random token ids, one topk SAE."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saebench.training.plan import SaeSpec, TrainRequest
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+class Heard:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def begin(self, steps: int, done: int) -> None:
+        self.steps.append(done)
+
+    def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None:
+        self.steps.append(step)
+
+    def end(self) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 contexts of 16 ids; the first of each is the tiny Llama's BOS."""
+    path = tmp_path_factory.mktemp("train") / "ids.npy"
+    tokens = np.random.default_rng(3).integers(3, 97, (200, 16))
+    tokens[:, 0] = 1
+    np.save(path, tokens)
+    return path
+
+
+@pytest.fixture
+def request_for(llama: Path, ids: Path) -> Callable[..., TrainRequest]:
+    def make(**changes: Any) -> TrainRequest:
+        spec = SaeSpec("topk-k4", "topk", 48, 0, {"k": 4, "dead_after": 500})
+        settings: dict[str, Any] = {
+            "model": str(llama), "hook": HOOK, "saes": (spec,), "data": ids, "batch_size": 32, "chunk_contexts": 30,
+            "context_batch": 8, "checkpoint_every": 15, "log_every": 5, "dtype": "float32", "device": "cpu",
+        }  # fmt: skip
+        return TrainRequest(**(settings | changes))
+
+    return make

@@ -1,0 +1,141 @@
+"""TOML files, options, dry runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from transformers import LlamaConfig
+
+from saebench.cli import main
+from saebench.errors import UsageError
+from saebench.task import builtin_tasks
+from saebench.training.estimate import estimate
+from saebench.training.plan import expand, read_request, with_options
+
+FOLDER = Path(__file__).resolve().parents[2] / "tasks" / "train"
+# The published sizes, from the models' own config.json.
+SIZES = {
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+    "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24},
+}
+
+
+def _model(folder: Path, size: str) -> Path:
+    """The config of a Llama 3.2 without its weights, which a dry run does not need."""
+    config = LlamaConfig(
+        vocab_size=128_256, num_key_value_heads=8, head_dim=64 if size == "1B" else 128, tie_word_embeddings=True,
+        **SIZES[size],
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "d_in", "width", "layers"),
+    [
+        ("llama-3.2-1b.toml", "1B", 2048, 32_768, 9),
+        ("llama-3.2-3b.toml", "3B", 3072, 32_768, 15),
+        ("seed-project.toml", "3B", 3072, 65_536, 22),
+    ],
+)
+def test_full_size_dry_run(file: str, size: str, d_in: int, width: int, layers: int, tmp_path: Path) -> None:
+    model = _model(tmp_path / size, size)
+    done = CliRunner().invoke(main, ["train", str(FOLDER / file), "--model", str(model), "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    request = read_request(FOLDER / file)
+    assert found["d_in"] == d_in
+    assert request.saes[0].width == width
+    assert request.saes[0].settings["k"] == 64
+    assert found["tokens"] == request.tokens
+    assert found["steps"] == request.tokens // 8192
+    # Multiply-adds of a Llama block by hand: q and o, k and v, three of the MLP.
+    sizes = SIZES[size]
+    d, kv, wide = sizes["hidden_size"], 8 * (64 if size == "1B" else 128), sizes["intermediate_size"]
+    block = 2 * d * d + 2 * d * kv + 3 * d * wide
+    assert found["model_flops_per_token"] == pytest.approx(2 * layers * block, rel=1e-3)
+    # Weights, gradient and two moments in float32, the model besides.
+    assert found["memory_bytes"] > 4 * 4 * 2 * d_in * width + 2 * 28e6
+    assert found["disk_bytes"] >= 2 * 3 * 4 * 2 * d_in * width
+    assert found["seconds"] > 0
+
+
+def test_dry_run_says_it_in_words(tmp_path: Path) -> None:
+    model = _model(tmp_path / "1B", "1B")
+    done = CliRunner().invoke(main, ["train", str(FOLDER / "llama-3.2-1b.toml"), "--model", str(model), "--dry-run"])
+    assert "tokens 500,000,000 in 61,035 steps of 8,192" in done.stdout
+    assert "time about" in done.stdout
+    assert "GiB" in done.stdout
+
+
+def test_dry_run_finds_what_would_fail_later(tmp_path: Path) -> None:
+    model = _model(tmp_path / "1B", "1B")
+    request = with_options(read_request(FOLDER / "llama-3.2-1b.toml"), {"model": str(model), "device": "cpu"})
+    with pytest.raises(UsageError, match="layers 0 to 15"):
+        estimate(with_options(request, {"hook": "blocks.16.hook_resid_post"}))
+    [wrong] = expand({"recipe": "topk", "width": 32, "k": 33})
+    with pytest.raises(UsageError, match="k is 33"):
+        estimate(with_options(request, {"saes": (wrong,)}))
+
+
+def test_training_runs_are_no_tasks() -> None:
+    assert FOLDER.is_dir()
+    assert not [name for name in builtin_tasks() if name.startswith("train")]
+
+
+def test_lists_make_every_combination() -> None:
+    names = [s.name for s in expand({"recipe": "topk", "width": 64, "k": [8, 16], "seed": [0, 1]}, "m")]
+    assert names == ["m-topk-k8-seed0", "m-topk-k8-seed1", "m-topk-k16-seed0", "m-topk-k16-seed1"]
+    [one] = expand({"recipe": "relu", "width": 64, "sparsity": 5.0, "name": "mine"})
+    assert (one.name, one.settings) == ("mine", {"sparsity": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'model = "m"\nhook = "blocks.1.hook_resid_post"\nbatchsize = 3',
+            "unknown key 'batchsize': did you mean 'batch_size'",
+        ),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"', "needs recipe and width"),
+        ('model = "m"\nhook = "h"', "nothing to train"),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = "big"', "width of topk is 'big'"),
+        ('model = "m"\nhook = "h"\nbatch_size = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "batch_size is 0"),
+        ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfiles = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "files"),
+        ("model = ", "not readable"),
+    ],
+)
+def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_request(tmp_path / "run.toml")
+    assert "\n" not in str(caught.value)
+    assert "run.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "name a recipe"),
+        (["train", "topk", "--width", "8"], "--model is missing"),
+        (["train", "topk", "--model", "m", "--hook", "h"], "--width is missing"),
+        (["train", "topk", "--model", "m", "--hook", "h", "--width", "8"], "--out DIR is missing"),
+        (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "lr"], "NAME=VALUE"),
+        (["train", str(FOLDER / "smollm2-135m.toml"), "--k", "5"], "--k is of one SAE"),
+        (["train", "no.toml", "--out", "x"], "not readable"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_toy_recovers_the_planted_features(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["train", "--toy", "--out", str(tmp_path / "toy")])
+    assert done.exit_code == 0, done.output
+    assert float(done.stdout.split("features ")[1].split(",")[0]) >= 0.95
+    assert (tmp_path / "toy" / "toy.png").read_bytes().startswith(b"\x89PNG")
