@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from saebench.errors import one_line
-from saebench.judge import BatchLost, Calls, Capabilities, Judge, JudgeError, Reply, Request
+from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request
 from saebench.judge_cache import ReplyCache
 from saebench.prices import Price, cost_bound, cost_of
 
@@ -310,12 +310,3 @@ class JudgeSession:
         cost = "price unknown" if self.tally.cost is None else f"at most ${self.tally.cost:.4f}"
         name = f"{self.judge.name}:{self.judge.model}"
         return f"judge {name}: {self.tally.sent} calls sent ({cost}), {self.tally.replayed} replayed"
-
-
-def estimate(calls: Sequence[Calls], price: Price | None, batch: bool = False) -> tuple[int, int, float | None]:
-    """(input tokens, output tokens, US dollars or None) of calls that are only planned."""
-    inputs = sum(c.count * -(-c.input_characters // 4) for c in calls)
-    outputs = sum(c.count * c.output_tokens for c in calls)
-    if price is None:
-        return inputs, outputs, None
-    return inputs, outputs, price.cost(inputs, outputs) * (price.batch if batch else 1.0)

@@ -9,11 +9,11 @@ from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import Judge, make_judge
 from saebench.judge_cache import ReplyCache
-from saebench.judge_session import JudgeSession, Listener, estimate
+from saebench.judge_session import JudgeSession, Listener
 from saebench.metric import Metric
 from saebench.models import cache_folder
 from saebench.plan import Request
-from saebench.prices import find_price, price_file
+from saebench.prices import estimate, find_price, price_file
 
 Wanted = dict[str, type[Metric]]
 

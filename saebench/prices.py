@@ -3,13 +3,14 @@
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from saebench.errors import UsageError, one_line
-from saebench.judge import Judge, Reply, Request
+from saebench.judge import Calls, Judge, Reply, Request
 
 # What providers put around a request that has a schema; generous, since it only bounds.
 _AROUND = 600
@@ -58,6 +59,15 @@ def cost_of(price: Price, request: Request, reply: Reply, headroom: int = 0) -> 
     if reply.usage is None:
         return cost_bound(price, request, headroom)
     return price.cost(reply.usage.input_tokens, reply.usage.output_tokens)
+
+
+def estimate(calls: Sequence[Calls], price: Price | None, batch: bool = False) -> tuple[int, int, float | None]:
+    """(input tokens, output tokens, US dollars or None) of calls that are only planned."""
+    inputs = sum(c.count * -(-c.input_characters // 4) for c in calls)
+    outputs = sum(c.count * c.output_tokens for c in calls)
+    if price is None:
+        return inputs, outputs, None
+    return inputs, outputs, price.cost(inputs, outputs) * (price.batch if batch else 1.0)
 
 
 def price_file() -> str:

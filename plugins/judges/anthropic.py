@@ -30,6 +30,8 @@ class Anthropic(Vendor):
     def open(self) -> None:
         import anthropic
 
+        if self._client is not None:
+            return
         key = self._key()
         self._client = anthropic.Anthropic(
             api_key=key, base_url=self.url or self.home, max_retries=self.retries, timeout=self.timeout, open_telemetry=False,
@@ -68,7 +70,9 @@ class Anthropic(Vendor):
         self._thinking = ways[0] if ways else None
 
     def close(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     @property
     def headroom(self) -> int:
@@ -118,7 +122,7 @@ class Anthropic(Vendor):
     def submit(self, requests: Mapping[str, Request]) -> str:
         items: list[Any] = [{"custom_id": key, "params": self._body(request)} for key, request in requests.items()]
         try:
-            return self._client.messages.batches.create(requests=items).id
+            return str(self._client.messages.batches.create(requests=items).id)
         except Exception as error:
             raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
 

@@ -56,6 +56,7 @@ class Local(Judge):
 
     def close(self) -> None:
         self._states.clear()
+        self._model = None
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -79,10 +80,10 @@ class Local(Judge):
             if kind == "boolean":
                 shared, yes, no = self._pair
                 writer.write(shared)
-                logits = writer.logits()[[yes, no]].double()
+                logits = writer.logits()[[yes[0], no[0]]].double()
                 likely[name] = float(logits.softmax(0)[0])
                 data[name] = bool(logits[0] > logits[1])
-                writer.write([yes if data[name] else no])
+                writer.write(yes if data[name] else no)
                 continue
             writer.write(self._ids(' "'))
             text, whole = self._string(writer, request.max_tokens)
@@ -137,13 +138,13 @@ class Local(Judge):
     def _ends(self) -> set[int]:
         return {self._tokenizer.eos_token_id, *self._tokenizer.all_special_ids}
 
-    def _choice(self) -> tuple[list[int], int, int]:
-        """(tokens that ` true` and ` false` share, the first that only the one has, the first that only the other has)."""
+    def _choice(self) -> tuple[list[int], list[int], list[int]]:
+        """(tokens that ` true` and ` false` begin with alike, the rest of the one, the rest of the other)."""
         yes, no = self._ids(" true"), self._ids(" false")
         same = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
         if same is None:
             raise JudgeError(f"the tokenizer of '{self.model}' does not tell true from false, so it cannot judge")
-        return yes[:same], yes[same], no[same]
+        return yes[:same], yes[same:], no[same:]
 
     def _state(self, text: str) -> tuple[Any, int]:
         """The model's state after a text, and its length in tokens."""

@@ -48,6 +48,8 @@ class OpenAI(Vendor):
     def open(self) -> None:
         import openai
 
+        if self._client is not None:
+            return
         key = self._key()
         self._client = openai.OpenAI(
             api_key=key, base_url=self.url or self.home, max_retries=self.retries, timeout=self.timeout,
@@ -69,7 +71,9 @@ class OpenAI(Vendor):
             raise self._unknown_model(known)
 
     def close(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     @property
     def headroom(self) -> int:
@@ -170,7 +174,7 @@ class OpenAI(Vendor):
             )
         except Exception as error:
             raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
-        return batch.id
+        return str(batch.id)
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
         import openai

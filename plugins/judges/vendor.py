@@ -36,6 +36,7 @@ class Vendor(Judge):
     def __init__(self, model: str, url: str | None = None) -> None:
         super().__init__(model, None if url is None or url.rstrip("/") == self.home else url.rstrip("/"))
         self._secrets: tuple[str, ...] = ()
+        self._client: Any = None
 
     def _key(self) -> str:
         """The key that may be sent to this judge's address; one that means nothing where none is needed.

@@ -14,8 +14,8 @@ import pytest
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import BatchLost, Calls, JudgeError, Reply, Request, Usage, make_judge
 from saebench.judge_cache import ReplyCache
-from saebench.judge_session import JudgeSession, estimate
-from saebench.prices import Price, cost_bound, find_price
+from saebench.judge_session import JudgeSession
+from saebench.prices import Price, cost_bound, estimate, find_price
 from saebench.testing import FunctionJudge
 from tests.conftest import REPOSITORY
 from tests.judges.server import Coin, Expired, JudgeServer, Status, always
