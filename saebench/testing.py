@@ -22,6 +22,7 @@ from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
 
 Values = dict[tuple[str, float | None], float]
+MakeEnv = Callable[[SAE], Env]
 
 
 def tiny_llama(folder: Path, *, layers: int = 4, width: int = 32, vocabulary: int = 97, seed: int = 0) -> Path:
@@ -111,7 +112,9 @@ class SyntheticText:
             x, latents, sae.decode(latents, x), token_losses,
         )  # fmt: skip
 
-    def values(self, metric_class: type[Metric], sae: SAE, batches: list[list[int]], parts: int = 1) -> Values:
+    def values(
+        self, metric_class: type[Metric], sae: SAE, batches: list[list[int]], parts: int = 1, env: MakeEnv = Env
+    ) -> Values:
         """Scores of a metric over these batches, given to `parts` instances in turn and merged."""
         metrics = [metric_class(sae) for _ in range(parts)]
         if metric_class.needs:
@@ -119,12 +122,12 @@ class SyntheticText:
                 metrics[i % parts].update(self.batch(sae, rows))
         for other in metrics[1:]:
             metrics[0].merge(other)
-        return score_values(metrics[0], sae)
+        return score_values(metrics[0], env(sae))
 
 
-def score_values(metric: Metric, sae: SAE) -> Values:
+def score_values(metric: Metric, env: Env) -> Values:
     """{(key, at): value} of every score, as the harness computes them."""
-    scores = metric.scores(Env(sae))
+    scores = metric.scores(env)
     units = metric.units()
     out: Values = {}
     for score in scores:
@@ -140,6 +143,7 @@ def check_metric(
     identity: Mapping[str, float] | None = None,
     mean_predictor: Mapping[str, float] | None = None,
     reads_outliers: Collection[str] = (),
+    env: MakeEnv = Env,
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
@@ -152,30 +156,32 @@ def check_metric(
         identity: expected scores (by key) of an SAE that reconstructs exactly.
         mean_predictor: expected scores of an SAE that always answers with the mean of the scored tokens.
         reads_outliers: keys of scores that are meant to count unscored tokens too.
+        env: what `scores` is given, made for an SAE: a metric that asks a judge or reads text needs
+            `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`.
     """
     text, sae = SyntheticText(), random_sae(16, 48)
     everything = list(range(len(text.x)))
-    whole = text.values(metric, sae, [everything])
+    whole = text.values(metric, sae, [everything], env=env)
     assert whole, "the metric has no scores"
     json.dumps([[k, a, v] for (k, a), v in whole.items()], allow_nan=False)
     shuffled = list(reversed(everything))
     others = {
-        "single contexts": text.values(metric, sae, [[i] for i in everything]),
-        "another order": text.values(metric, sae, [shuffled[i : i + 5] for i in range(0, len(shuffled), 5)]),
-        "three merged instances": text.values(metric, sae, [[i, i + 1] for i in everything[::2]], parts=3),
-        "a restored instance": _restored(metric, sae, text),
+        "single contexts": text.values(metric, sae, [[i] for i in everything], env=env),
+        "another order": text.values(metric, sae, [shuffled[i : i + 5] for i in range(0, len(shuffled), 5)], env=env),
+        "three merged instances": text.values(metric, sae, [[i, i + 1] for i in everything[::2]], parts=3, env=env),
+        "a restored instance": _restored(metric, sae, text, env),
     }
     for how, found in others.items():
         _same(whole, found, f"in {how}")
     text.poison = ~text.scored
-    poisoned = text.values(metric, sae, [everything])
+    poisoned = text.values(metric, sae, [everything], env=env)
     fixed = {key: value for key, value in whole.items() if key[0] not in reads_outliers}
     _same(fixed, {k: v for k, v in poisoned.items() if k in fixed}, "with other values at tokens that are not scored")
     text.poison = None
     mean = constant_sae(text.x[text.scored].double().mean(0).float())
     for expected, known in ((identity, identity_sae(16)), (mean_predictor, mean)):
         if expected:
-            found = text.values(metric, known, [everything])
+            found = text.values(metric, known, [everything], env=env)
             _same(
                 {(k, None): v for k, v in expected.items()},
                 {(k, None): found[k, None] for k in expected},
@@ -183,7 +189,7 @@ def check_metric(
             )
 
 
-def _restored(metric: type[Metric], sae: SAE, text: SyntheticText) -> Values:
+def _restored(metric: type[Metric], sae: SAE, text: SyntheticText, env: MakeEnv) -> Values:
     half = len(text.x) // 2
     first, second = metric(sae), metric(sae)
     if metric.needs:
@@ -191,7 +197,7 @@ def _restored(metric: type[Metric], sae: SAE, text: SyntheticText) -> Values:
     set_state(second, get_state(first))
     if metric.needs:
         second.update(text.batch(sae, range(half, len(text.x))))
-    return score_values(second, sae)
+    return score_values(second, env(sae))
 
 
 def _same(expected: Values, found: Values, where: str) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from saebench.plugins.metrics.autointerp.asking import explanation
+from saebench.plugins.metrics.autointerp.metric import AutoInterp
 from scipy import stats
 
 from saebench.judge import Judge, Reply
 from saebench.judge_session import JudgeSession
 from saebench.stats import ratio_interval
-from saebench.testing import FunctionJudge, judge_session
+from saebench.testing import FunctionJudge, judge_session, score_values
 from tests.autointerp.world import SIZES, Answers, Few, Small, World, coin, env, explain, judging, parsed, true_answer
 from tests.judges.server import JudgeServer, Refusal, Truncated
 
@@ -28,19 +30,15 @@ def world() -> World:
     return World()
 
 
-def result(world: World, judge: Judge | JudgeSession) -> tuple[dict[Any, float], Small]:
-    """Every score, as the harness computes them, and the metric."""
-    metric = world.seen()
-    assert isinstance(metric, Small)
+def result(world: World, judge: Judge | JudgeSession) -> tuple[dict[Any, float], AutoInterp]:
+    """Every score, as the harness computes them, and the metric; of fewer latents for a judge behind HTTP."""
     session = judge if isinstance(judge, JudgeSession) else judge_session(judge)
-    found = {(s.key, s.at): s for s in metric.scores(env(world, session))}
-    return {k: ratio_interval(metric.units(), s).value for k, s in found.items()} | {"metric": 0.0}, metric
+    metric = world.seen(Few if session.judge.sends else Small)
+    return dict(score_values(metric, env(world, session))), metric
 
 
 def scores(world: World, judge: Judge | JudgeSession) -> dict[str, float]:
-    return {
-        key[0]: value for key, value in result(world, judge)[0].items() if isinstance(key, tuple) and key[1] is None
-    }
+    return {key: value for (key, at), value in result(world, judge)[0].items() if at is None}
 
 
 def oracle(sentence: str, text: str, i: int) -> bool:
@@ -100,8 +98,9 @@ def test_known_judges_through_the_sdks(world: World, served: Callable[..., Judge
     assert found["detection_coverage"] == found["fuzzing_answered"] == 1.0
     if kind == "oracle":
         assert all(found[f"{key}_empty"] == 0.5 for key in BALANCED), "without an explanation it says no to everything"
-        assert found["fuzzing_shuffled"] == found["fuzzing_silent_shuffled"] == 0.5
-        assert found["fuzzing_gain"] == 0.5
+        # Not to the last digit: what stands before a window's first word is not in it, so there the rule cannot be checked.
+        assert found["fuzzing_shuffled"] == pytest.approx(0.5, abs=0.02)
+        assert found["fuzzing_gain"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_coin_through_the_sdks(world: World, served: Callable[..., Judge]) -> None:
@@ -320,3 +319,21 @@ def test_the_interval_covers_what_it_says(latents: int) -> None:
         assert found.high is not None
         hits += found.low <= 1 / 3 <= found.high
     assert 0.93 <= hits / repeats <= 0.97
+
+
+# --- explanations that were cut -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"explanation": "Names of ships. Names of ships. Names of', "Names of ships."),
+        ('{"explanation": "It says \\"no\\"! And', 'It says "no"!'),
+        ('{"explanation": "one long sentence that goes on and', None),
+        ('{"explanation": "whole.", "more": "', None),
+        ("prose. More prose", None),
+    ],
+)
+def test_a_cut_explanation_counts_for_its_first_sentence(text: str, expected: str | None) -> None:
+    assert explanation(Reply("truncated", text=text)) == expected
+    assert explanation(Reply("malformed", {"explanation": "x"}, text)) is None

@@ -5,6 +5,7 @@ user's message is data only, as JSON.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,7 +27,7 @@ PROMPTS = (EXPLAIN, DETECTION, FUZZING)
 # activating one with its highlights moved; a silent one with the highlights of an activating one.
 Kind = Literal["positive", "random", "hard", "moved", "silent"]
 # A sentence, and one key with its value; generous, since a reply that is cut short has no answers.
-_SENTENCE, _ANSWER = 256, 16
+_SENTENCE, _ANSWER = 96, 16
 
 
 @cache
@@ -81,9 +82,23 @@ def explain_request(windows: Sequence[Window], decoder: Decoder) -> Request:
 
 
 def explanation(reply: Reply) -> str | None:
-    """The sentence, on one line; None where there is none."""
-    text = reply.data.get("explanation") if reply.state == "ok" else None
+    """The sentence, on one line; None where there is none. Of a reply that was cut, the first sentence if that is whole."""
+    text: object = None
+    if reply.state == "ok":
+        text = reply.data.get("explanation")
+    elif reply.state == "truncated":
+        text = _first_sentence(reply.text)
     return (" ".join(clean(text).split()) or None) if isinstance(text, str) else None
+
+
+def _first_sentence(cut: str) -> str | None:
+    """The first whole sentence of a JSON string whose end is missing: one that others follow."""
+    begun = re.match(r'\s*\{\s*"explanation"\s*:\s*"((?:[^"\\]|\\.)*)', cut)
+    sentence = begun and re.match(r"(.*?[.!?])\s+\S", begun[1], re.DOTALL)
+    try:
+        return str(json.loads(f'"{sentence[1]}"')) if sentence else None
+    except ValueError:
+        return None
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------

@@ -130,8 +130,8 @@ class AutoInterp(Metric):
         self._explain(env, decoder)
         self._judge(env, decoder)
         self._units = scores.units(self._judged, self.settings.quantiles)
-        found = self.declared()
-        empty = {score.key for score in found if not self._units[score.den].any()}
+        found = [scores.counted(score, self._units) for score in self.declared()]
+        empty = {score.key for score in found if score.den and not self._units[score.den].any()}
         self._no_score = {key: self._why_not(key, env) for key in sorted(empty)}
         return [score for score in found if score.key not in empty]
 
@@ -219,7 +219,7 @@ class AutoInterpSmall(AutoInterp):
     """The same with fewer latents and windows, one window a request: for a small judge on this machine, and for trying out."""
 
     name = "autointerp_small"
-    settings = Settings(latents=10, quantiles=2, explained=4, judged=6, places=4, reservoir=32, pool=512, together=1)
+    settings = Settings(latents=8, quantiles=2, explained=4, judged=4, places=2, reservoir=32, pool=512, together=1)
 
 
 @hookimpl

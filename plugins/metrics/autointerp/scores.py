@@ -6,7 +6,7 @@ that were answered; a latent of which fewer than half of either were answered ha
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -128,11 +128,31 @@ def declared(quantiles: int) -> Iterator[Score]:
             yield _mean(f"{key}_{SHUFFLED}")
             yield _mean(f"{key}_{EMPTY}")
             yield _mean(f"{key}_auroc", unit="area")
-        yield Score.ratio(f"{aspect}_coverage", f"{aspect}_scored", "one", unit="fraction")
-        yield Score.ratio(f"{aspect}_answered", f"{aspect}_answered", f"{aspect}_asked", unit="fraction")
+        yield _count(f"{aspect}_coverage")
+        yield _count(f"{aspect}_answered")
         for q in range(1, quantiles + 1):
             name = f"{aspect}_recall_{q}"
             yield Score.ratio(f"{aspect}_recall", name, f"{name}_n", unit="fraction", at=float(q))
+
+
+# Scores that count what became of this sample: of which column of the units, and out of which.
+_COUNTS = {
+    f"{aspect}_{what}": (f"{aspect}_{num}", den.format(aspect))
+    for aspect in ASPECTS
+    for what, num, den in (("coverage", "scored", "one"), ("answered", "answered", "{}_asked"))
+}
+
+
+def _count(key: str) -> Score:
+    return Score.plain(key, 0.0, n=0, no_interval="it counts this sample", unit="fraction")
+
+
+def counted(score: Score, units: pd.DataFrame) -> Score:
+    """The score with its value, if it is one that counts."""
+    if score.key not in _COUNTS:
+        return score
+    num, den = (float(units[column].sum()) for column in _COUNTS[score.key])
+    return replace(score, value=num / den if den else 0.0, n=int(den))
 
 
 def _mean(key: str, direction: str | None = None, unit: str = "balanced accuracy") -> Score:
