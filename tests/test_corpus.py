@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saebench.corpus import Contexts, pack, _spread, special_ids, task_contexts, token_contexts
+from saebench.corpus import Contexts, _spread, pack, special_ids, task_contexts, token_contexts
 from saebench.errors import SaebenchError, UsageError
 from saebench.task import ContextSpec, CorpusSpec, Task
 
