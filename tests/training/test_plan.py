@@ -103,7 +103,7 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = "big"', "width of topk is 'big'"),
         ('model = "m"\nhook = "h"\nbatch_size = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "batch_size is 0"),
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
-        ('model = "m"\nhook = "h"\n[corpus]\nfiles = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "files"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "filez"),
         ("model = ", "not readable"),
     ],
 )
