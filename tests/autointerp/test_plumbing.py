@@ -184,15 +184,21 @@ def test_auroc_is_the_chance_of_the_right_order(world: World) -> None:
         return {f: round(float(np.clip(0.3 + 0.4 * bool(a) + rng.normal(0, 0.3), 0, 1)), 1) for f, a in answers.items()}
 
     found, metric = result(world, FunctionJudge(judging(oracle), likely))
-    areas = []
+    areas: dict[str, list[float]] = {"real": [], "shuffled": []}
     for one in metric._judged:
-        p = {
-            k: [i.probabilities["real"] for i in one.items["detection"] if i.kind == k] for k in ("positive", "random")
-        }
-        areas.append(np.mean([(a > b) + 0.5 * (a == b) for a in p["positive"] for b in p["random"]]))
-    assert found["detection_auroc", None] == pytest.approx(np.mean(areas), rel=1e-12)
+        for condition, found_areas in areas.items():
+            p = {
+                k: [i.probabilities[condition] for i in one.items["detection"] if i.kind == k]
+                for k in ("positive", "random")
+            }
+            found_areas.append(np.mean([(a > b) + 0.5 * (a == b) for a in p["positive"] for b in p["random"]]))
+    assert found["detection_auroc", None] == pytest.approx(np.mean(areas["real"]), rel=1e-12)
+    gain = np.mean(areas["real"]) - np.mean(areas["shuffled"])
+    assert found["detection_auroc_gain", None] == pytest.approx(gain, rel=1e-12)
+    assert gain > 0.2
     _, without = result(world, judge_session(judging(oracle)))
-    assert without.details()["no_score"]["detection_auroc"] == "not available: the judge gives no log-probabilities"
+    for key in ("detection_auroc", "detection_auroc_gain"):
+        assert without.details()["no_score"][key] == "not available: the judge gives no log-probabilities"
 
 
 # --- what comes back wrong ------------------------------------------------------------------------------------------------

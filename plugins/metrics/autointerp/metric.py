@@ -34,9 +34,9 @@ class AutoInterp(Metric):
 
     `detection` sets activating windows against random silent ones, `detection_hard` against silent windows around a token at
     which an activating one peaks. `fuzzing` sets right highlights against the same highlights moved onto silent tokens of the
-    same text, `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at; `…_recall`
-    is the share of activating windows found, by quantile of activation; `…_coverage` the share of sampled latents that have a
-    score.
+    same text, `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at, and
+    `…_auroc_gain` the same of the area under the ROC curve, for judges that give probabilities; `…_recall` is the share of
+    activating windows found, by quantile of activation; `…_coverage` the share of sampled latents that have a score.
     """
 
     name = "autointerp"
@@ -141,7 +141,7 @@ class AutoInterp(Metric):
         return list(scores.declared(cls.settings.quantiles))
 
     def _why_not(self, key: str, env: Env) -> str:
-        if key.endswith("_auroc") and not env.judge.capabilities.probabilities:  # type: ignore[union-attr]
+        if "_auroc" in key and not env.judge.capabilities.probabilities:  # type: ignore[union-attr]
             return "not available: the judge gives no log-probabilities"
         return "no latent has it"
 

@@ -105,7 +105,9 @@ def _unit(one: Judged, quantiles: int) -> dict[str, object]:
         for key in keys:
             values = {c: one.accuracy(aspect, key, c) for c in CONDITIONS}
             gain = _less(values[REAL], values[SHUFFLED])
-            named = {key: values[REAL], f"{key}_gain": gain, f"{key}_auroc": one.auroc(aspect, key)}
+            areas = {c: one.auroc(aspect, key, c) for c in (REAL, SHUFFLED)}
+            named = {key: values[REAL], f"{key}_gain": gain, f"{key}_auroc": areas[REAL]}
+            named[f"{key}_auroc_gain"] = _less(areas[REAL], areas[SHUFFLED])
             named |= {f"{key}_{c}": values[c] for c in (SHUFFLED, EMPTY)}
             for name, value in named.items():
                 row[name], row[f"{name}_n"] = value or 0.0, float(value is not None)
@@ -128,6 +130,7 @@ def declared(quantiles: int) -> Iterator[Score]:
             yield _mean(f"{key}_{SHUFFLED}")
             yield _mean(f"{key}_{EMPTY}")
             yield _mean(f"{key}_auroc", unit="area")
+            yield _mean(f"{key}_auroc_gain", unit="area", direction="higher")
         yield _count(f"{aspect}_coverage")
         yield _count(f"{aspect}_answered")
         for q in range(1, quantiles + 1):
