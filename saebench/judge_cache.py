@@ -74,7 +74,7 @@ class ReplyCache:
         return found
 
     def put(self, judge: Mapping[str, Any], answered: Iterable[tuple[str, Request, Reply]]) -> None:
-        """Keep replies, in place of older ones."""
+        """Keep replies. One that is there stays, so that what was made of it can be made again, unless it was a failure."""
         now = _now()
         rows = []
         for key, request, reply in answered:
@@ -83,7 +83,14 @@ class ReplyCache:
             rows.append((key, _text(judge), request.prompt, _text(asdict(request)), _text(asdict(reply)),
                          reply.state, _plain(reply.model), *counted, now))  # fmt: skip
         with self._guarded(), self._connection() as db:
-            db.executemany(f"INSERT OR REPLACE INTO replies VALUES ({','.join('?' * 10)})", rows)
+            # The one row is replaced or left alone as a whole: by no later failure, and by no second opinion.
+            db.executemany(
+                f"INSERT INTO replies VALUES ({','.join('?' * 10)}) ON CONFLICT (key) DO UPDATE SET judge = excluded.judge, "
+                "prompt = excluded.prompt, request = excluded.request, reply = excluded.reply, state = excluded.state, "
+                "model = excluded.model, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
+                "answered = excluded.answered WHERE replies.state = 'failed'",
+                rows,
+            )
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

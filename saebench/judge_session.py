@@ -235,8 +235,10 @@ class JudgeSession:
         """Collect the batches that an earlier run handed over, then hand over the rest, as much as the limit allows at a time."""
         known = self.cache.open_batches(self.identity) if self.cache else {}
         begun = {batch: keys for batch, keys in known.items() if missing.keys() & set(keys)}
+        settled = self._settled
         for batch, keys in begun.items():
             self._collect(batch, {key: missing[key] for key in keys if key in missing})
+        self._settled = settled  # what another process had found out died with it
         left = {key: request for key, request in missing.items() if key not in self._answers}
         if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
             first = next(iter(left))

@@ -188,7 +188,7 @@ class OpenAI(Vendor):
                 raise BatchLost(f"batch {batch} was refused: {self._redact(one_line(Exception('; '.join(reasons))))}")
             files = [name for name in (found.output_file_id, found.error_file_id) if name]
             lines = [
-                line for name in files for line in self._client.files.content(name).text.splitlines() if line.strip()
+                line for name in files for line in self._client.files.content(name).text.split("\n") if line.strip()
             ]
         except openai.NotFoundError:
             raise BatchLost(f"batch {batch} is no longer at {self.url or self.home}: run it again") from None

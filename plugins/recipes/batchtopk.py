@@ -63,9 +63,10 @@ def threshold_buffer() -> dict[str, Tensor]:
 @torch.no_grad()
 def learn_threshold(sae: Dictionary, z: Codes, batch: Batch, decay: float) -> None:
     """Follow E[min of the activations kept in a batch] (the paper's eq. 4), from the first batch on."""
-    least = batch.least(z.values)
+    least = batch.least(z.values)  # infinite where nothing fired, which says nothing about a threshold
     seen = sae.state["threshold"]
-    seen.copy_(torch.where(seen < 0, least, decay * seen + (1 - decay) * least))
+    known = torch.isfinite(least)
+    seen.copy_(torch.where(known, torch.where(seen < 0, least, decay * seen + (1 - decay) * least), seen))
 
 
 def inference(sae: Dictionary, scale: float) -> JumpReLU:

@@ -106,7 +106,7 @@ class Trainer:
             loss and its parts; l0, explained_variance (of this batch), dead_fraction; lr. Of the global batch.
 
         Raises:
-            NonFiniteError: the loss is not finite; nothing was changed.
+            NonFiniteError: the loss or its gradient is not finite; no parameter was changed.
         """
         if self.scale is None:
             raise SaebenchError("Trainer.initialise comes before the first step")
@@ -153,8 +153,9 @@ class Trainer:
             # What would only lengthen a row is taken out of its gradient, so that Adam's moments never hold it.
             assert W.grad is not None
             W.grad.addcmul_(W, (W.grad * W).sum(1, keepdim=True), value=-1)
-        if self.settings.clip:
-            nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.settings.clip or math.inf)
+        if not bool(torch.isfinite(norm)):
+            raise NonFiniteError(f"the gradient of step {self.done} is not finite")
         lr: float = self.settings.lr * schedule(self.done, self.steps, self.settings.warmup, self.settings.decay)
         for group in self._optimiser.param_groups:
             group["lr"] = lr

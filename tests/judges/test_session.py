@@ -65,6 +65,16 @@ def test_what_failed_is_asked_again_and_nothing_else(tmp_path):
     assert len(live.asked) == 3
 
 
+def test_asking_again_leaves_what_was_kept(tmp_path):
+    """A record must stay replayable: neither a later failure nor another opinion takes a reply's place."""
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    first = JudgeSession(judge(), cache).complete_all(requests(3))
+    for answer in (lambda r: Reply("failed", problem="x"), lambda r: {"a": False, "b": False}):
+        other = JudgeSession(FunctionJudge(answer), cache, mode="live").complete_all(requests(3))
+        assert other != first
+        assert JudgeSession(judge(), cache, mode="only").complete_all(requests(3)) == first
+
+
 def test_a_miss_in_a_replay_is_an_error(tmp_path):
     session = JudgeSession(judge(), ReplyCache(tmp_path / "r.sqlite"), mode="only")
     with pytest.raises(JudgeError, match=r"3 of 3 calls are not in .*r\.sqlite \(the first: p@1\): record them"):

@@ -107,6 +107,27 @@ def test_resuming_gives_the_same_bits(name, tmp_path):
     assert all(torch.isfinite(torch.tensor(v)) for v in figures.values())
 
 
+def test_a_gradient_that_is_not_finite_stops_before_any_parameter_changes():
+    t = make()
+    t.step(data(seed=0))
+    before = t.sae().sha256()
+    t.dictionary.W_dec.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteError, match="gradient of step 1"):
+        t.step(data(seed=1))
+    assert t.sae().sha256() == before
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_a_batch_in_which_nothing_fires_says_nothing_about_the_threshold(name: str):
+    t = make(name)
+    t.step(data(seed=0))
+    before = float(t.dictionary.state["threshold"])
+    with torch.no_grad():
+        t.dictionary.b_enc.fill_(-1e4)
+    t.step(data(seed=1))
+    assert float(t.dictionary.state["threshold"]) == before > 0
+
+
 def test_what_is_not_finite_stops_and_changes_nothing():
     t = make()
     t.step(data(seed=0))

@@ -132,7 +132,7 @@ class AutoInterp(Metric):
         self._units = scores.units(self._judged, self.settings.quantiles)
         found = [scores.counted(score, self._units) for score in self.declared()]
         empty = {score.key for score in found if score.den and not self._units[score.den].any()}
-        self._no_score = {key: self._why_not(key, env) for key in sorted(empty)}
+        self._no_score = {key: self._why_not(key) for key in sorted(empty)}
         return [score for score in found if score.key not in empty]
 
     @classmethod
@@ -140,8 +140,9 @@ class AutoInterp(Metric):
         """Every score there can be; a record has those that some latent has."""
         return list(scores.declared(cls.settings.quantiles))
 
-    def _why_not(self, key: str, env: Env) -> str:
-        if "_auroc" in key and not env.judge.capabilities.probabilities:  # type: ignore[union-attr]
+    def _why_not(self, key: str) -> str:
+        answered = [i for one in self._judged for items in one.items.values() for i in items if i.answers]
+        if "_auroc" in key and answered and not any(i.probabilities for i in answered):
             return "not available: the judge gives no log-probabilities"
         return "no latent has it"
 
@@ -200,7 +201,9 @@ class AutoInterp(Metric):
         """The sample, the states of latents and of windows, and what could not be measured."""
         latents = [one.latent for one in self._judged]
         order = collect.latent_order(self.seed or 0, len(self.live))
-        dead = int((~self.live[order[: int(np.flatnonzero(order == latents[-1])[0])]]).sum()) if latents else 0
+        full = len(latents) == self.settings.latents
+        passed = order[: int(np.flatnonzero(order == latents[-1])[0])] if full else order
+        dead = int((~self.live[passed]).sum()) if latents else 0
         return {
             "sizes": dict(vars(self.settings)),
             "sampled": len(latents),
