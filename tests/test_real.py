@@ -101,7 +101,7 @@ def test_the_task_is_the_text_it_names(model):
 
 
 def test_probing_on_real_glosses(model, tmp_path):
-    """240 glosses of wordnet@1, end to end; other batches change the model's rounding, and with it a document or two at most."""
+    """240 glosses of wordnet@1, end to end."""
     [record] = saebench.run(BUNDLED, task="probing/wordnet", limit=240, results=tmp_path)
     assert record.errors == {}
     assert record.corpus["labels"]["groups"]["train"] > 100
@@ -116,6 +116,3 @@ def test_probing_on_real_glosses(model, tmp_path):
     chosen = [p for p in record.metrics["probing"]["details"]["probes"] if p["k"] == 5 and p["pool"] == "mean"]
     assert len(chosen) == 10
     assert all(len(p["latents"]) == len(p["weights"]) == 5 for p in chosen)
-    again = saebench.run(BUNDLED, task="probing/wordnet", limit=240, results=tmp_path / "again", batch_size=7)[0]
-    for row, other in zip(record.scores, again.scores, strict=True):
-        assert row["value"] == pytest.approx(other["value"], abs=0.03), (row["key"], row["at"])
