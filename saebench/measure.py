@@ -313,7 +313,16 @@ class ModelRun:
             raise SaebenchError(message)
         for job in jobs:
             job.missing = {}
-        self.state.drop(key, {j.record.fingerprint for j in self.jobs if j.record is not None and not j.missing})
+        done = {
+            j.record.fingerprint
+            for j in self.jobs
+            if j.record is not None and not j.missing and not self._unasked(j.record)
+        }
+        self.state.drop(key, done)
+
+    def _unasked(self, record: Record) -> bool:
+        """Whether a judge could not be asked to the end: what the pass kept for it is worth keeping till the next run."""
+        return any(metric.asks and name in record.errors for name, metric in self.wanted.items())
 
     def _prepare(self, read: HookPoint, write: HookPoint, lanes: list[Lane], calibration: Calibration) -> Pass:
         """A pass over this rank's own contexts: every world-th of them; padded ones by length."""
