@@ -28,6 +28,19 @@ class BatchLost(JudgeError):
     """A batch that was handed over will never have replies; it is forgotten."""
 
 
+class NoAnswer(SaebenchError):
+    """One attempt got no answer. The session counts what it may have cost, and makes another where that may help.
+
+    Attributes:
+        wait: seconds that the server asks to wait; 0 where it does not say; None: another attempt will not do better.
+        billed: whether it may have been charged for: it was sent, and nobody knows whether it was answered.
+    """
+
+    def __init__(self, problem: str, wait: float | None = None, billed: bool = False) -> None:
+        super().__init__(problem)
+        self.wait, self.billed = wait, billed
+
+
 @dataclass(frozen=True)
 class Request:
     """One question to a judge. Two requests that are equal get one answer.
@@ -85,6 +98,9 @@ class Reply:
         model: what the provider says answered.
         usage: None where the provider does not say.
         probabilities: P(true) of each boolean field, between true and false, where the provider gives log-probabilities.
+        sampling: what was sent beside the text to say how to answer (temperature, thinking, a schema ...), where that depends
+            on what the provider takes. It is found out by asking, so it cannot be in the request's key: a replay must find the
+            reply without knowing it. It is kept with the reply instead.
     """
 
     state: State
@@ -94,6 +110,7 @@ class Reply:
     model: str | None = None
     usage: Usage | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,7 @@ class Judge:
     Class attributes:
         name: the provider, as in `--judge name:model`.
         concurrency: how many calls may be under way at once.
+        retries: how many more attempts a call gets after one without an answer.
         sends: whether its calls leave the process (and may cost money).
         replays: whether it only repeats what the cache holds.
 
@@ -145,6 +163,7 @@ class Judge:
 
     name: ClassVar[str]
     concurrency: ClassVar[int] = 8
+    retries: int = 5
     sends: ClassVar[bool] = True
     replays: ClassVar[bool] = False
     capabilities = Capabilities()
@@ -168,6 +187,14 @@ class Judge:
         """Tokens that a reply may cost beyond its request's max_tokens, by a model that thinks first."""
         return 0
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """`Reply.sampling` of a call that is made now; empty where there is nothing to find out."""
+        return {}
+
+    def resume(self, sampling: Mapping[str, Any]) -> None:
+        """Ask from now on as was asked for replies with this `sampling`: called when open, with no call under way."""
+
     def open(self) -> None:
         """Make ready to answer: read the key, reach the server, find the model. Costs nothing.
 
@@ -178,16 +205,28 @@ class Judge:
     def complete(self, request: Request) -> Reply:
         """Answer one request; called from several threads at once unless `concurrency` is 1.
 
-        Whatever goes wrong with this one request is a state of the reply.
+        It makes one attempt. Whatever else goes wrong with this one request is a state of the reply.
 
         Raises:
+            NoAnswer: the attempt got none.
             JudgeError: no request can be answered (the key is not accepted, the model is gone).
         """
         raise NotImplementedError(f"judge '{self.name}' must define complete")
 
-    def submit(self, requests: Mapping[str, Request]) -> str:
-        """Hand over a batch, each request under an id; returns the batch's id at the provider. Needs `capabilities.batch`."""
+    def submit(self, requests: Mapping[str, Request], mark: str) -> str:
+        """Hand over a batch, each request under an id; returns the batch's id at the provider. Needs `capabilities.batch`.
+
+        Args:
+            mark: a word of our own for the batch, to find it by where the provider has room for one.
+
+        Raises:
+            JudgeError: it was not taken, or nobody knows.
+        """
         raise NotImplementedError(f"judge '{self.name}' takes no batches")
+
+    def find(self, mark: str) -> str | None:
+        """The provider's id of the batch that was handed over with this mark; None: there is none, or it cannot be told."""
+        return None
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
         """The replies of a batch under their ids, in any order, as many as there are; None while it is not finished.

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,28 @@ CREATE TABLE IF NOT EXISTS replies (
   key TEXT PRIMARY KEY, judge TEXT NOT NULL, prompt TEXT NOT NULL, request TEXT NOT NULL, reply TEXT NOT NULL,
   state TEXT NOT NULL, model TEXT, input_tokens INTEGER, output_tokens INTEGER, answered TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS batches (
-  judge TEXT NOT NULL, id TEXT NOT NULL, keys TEXT NOT NULL, submitted TEXT NOT NULL, PRIMARY KEY (judge, id)
+CREATE TABLE IF NOT EXISTS handed_over (
+  mark TEXT PRIMARY KEY, judge TEXT NOT NULL, batch TEXT, keys TEXT NOT NULL, sampling TEXT NOT NULL, begun TEXT NOT NULL
 ) WITHOUT ROWID;
 """
 _CHUNK = 500  # variables a statement, below SQLite's oldest limit of 999
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """A batch that a run has begun to hand over.
+
+    Attributes:
+        mark: our own word for it.
+        batch: the provider's id; None: the run ended before it knew one.
+        keys: of what is asked in it.
+        sampling: see `Reply`.
+    """
+
+    mark: str
+    batch: str | None
+    keys: list[str]
+    sampling: dict[str, Any]
 
 
 class ReplyCache:
@@ -63,18 +80,14 @@ class ReplyCache:
 
     def get(self, keys: Iterable[str]) -> dict[str, Reply]:
         """The replies that are there."""
-        wanted = list(keys)
-        found: dict[str, Reply] = {}
         with self._guarded(), self._connection() as db:
-            for start in range(0, len(wanted), _CHUNK):
-                part = wanted[start : start + _CHUNK]
-                marks = ",".join("?" * len(part))
-                rows = db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                found |= {key: _reply(text) for key, text in rows}
-        return found
+            return _found(db, list(keys))
 
-    def put(self, judge: Mapping[str, Any], answered: Iterable[tuple[str, Request, Reply]]) -> None:
-        """Keep replies. One that is there stays, so that what was made of it can be made again, unless it was a failure."""
+    def put(self, judge: Mapping[str, Any], answered: Iterable[tuple[str, Request, Reply]]) -> dict[str, Reply]:
+        """Keep replies; returns those that the file now holds for these requests.
+
+        One that is there stays, so that what was made of it can be made again, unless it was a failure.
+        """
         now = _now()
         rows = []
         for key, request, reply in answered:
@@ -91,27 +104,44 @@ class ReplyCache:
                 "answered = excluded.answered WHERE replies.state = 'failed'",
                 rows,
             )
+            return _found(db, [row[0] for row in rows])
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def open_batches(self, judge: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Batches of this judge that were not collected: the keys of what was asked, by the provider's id."""
+    def open_batches(self, judge: Mapping[str, Any]) -> list[HandedOver]:
+        """Batches of this judge that were not collected, the oldest first."""
         with self._guarded(), self._connection() as db:
-            rows = db.execute("SELECT id, keys FROM batches WHERE judge = ? ORDER BY submitted, id", (_text(judge),))
-            return {batch: json.loads(keys) for batch, keys in rows}
-
-    def open_batch(self, judge: Mapping[str, Any], batch: str, keys: Iterable[str]) -> None:
-        """Note a batch as soon as the provider has given it an id."""
-        with self._guarded(), self._connection() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)",
-                (_text(judge), batch, json.dumps(list(keys)), _now()),
+            rows = db.execute(
+                "SELECT mark, batch, keys, sampling FROM handed_over WHERE judge = ? ORDER BY begun, mark",
+                (_text(judge),),
             )
+            return [HandedOver(mark, batch, json.loads(keys), json.loads(how)) for mark, batch, keys, how in rows]
 
-    def close_batch(self, judge: Mapping[str, Any], batch: str) -> None:
-        """Forget a batch whose replies are kept."""
+    def open_batch(self, judge: Mapping[str, Any], mark: str, keys: Iterable[str], sampling: Mapping[str, Any]) -> None:
+        """Note a batch before it is handed over, under a mark of our own."""
         with self._guarded(), self._connection() as db:
-            db.execute("DELETE FROM batches WHERE judge = ? AND id = ?", (_text(judge), batch))
+            values = (mark, _text(judge), json.dumps(list(keys)), _text(sampling), _now())
+            db.execute("INSERT INTO handed_over VALUES (?, ?, NULL, ?, ?, ?)", values)
+
+    def name_batch(self, mark: str, batch: str) -> None:
+        """Note the id that the provider has given it."""
+        with self._guarded(), self._connection() as db:
+            db.execute("UPDATE handed_over SET batch = ? WHERE mark = ?", (batch, mark))
+
+    def close_batch(self, mark: str) -> None:
+        """Forget a batch whose replies are kept, or that there is not."""
+        with self._guarded(), self._connection() as db:
+            db.execute("DELETE FROM handed_over WHERE mark = ?", (mark,))
+
+
+def _found(db: sqlite3.Connection, keys: list[str]) -> dict[str, Reply]:
+    found: dict[str, Reply] = {}
+    for start in range(0, len(keys), _CHUNK):
+        part = keys[start : start + _CHUNK]
+        marks = ",".join("?" * len(part))
+        rows = db.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
+        found |= {key: _reply(text) for key, text in rows}
+    return found
 
 
 def _text(value: Any) -> str:

@@ -3,21 +3,27 @@
 The replies come back in the order of the requests, whatever the order in which they were answered.
 """
 
+import json
+import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 from saebench.errors import one_line
-from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request
+from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, NoAnswer, Reply, Request
 from saebench.judge_cache import ReplyCache
 from saebench.prices import Price, cost_bound, cost_of
 
 Mode = Literal["record", "live", "only"]
 # So many calls in a row without an answer mean that there will be none.
 GIVE_UP = 20
+# Seconds between two attempts at most, where the server does not say.
+LONGEST_PAUSE = 8.0
 # Requests a batch: below what every provider takes.
 BATCH_ITEMS = 10_000
 
@@ -38,7 +44,8 @@ class Tally:
 
     Attributes:
         sent: calls that were answered in this run; replayed: found in the cache.
-        cost: of this run in US dollars, at most; None where the price is not known.
+        cost: of this run in US dollars, at most; None where the price is not known. An attempt that was sent and not answered
+            counts as the dearest answer.
     """
 
     sent: int = 0
@@ -60,6 +67,7 @@ class JudgeSession:
         batch: bool = False,
         listener: Listener | None = None,
         poll: float = 30.0,
+        pause: float = 0.5,
     ) -> None:
         """
         Args:
@@ -71,10 +79,11 @@ class JudgeSession:
             max_cost: US dollars that this run may cost; needs a price.
             batch: hand requests over as batches and wait for them.
             poll: seconds between two looks at a batch.
+            pause: seconds before the second attempt at a call; twice as long before each further one.
         """
         self.judge, self.cache, self.mode = judge, cache, "only" if judge.replays else mode
         self.price, self.max_cost, self.batch = price, max_cost, batch
-        self.listener, self.poll = listener, poll
+        self.listener, self.poll, self.pause = listener, poll, pause
         self.tally = Tally(cost=0.0 if price else None)
         self.identity = judge.identity
         self._answers: dict[str, Reply] = {}
@@ -122,6 +131,7 @@ class JudgeSession:
             )
         if missing:
             self.open()
+            self._resume()
             if self.listener:
                 self.listener.begin(label, len(keys), len(keys) - len(missing), "calls")
             try:
@@ -142,20 +152,41 @@ class JudgeSession:
             self.tally.replayed += len(found)
         return {key: request for key, request in wanted.items() if key not in self._answers}
 
-    def _keep(self, answered: Sequence[tuple[str, Request, Reply]], factor: float = 1.0) -> None:
+    def _samplings(self) -> list[Mapping[str, Any]]:
+        """The ways of sampling among the replies since `begin`."""
+        replies = [self._answers[key] for key in self._touched if key in self._answers]
+        found = {json.dumps(r.sampling, sort_keys=True): r.sampling for r in replies if r.sampling is not None}
+        return [found[text] for text in sorted(found)]
+
+    def _resume(self) -> None:
+        """Ask as was asked for what is kept of this score, so that one score is of one way of sampling."""
+        found = self._samplings()
+        if len(found) == 1 and self.mode != "live":
+            self.judge.resume(found[0])
+
+    def _keep(self, answered: Sequence[tuple[str, Request, Reply]]) -> None:
+        """What is in the file counts: another run may have been faster, and a replay will show its replies."""
+        if not answered:
+            return
         self._settled = True
-        for key, request, reply in answered:
-            self._answers[key] = reply
-            self.tally.sent += 1
-            if self.price and self.tally.cost is not None:
-                self.tally.cost += factor * cost_of(self.price, request, reply, self.judge.headroom)
+        self._answers |= {key: reply for key, _, reply in answered}
+        self.tally.sent += len(answered)
         if self.cache:
-            self.cache.put(self.identity, answered)
+            kept = self.cache.put(self.identity, answered)
+            if self.mode != "live":
+                self._answers |= kept
         if self.listener:
             self.listener.advance(len(answered))
 
+    def _charge(self, request: Request, reply: Reply | None, factor: float = 1.0) -> None:
+        """Count what an attempt cost: at most, where there is no reply to say it."""
+        if self.price and self.tally.cost is not None:
+            headroom = self.judge.headroom
+            cost = cost_of(self.price, request, reply, headroom) if reply else cost_bound(self.price, request, headroom)
+            self.tally.cost += factor * cost
+
     def _affords(self, request: Request, reserved: float, factor: float = 1.0) -> float | None:
-        """What the request may cost, if the limit allows it; None if not."""
+        """What one attempt at the request may cost, if the limit allows it; None if not."""
         if not self.price:
             return 0.0
         bound = factor * cost_bound(self.price, request, self.judge.headroom)
@@ -173,58 +204,82 @@ class JudgeSession:
 
     def _ask(self, missing: dict[str, Request]) -> None:
         """Send requests, so many at a time; this thread alone writes, so that a kill loses only what is under way."""
-        work: SimpleQueue[tuple[str, Request] | None] = SimpleQueue()
-        done: SimpleQueue[tuple[str, Reply | JudgeError]] = SimpleQueue()
+        work: SimpleQueue[tuple[str, Request, float] | None] = SimpleQueue()
+        done: SimpleQueue[tuple[str, Reply | NoAnswer | JudgeError | None]] = SimpleQueue()
+        stop = threading.Event()
         threads = min(self.judge.concurrency, len(missing))
         for _ in range(threads):  # daemons: an interrupted run does not wait for a server that hangs
-            threading.Thread(target=self._work, args=(work, done), daemon=True).start()
+            threading.Thread(target=self._work, args=(work, done, stop), daemon=True).start()
         try:
-            self._feed(missing, threads, work, done)
+            self._feed(missing, threads, work, done, stop)
         finally:
+            stop.set()
             for _ in range(threads):
                 work.put(None)
 
-    def _feed(self, missing: dict[str, Request], threads: int, work: Any, done: Any) -> None:
-        waiting: Iterator[str] = iter(missing)
-        following = next(waiting, None)
+    def _feed(self, missing: dict[str, Request], threads: int, work: Any, done: Any, stop: threading.Event) -> None:
+        """Hand out attempts, each only if the limit allows it, and take in what became of them."""
+        waiting = deque((key, 0.0) for key in missing)  # and after how many seconds
         under_way: dict[str, float] = {}
+        attempts: Counter[str] = Counter()
         problem: JudgeError | None = None
         failures = 0
-        while following is not None or under_way:
+        while under_way or (waiting and problem is None):
             # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
             most = threads if self._settled else 1
-            if following is not None and problem is None and len(under_way) < most:
-                bound = self._affords(missing[following], sum(under_way.values()))
+            if waiting and problem is None and len(under_way) < most:
+                key, wait = waiting[0]
+                bound = self._affords(missing[key], sum(under_way.values()))
                 if bound is not None:
-                    work.put((following, missing[following]))
-                    under_way[following] = bound
-                    following = next(waiting, None)
+                    waiting.popleft()
+                    work.put((key, missing[key], wait))
+                    under_way[key] = bound
                     continue
                 if not under_way:
-                    raise self._limit(sum(key not in self._answers for key in missing))
-            if not under_way:
-                break
-            key, reply = done.get()
-            del under_way[key]
-            if isinstance(reply, JudgeError):
-                problem = reply
-                continue
-            self._keep([(key, missing[key], reply)])
-            failures = failures + 1 if reply.state == "failed" else 0
-            if failures == GIVE_UP:
-                problem = JudgeError(
-                    f"{failures} calls in a row got no answer (the last: {reply.problem}); what was answered is kept: "
-                    "run the same command again when the judge answers"
-                )
+                    raise self._limit(len(waiting))
+            answered = []
+            for key, came in _arrived(done):
+                del under_way[key]
+                attempts[key] += 1
+                if isinstance(came, NoAnswer):
+                    again = self._again(missing[key], came, attempts[key])
+                    if again is not None:
+                        waiting.appendleft((key, again))
+                        continue
+                    came = Reply("failed", problem=str(came))
+                elif isinstance(came, Reply):
+                    self._charge(missing[key], came)
+                else:  # the judge cannot be asked, or this call was not sent any more
+                    problem = problem or came
+                    continue
+                answered.append((key, missing[key], came))
+                failures = failures + 1 if came.state == "failed" else 0
+                if failures == GIVE_UP:
+                    problem = problem or _gave_up(came.problem)
+            self._keep(answered)
+            if problem:
+                stop.set()
         if problem:
             raise problem
 
-    def _work(self, work: Any, done: Any) -> None:
+    def _again(self, request: Request, came: NoAnswer, attempts: int) -> float | None:
+        """Count an attempt without an answer; in how many seconds to make another, None: not at all."""
+        if came.billed:
+            self._charge(request, None)
+        if came.wait is None or attempts > self.judge.retries:
+            return None
+        own = min(LONGEST_PAUSE, self.pause * 2 ** (attempts - 1)) * random.uniform(0.75, 1)
+        return came.wait or own
+
+    def _work(self, work: Any, done: Any, stop: threading.Event) -> None:
         while (item := work.get()) is not None:
-            key, request = item
+            key, request, wait = item
+            if stop.wait(wait) if wait else stop.is_set():
+                done.put((key, None))
+                continue
             try:
                 done.put((key, self.judge.complete(request)))
-            except JudgeError as error:
+            except (JudgeError, NoAnswer) as error:
                 done.put((key, error))
             except Exception as error:  # a stranger's judge
                 done.put((key, Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")))
@@ -233,12 +288,10 @@ class JudgeSession:
 
     def _ask_batches(self, missing: dict[str, Request]) -> None:
         """Collect the batches that an earlier run handed over, then hand over the rest, as much as the limit allows at a time."""
-        known = self.cache.open_batches(self.identity) if self.cache else {}
-        begun = {batch: keys for batch, keys in known.items() if missing.keys() & set(keys)}
         settled = self._settled
-        for batch, keys in begun.items():
-            self._collect(batch, {key: missing[key] for key in keys if key in missing})
-        self._settled = settled  # what another process had found out died with it
+        self._collect_begun(missing)
+        self._resume()
+        self._settled = settled  # that another process was answered does not show that this one will be
         left = {key: request for key, request in missing.items() if key not in self._answers}
         if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
             first = next(iter(left))
@@ -247,11 +300,26 @@ class JudgeSession:
             part = self._affordable(left)
             if not part:
                 raise self._limit(len(left))
-            batch = self.judge.submit(part)
+            mark, sampling = uuid4().hex, self.judge.sampling
             if self.cache:
-                self.cache.open_batch(self.identity, batch, part)
-            self._collect(batch, part)
+                self.cache.open_batch(self.identity, mark, part, sampling)
+            batch = self.judge.submit(part, mark)
+            if self.cache:
+                self.cache.name_batch(mark, batch)
+            self._collect(mark, batch, part, sampling)
             left = {key: request for key, request in left.items() if key not in self._answers}
+
+    def _collect_begun(self, missing: dict[str, Request]) -> None:
+        """Collect what an earlier run handed over; one that ended in the middle of it may have been heard or not."""
+        for begun in self.cache.open_batches(self.identity) if self.cache else ():
+            wanted = {key: missing[key] for key in begun.keys if key in missing}
+            if not wanted:
+                continue
+            batch = begun.batch or self.judge.find(begun.mark)
+            if batch is None:
+                self._forget(begun.mark)
+                continue
+            self._collect(begun.mark, batch, wanted, begun.sampling)
 
     def _affordable(self, left: dict[str, Request]) -> dict[str, Request]:
         part: dict[str, Request] = {}
@@ -268,21 +336,25 @@ class JudgeSession:
     def _batch_factor(self) -> float:
         return self.price.batch if self.price else 1.0
 
-    def _collect(self, batch: str, requests: dict[str, Request]) -> None:
+    def _collect(self, mark: str, batch: str, requests: dict[str, Request], sampling: Mapping[str, Any]) -> None:
         """Wait for a batch and keep its replies; what it has no reply for failed."""
         try:
             while (replies := self.judge.collect(batch, requests)) is None:
                 time.sleep(self.poll)
         except BatchLost:
-            self._forget(batch)
+            self._forget(mark)
             raise
         gone = Reply("failed", problem="the finished batch has no reply for it")
-        self._keep([(k, request, replies.get(k, gone)) for k, request in requests.items()], self._batch_factor)
-        self._forget(batch)
+        found = {key: replies.get(key, gone) for key in requests}
+        for key, reply in found.items():
+            self._charge(requests[key], reply, self._batch_factor)
+        how = sampling or None
+        self._keep([(k, requests[k], r if r.state == "failed" else replace(r, sampling=how)) for k, r in found.items()])
+        self._forget(mark)
 
-    def _forget(self, batch: str) -> None:
+    def _forget(self, mark: str) -> None:
         if self.cache:
-            self.cache.close_batch(self.identity, batch)
+            self.cache.close_batch(mark)
 
     # --- what it costs ------------------------------------------------------------------------------------------------
 
@@ -296,6 +368,7 @@ class JudgeSession:
         usages = [reply.usage for reply in replies if reply.usage]
         return {
             **self.identity,
+            "sampling": [dict(way) for way in self._samplings()],
             "answered_by": sorted({reply.model for reply in replies if reply.model}),
             "calls": len(replies),
             "states": {state: sum(r.state == state for r in replies) for state in sorted({r.state for r in replies})},
@@ -312,3 +385,18 @@ class JudgeSession:
         cost = "price unknown" if self.tally.cost is None else f"at most ${self.tally.cost:.4f}"
         name = f"{self.judge.name}:{self.judge.model}"
         return f"judge {name}: {self.tally.sent} calls sent ({cost}), {self.tally.replayed} replayed"
+
+
+def _arrived(done: Any) -> list[Any]:
+    """What has come by now, and at least one: to be written to disk at once, since each time costs some milliseconds."""
+    found = [done.get()]
+    while not done.empty():
+        found.append(done.get())
+    return found
+
+
+def _gave_up(last: str) -> JudgeError:
+    return JudgeError(
+        f"{GIVE_UP} calls in a row got no answer (the last: {last}); what was answered is kept: run the same command again when "
+        "the judge answers"
+    )

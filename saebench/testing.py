@@ -265,7 +265,7 @@ def check_judge(judge: Judge) -> None:
         fields: dict[str, Kind] = {"first": "boolean", "second": "boolean"}
         asked = [Request("Answer.", f"{text}\nIs this about the sea?", fields, "check@1") for text in texts]
         asked.append(Request("Answer in a few words.", "What is a ship?", {"answer": "string"}, "check@1", 32))
-        alone = [judge.complete(request) for request in asked]
+        alone = [reply for request in asked for reply in JudgeSession(judge).complete_all([request])]
         for request, reply in zip(asked, alone, strict=True):
             _check_reply(request, reply)
         assert any(reply.state == "ok" for reply in alone), f"it answers nothing: {alone[0].state}, {alone[0].problem}"

@@ -34,9 +34,10 @@ class Anthropic(Vendor):
             return
         key = self._key()
         self._client = anthropic.Anthropic(
-            api_key=key, base_url=self.url or self.home, max_retries=self.retries, timeout=self.timeout, open_telemetry=False,
+            api_key=key, base_url=self.url or self.home, max_retries=0, timeout=self.timeout, open_telemetry=False,
             http_client=anthropic.DefaultHttpxClient(**self._client_options(key)),
         )  # fmt: skip
+        self._patient = self._client.with_options(max_retries=self.retries)
         client = self._client.with_options(max_retries=1)
         try:
             self._read_abilities(client.models.retrieve(self.model))
@@ -78,13 +79,23 @@ class Anthropic(Vendor):
     def headroom(self) -> int:
         return 0 if self._thinking else self.thinking
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        form = {"format": "json_schema"} if self.capabilities.structured else {}
+        return form | ({"thinking": self._thinking} if self._thinking else {"effort": "low"})
+
+    def resume(self, sampling: Mapping[str, Any]) -> None:
+        self._thinking = sampling.get("thinking")
+        self.capabilities = replace(self.capabilities, structured="format" in sampling)
+
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
         try:
-            return self._reply(self._client.messages.create(**self._body(request)), request)
+            reply = self._reply(self._client.messages.create(**self._body(request)), request)
         except Exception as error:
-            return self._failed(error)
+            raise self._no_answer(error) from None
+        return replace(reply, sampling=self.sampling)
 
     def _body(self, request: Request) -> dict[str, Any]:
         strict = self.capabilities.structured
@@ -119,29 +130,30 @@ class Anthropic(Vendor):
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Mapping[str, Request]) -> str:
+    def submit(self, requests: Mapping[str, Request], mark: str) -> str:
+        """The API has no room for a mark, so a batch whose id was lost cannot be found again."""
         items: list[Any] = [{"custom_id": key, "params": self._body(request)} for key, request in requests.items()]
         try:
             return str(self._client.messages.batches.create(requests=items).id)
         except Exception as error:
-            raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
+            raise self._not_taken(error) from None
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
         import anthropic
 
         try:
-            found = self._client.messages.batches.retrieve(batch)
+            found = self._patient.messages.batches.retrieve(batch)
             if found.processing_status != "ended":
                 return None
             if found.results_url is None:
                 raise BatchLost(f"batch {batch} is too old: its results are gone; run it again")
-            lines = list(self._client.messages.batches.results(batch))
+            lines = list(self._patient.messages.batches.results(batch))
         except anthropic.NotFoundError:
             raise BatchLost(f"batch {batch} is no longer at {self.url or self.home}: run it again") from None
         except BatchLost:
             raise
         except Exception as error:
-            raise JudgeError(f"batch {batch} cannot be collected: {self._failed(error).problem}") from None
+            raise JudgeError(f"batch {batch} cannot be collected: {self._problem(error)}") from None
         return {
             line.custom_id: self._item(line, requests[line.custom_id]) for line in lines if line.custom_id in requests
         }

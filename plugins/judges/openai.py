@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from saebench import hookimpl
@@ -13,18 +15,28 @@ from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Re
 
 from .vendor import Vendor, in_words
 
-# What is asked for until the server says that it does not know it, and what then takes its place (None: nothing).
+# What is sent until the server says that it does not know it, and what then takes its place (None: nothing).
 _OFFICIAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none", "minimal", "low", None),
     "temperature": (0, None),
     "logprobs": (True, None),
+    "response_format": ("json_schema",),
 }
 _OTHERS: dict[str, tuple[Any, ...]] = {
-    "response_format": (True, None),
+    "response_format": ("json_schema", None),
     "temperature": (0, None),
     "logprobs": (True, None),
 }
+# By what other names errors speak of them.
+_ALSO = {
+    "reasoning_effort": ("reasoning.effort",),
+    "logprobs": ("top_logprobs",),
+    "response_format": ("json_schema", "guided_json", "guided_decoding", "grammar"),
+}
+# Refusals of a parameter. OpenAI forbids log-probabilities with 403.
+_REFUSING = (400, 403, 422)
 _LIKELY = 5  # alternatives to each token; more are not allowed everywhere
+_MARK = "saebench"  # under which a batch carries our own word for it
 _FINISHED = ("completed", "expired", "cancelled", "failed")
 
 
@@ -40,7 +52,7 @@ class OpenAI(Vendor):
         self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
         self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
         self._lock = threading.Lock()
-        self._settled = False
+        self._settled = False  # once a call was answered, nothing about the asking changes any more
 
     def _auth(self, key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {key}"}
@@ -52,9 +64,10 @@ class OpenAI(Vendor):
             return
         key = self._key()
         self._client = openai.OpenAI(
-            api_key=key, base_url=self.url or self.home, max_retries=self.retries, timeout=self.timeout,
+            api_key=key, base_url=self.url or self.home, max_retries=0, timeout=self.timeout,
             http_client=openai.DefaultHttpxClient(**self._client_options(key)),
         )  # fmt: skip
+        self._patient = self._client.with_options(max_retries=self.retries)
         self._find_model()
 
     def _find_model(self) -> None:
@@ -83,6 +96,15 @@ class OpenAI(Vendor):
     def _thinks(self) -> int:
         return self.thinking if self._choices.get("reasoning_effort", ("none",))[0] != "none" else 0
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return _sent(self._choices)
+
+    def resume(self, sampling: Mapping[str, Any]) -> None:
+        self._choices = {name: (sampling.get(name),) for name in self._choices}
+        self._settled = True
+        self._note_capabilities()
+
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
@@ -91,18 +113,18 @@ class OpenAI(Vendor):
         while True:
             choices = dict(self._choices)
             try:
-                answer = self._client.chat.completions.create(**self._body(request))
+                answer = self._client.chat.completions.create(**self._body(request, choices))
                 self._settled = True
-                return self._reply(answer, request)
-            except openai.BadRequestError as error:
-                if not self._settle(str(error).lower(), choices):
-                    return self._failed(error)
+                return replace(self._reply(answer, request), sampling=_sent(choices))
+            except openai.APIStatusError as error:
+                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices)):
+                    raise self._no_answer(error) from None
             except Exception as error:
-                return self._failed(error)
+                raise self._no_answer(error) from None
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        chosen = {name: values[0] for name, values in self._choices.items() if values[0] is not None}
-        strict = self.url is None or chosen.pop("response_format", None)
+    def _body(self, request: Request, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+        chosen = _sent(choices)
+        strict = chosen.pop("response_format", None)
         body: dict[str, Any] = {"model": self.model, **chosen}
         if "logprobs" in chosen:
             body["top_logprobs"] = _LIKELY
@@ -115,27 +137,33 @@ class OpenAI(Vendor):
         body["max_completion_tokens" if self.url is None else "max_tokens"] = request.max_tokens + self._thinks()
         return body
 
-    def _settle(self, problem: str, tried: Mapping[str, tuple[Any, ...]]) -> bool:
-        """After a refused call: ask for less of what the server says it does not know. False: that is not it."""
-        words = {"response_format": ("response_format", "json_schema", "grammar", "structured", "guided"),
-                 "reasoning_effort": ("reasoning",), "temperature": ("temperature",), "logprobs": ("logprob",)}  # fmt: skip
+    def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]]) -> bool:
+        """After a call in which this parameter was refused: send less of it. False: that is not it.
+
+        Raises:
+            JudgeError: the judge cannot do without it.
+        """
+        if name is None or name not in tried or tried[name][0] is None:
+            return False
         with self._lock:
-            for name, values in self._choices.items():
-                if not any(word in problem for word in words[name]):
-                    continue
-                if values != tried[name]:  # another thread met the same and has settled it
-                    return True
-                if len(values) > 1:
-                    self._choices[name] = values[1:]
-                    self._note_capabilities()
-                    return True
-        return False
+            values = self._choices[name]
+            if values != tried[name]:  # another thread met the same and has settled it
+                return True
+            if self._settled:
+                return False
+            if len(values) == 1:
+                raise JudgeError(
+                    f"model '{self.model}' of judge openai takes no structured output ({name}): choose another model"
+                )
+            self._choices[name] = values[1:]
+            self._note_capabilities()
+            return True
 
     def _note_capabilities(self) -> None:
-        now = {name: values[0] is not None for name, values in self._choices.items()}
+        sent = _sent(self._choices)
         self.capabilities = replace(
-            self.capabilities, structured=now.get("response_format", True), probabilities=now["logprobs"],
-            temperature=now["temperature"],
+            self.capabilities, structured="response_format" in sent, probabilities="logprobs" in sent,
+            temperature="temperature" in sent,
         )  # fmt: skip
 
     def _reply(self, answer: Any, request: Request) -> Reply:
@@ -161,26 +189,41 @@ class OpenAI(Vendor):
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def submit(self, requests: Mapping[str, Request]) -> str:
+    def submit(self, requests: Mapping[str, Request], mark: str) -> str:
         lines = [
-            {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": self._body(request)}
+            {
+                "custom_id": key,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": self._body(request, self._choices),
+            }
             for key, request in requests.items()
         ]
         data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         try:
-            file = self._client.files.create(file=("saebench.jsonl", data), purpose="batch")
+            file = self._patient.files.create(file=("saebench.jsonl", data), purpose="batch")
+        except Exception as error:
+            raise JudgeError(f"the batch was not taken: {self._problem(error)}") from None
+        try:
             batch = self._client.batches.create(
-                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={_MARK: mark}
             )
         except Exception as error:
-            raise JudgeError(f"the batch was not taken: {self._failed(error).problem}") from None
+            raise self._not_taken(error) from None
         return str(batch.id)
+
+    def find(self, mark: str) -> str | None:
+        try:
+            newest = islice(self._patient.batches.list(limit=100), 1000)
+            return next((str(batch.id) for batch in newest if (batch.metadata or {}).get(_MARK) == mark), None)
+        except Exception as error:
+            raise JudgeError(f"batches cannot be listed: {self._problem(error)}") from None
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
         import openai
 
         try:
-            found = self._client.batches.retrieve(batch)
+            found = self._patient.batches.retrieve(batch)
             if found.status not in _FINISHED:
                 return None
             if found.status == "failed":
@@ -188,14 +231,14 @@ class OpenAI(Vendor):
                 raise BatchLost(f"batch {batch} was refused: {self._redact(one_line(Exception('; '.join(reasons))))}")
             files = [name for name in (found.output_file_id, found.error_file_id) if name]
             lines = [
-                line for name in files for line in self._client.files.content(name).text.split("\n") if line.strip()
+                line for name in files for line in self._patient.files.content(name).text.split("\n") if line.strip()
             ]
         except openai.NotFoundError:
             raise BatchLost(f"batch {batch} is no longer at {self.url or self.home}: run it again") from None
         except BatchLost:
             raise
         except Exception as error:
-            raise JudgeError(f"batch {batch} cannot be collected: {self._failed(error).problem}") from None
+            raise JudgeError(f"batch {batch} cannot be collected: {self._problem(error)}") from None
         return dict(self._batch_lines(lines, requests))
 
     def _batch_lines(self, lines: Sequence[str], requests: Mapping[str, Request]) -> Iterator[tuple[str, Reply]]:
@@ -217,6 +260,31 @@ class OpenAI(Vendor):
             except Exception as odd:  # an answer of a strange shape
                 problem = f"{type(odd).__name__}: {one_line(odd)}"
             yield key, Reply("failed", problem=self._redact(one_line(Exception(str(problem)))))
+
+
+# --- what a server refuses --------------------------------------------------------------------------------------------
+
+
+def _sent(choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    return {name: values[0] for name, values in choices.items() if values[0] is not None}
+
+
+def _refused(error: Any, request: Request) -> str | None:
+    """The parameter that an error refuses, None where it is not about one of ours.
+
+    The error's own `param` says it. Servers that have none name the parameter in their message, which may also quote the text
+    that was sent: a name that stands in that text shows nothing.
+    """
+    names = {word: name for name in _OFFICIAL for word in (name, *_ALSO.get(name, ()))}
+    if error.param:
+        param = str(error.param)
+        return names.get(param) or names.get(re.split(r"[.\[]", param)[0])
+    body = error.body
+    said = str(body.get("message") or body.get("detail") or "") if isinstance(body, dict) else ""
+    text = f"{request.system}\n{request.user}".lower()
+    words = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True) if word not in text)
+    found = re.search(rf"(?<!\w)({words})(?!\w)", said.lower()) if words else None
+    return names[found[1]] if found else None
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

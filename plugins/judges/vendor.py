@@ -9,34 +9,40 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from saebench.errors import UsageError, one_line, unknown
-from saebench.judge import Judge, JudgeError, Reply, Request
+from saebench.judge import Judge, JudgeError, NoAnswer, Request
 
 # The key for an address that is not the provider's own. A provider's key never goes there: naming this one is the opt-in.
 OTHER_KEY = "SAEBENCH_JUDGE_KEY"
 # A server that asks to wait longer than this is not waited for.
 PATIENCE = 120.0
+# What another attempt may get past, beside 5xx: a slow client, a conflict, too many calls.
+_PASSING = (408, 409, 429)
+# Answers of something that stands before the model, which may have worked all the same.
+_UNSURE = (408, 502, 504)
+# Errors that show that nothing was sent.
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
 class Vendor(Judge):
-    """A judge behind a vendor's SDK, which retries, waits as Retry-After says and times out.
+    """A judge behind a vendor's SDK. The session repeats calls, since each attempt may cost; the SDK repeats only what is free.
 
     Class attributes:
         variable: the environment variable that holds the provider's own key.
         home: the provider's own address.
-        timeout: seconds that a try may take; `retries` more tries after the first.
+        timeout: seconds that an attempt may take.
         headroom: tokens that a model which cannot help thinking may think, on top of a request's max_tokens.
     """
 
     variable: str
     home: str
     timeout = 120.0
-    retries = 5
     thinking = 4096
 
     def __init__(self, model: str, url: str | None = None) -> None:
         super().__init__(model, None if url is None or url.rstrip("/") == self.home else url.rstrip("/"))
         self._secrets: tuple[str, ...] = ()
         self._client: Any = None
+        self._patient: Any = None  # the same, for what costs nothing
 
     def _key(self) -> str:
         """The key that may be sent to this judge's address; one that means nothing where none is needed.
@@ -92,17 +98,43 @@ class Vendor(Judge):
 
     def _unreachable(self, error: Exception) -> NoReturn:
         """Raise what keeps the judge from being opened."""
-        failed = self._failed(error)
+        problem = self._problem(error)
         cause = error.__cause__ or error.__context__
-        why = self._redact(one_line(cause)) if cause else failed.problem
+        why = self._redact(one_line(cause)) if cause else problem
         raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}") from None
 
     def _unknown_model(self, known: list[str]) -> UsageError:
         near = get_close_matches(self.model, known, n=3, cutoff=0.3) or sorted(known)[:8]
         return unknown(f"model of judge {self.name}", self.model, near)
 
-    def _failed(self, error: Exception) -> Reply:
-        """The reply that an error leaves.
+    def _no_answer(self, error: Exception) -> NoAnswer:
+        """What an error says of the attempt.
+
+        Raises:
+            JudgeError: the error will meet every call.
+        """
+        problem = self._problem(error)
+        status = getattr(error, "status_code", None)
+        if status is None:
+            cause = type(error.__cause__).__name__
+            lost = type(error).__name__ in ("APIConnectionError", "APITimeoutError")
+            return NoAnswer(problem, 0.0 if lost else None, billed=cause not in _UNSENT)
+        headers = error.response.headers  # type: ignore[attr-defined]
+        wait = max(0.0, _wait(headers.get("retry-after")))
+        passing = (status in _PASSING or status >= 500) and headers.get("x-should-retry") != "false"
+        # What a provider refuses with an error of its own it does not charge for.
+        return NoAnswer(
+            problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in _UNSURE
+        )
+
+    def _not_taken(self, error: Exception) -> JudgeError:
+        """Why a batch was not taken, or may have been."""
+        found = self._no_answer(error)
+        unsure = "; it may have been taken all the same: see the provider's list of batches before running it again"
+        return JudgeError(f"the batch was not taken: {found}{unsure if found.billed else ''}")
+
+    def _problem(self, error: Exception) -> str:
+        """An error in words.
 
         Raises:
             JudgeError: the error will meet every call.
@@ -124,7 +156,7 @@ class Vendor(Judge):
             raise JudgeError(f"{where} sends its callers elsewhere ({status}), where its key must not go") from None
         if status == 402 or getattr(error, "code", None) == "insufficient_quota":
             raise JudgeError(f"{where}: the account has no money left: {text}") from None
-        return Reply("failed", problem=f"{type(error).__name__}: {text}")
+        return f"{type(error).__name__}: {text}"
 
 
 def in_words(request: Request) -> str:

@@ -44,12 +44,13 @@ class Said:
 
 @dataclass(frozen=True)
 class Status:
-    """An HTTP error."""
+    """An HTTP error; `param` is the parameter that OpenAI says it is about."""
 
     code: int
     retry_after: str | None = None
     message: str = "an error on purpose"
     location: str | None = None
+    param: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Seen:
 class Batch:
     items: dict[str, dict[str, Any]]
     polls: int = 0
+    metadata: Mapping[str, str] | None = None
 
 
 class JudgeServer:
@@ -109,12 +111,14 @@ class JudgeServer:
         models: the models that it lists.
         thinking: what Anthropic's list of models says can turn thinking off.
         results_url: where a batch's results are said to lie (Anthropic); None: here.
+        deaf: takes a batch and ends the connection without a word.
     """
 
     def __init__(self, answer: Answer, *, polls: int = 1, models: tuple[str, ...] = (MODEL,)) -> None:
         self.answer, self.polls, self.models = answer, polls, models
         self.thinking: tuple[str, ...] = ("disabled",)
         self.results_url: str | None = None
+        self.deaf = False
         self.seen: list[Seen] = []
         self.asked: list[Asked] = []
         self.files: dict[str, bytes] = {}
@@ -224,10 +228,12 @@ class JudgeServer:
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
-    def keep_batch(self, items: dict[str, dict[str, Any]]) -> str:
+    def keep_batch(self, items: dict[str, dict[str, Any]], metadata: Mapping[str, str] | None = None) -> str:
         with self._lock:
             name = f"batch_{len(self.batches) + 1}"
-            self.batches[name] = Batch(items)
+            self.batches[name] = Batch(items, metadata=metadata)
+        if self.deaf:
+            raise ConnectionResetError
         return name
 
     def finished(self, name: str) -> bool:
@@ -276,6 +282,9 @@ def _batch_error(api: str, key: str, fault: Any) -> dict[str, Any]:
 def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = (
+            -1
+        )  # an answer leaves in one piece: a small second one would wait 40 ms for the first to be acknowledged
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -320,6 +329,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 data = json.dumps(server.reply(api, {}, body)).encode()
                 self._start(200, {"content-type": "application/json", "content-length": str(len(data))})
                 self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
                 self.close_connection = True
             else:
                 self._json(server.reply(api, said, body))
@@ -331,13 +341,16 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 server.files[name] = b"\n".join(line.rstrip(b"\r") for line in lines)
                 self._json({"id": name, "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch",
                             "status": "processed"})  # fmt: skip
+            elif path == "/v1/batches" and not body:
+                found = [
+                    _openai_batch(name, False) | {"metadata": one.metadata} for name, one in server.batches.items()
+                ]
+                self._json({"object": "list", "data": found[::-1], "has_more": False})
             elif path == "/v1/batches":
-                lines = server.files[json.loads(body)["input_file_id"]].splitlines()
-                self._json(
-                    _openai_batch(
-                        server.keep_batch({(i := json.loads(x))["custom_id"]: i["body"] for x in lines}), False
-                    )
-                )
+                asked = json.loads(body)
+                items = [json.loads(line) for line in server.files[asked["input_file_id"]].split(b"\n")]
+                kept = server.keep_batch({item["custom_id"]: item["body"] for item in items}, asked.get("metadata"))
+                self._json(_openai_batch(kept, False))
             elif path.startswith("/v1/batches/"):
                 name = path.rsplit("/", 1)[1]
                 if name not in server.batches:
@@ -345,7 +358,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 done = server.finished(name)
                 if done and f"out-{name}" not in server.files:
                     for kind, part in zip(("out", "err"), server.results("openai", name), strict=True):
-                        server.files[f"{kind}-{name}"] = "".join(json.dumps(line) + "\n" for line in part).encode()
+                        server.files[f"{kind}-{name}"] = _lines(part)
                 self._json(_openai_batch(name, done))
             else:
                 self._text(server.files[path.split("/")[3]])
@@ -360,12 +373,17 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 return self._error("anthropic", Status(404))
             if path.endswith("/results"):
                 lines, errors = server.results("anthropic", name)
-                return self._text("".join(json.dumps(line) + "\n" for line in errors + lines).encode())
+                return self._text(_lines(errors + lines))
             url = server.results_url or f"{server.root}/v1/messages/batches/{name}/results"
             return self._json(_anthropic_batch(name, url if server.finished(name) else None))
 
         def _error(self, api: str, status: Status) -> None:
-            error: dict[str, Any] = {"message": status.message, "type": "api_error", "code": None, "param": None}
+            error: dict[str, Any] = {
+                "message": status.message,
+                "type": "api_error",
+                "code": None,
+                "param": status.param,
+            }
             headers = {"retry-after": status.retry_after} if status.retry_after else {}
             headers |= {"location": status.location} if status.location else {}
             self._json({"type": "error", "error": error}, status.code, headers)
@@ -386,6 +404,11 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
     return Handler
+
+
+def _lines(items: list[dict[str, Any]]) -> bytes:
+    """JSON lines as vendors write them: what is not ASCII stands for itself."""
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items).encode(errors="replace")
 
 
 def _openai_batch(name: str, done: bool) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_results_that_are_said_to_lie_elsewhere_are_not_fetched(monkeypatch):
     with JudgeServer(always(True)) as stranger, JudgeServer(always(True), polls=0) as home:
         home.results_url = f"{stranger.root}/v1/messages/batches/batch_1/results"
         judge = home.official("anthropic", monkeypatch, retries=0)
-        name = judge.submit({"k": request()})
+        name = judge.submit({"k": request()}, "mark")
         with pytest.raises(JudgeError, match=r"points to 127\.0\.0\.1, where its key must not go"):
             judge.collect(name, {"k": request()})
         assert not stranger.seen

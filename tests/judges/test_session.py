@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import BatchLost, Calls, JudgeError, Reply, Request, Usage, make_judge
-from saebench.judge_cache import ReplyCache
+from saebench.judge_cache import HandedOver, ReplyCache
 from saebench.judge_session import JudgeSession
 from saebench.prices import Price, cost_bound, estimate, find_price
 from saebench.testing import FunctionJudge
 from tests.conftest import REPOSITORY
-from tests.judges.server import Coin, Expired, JudgeServer, Status, always
+from tests.judges.server import Coin, CutBody, Expired, Hang, JudgeServer, Status, always
 
 APIS = ("openai", "anthropic")
 
@@ -73,6 +74,98 @@ def test_asking_again_leaves_what_was_kept(tmp_path):
         other = JudgeSession(FunctionJudge(answer), cache, mode="live").complete_all(requests(3))
         assert other != first
         assert JudgeSession(judge(), cache, mode="only").complete_all(requests(3)) == first
+
+
+def test_two_runs_with_one_file_use_the_same_reply(tmp_path):
+    """While this run waits for its answer another one keeps its own: the record must show what a replay will."""
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    other = Reply("ok", {"a": False, "b": True}, "other", model="other", usage=Usage(5, 6))
+
+    def late(request: Request) -> dict[str, bool | str]:
+        cache.put(late_judge.identity, [(request.key(late_judge.identity), request, other)])
+        return {"a": True, "b": True}
+
+    late_judge = FunctionJudge(late)
+    session = JudgeSession(late_judge, cache)
+    assert session.complete_all(requests(2)) == [other, other]
+    session.begin()
+    session.complete_all(requests(2))
+    replay = JudgeSession(judge(), cache, mode="only")
+    assert replay.complete_all(requests(2)) == [other, other]
+    assert session.about() == replay.about()
+    live = JudgeSession(late_judge, cache, mode="live")
+    assert live.complete_all(requests(2))[0].data == {"a": True, "b": True}, "asked for its own opinion"
+
+
+# --- how it was sampled -----------------------------------------------------------------------------------------------
+
+
+def plain(asked: Any) -> Any:
+    """A server without temperature and log-probabilities."""
+    for name in ("temperature", "logprobs"):
+        if name in asked.body:
+            return Status(400, param=name)
+    return dict.fromkeys(asked.fields, True)
+
+
+def test_how_it_was_sampled_is_recorded_and_replayed(tmp_path):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(plain) as server:
+        session = JudgeSession(server.judge("openai"), cache)
+        session.complete_all(requests(4))
+        replay = JudgeSession(make_judge("openai:test-model", server.url("openai")), cache, mode="only")
+        replay.complete_all(requests(4))
+    assert session.about()["sampling"] == replay.about()["sampling"] == [{"response_format": "json_schema"}]
+    assert JudgeSession(judge()).about()["sampling"] == []
+
+
+def test_anthropic_s_sampling_is_recorded_too():
+    with JudgeServer(always(True)) as server:
+        session = JudgeSession(server.judge("anthropic"))
+        session.complete_all(requests(1))
+    assert session.about()["sampling"] == [{"format": "json_schema", "thinking": "disabled"}]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_run_goes_on_sampling_as_it_began(batch, tmp_path):
+    """The server has learned something in between; one score is of one way of sampling all the same."""
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(plain, polls=0) as server:
+        JudgeSession(server.judge("openai"), cache, batch=batch, poll=0).complete_all(requests(3))
+        server.answer = always(True)
+        session = JudgeSession(server.judge("openai"), cache, batch=batch, poll=0)
+        session.complete_all(requests(7))
+        assert len({asked.user for asked in server.asked}) == 7
+        assert not any("temperature" in asked.body for asked in server.asked[-4:])
+        assert session.about()["sampling"] == [{"response_format": "json_schema"}]
+        session.begin()
+        session.complete_all(requests(3, system="another score"))
+        assert session.about()["calls"] == 3
+
+
+def test_anthropic_goes_on_as_it_began(tmp_path):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True)) as server:
+        server.thinking = ()
+        JudgeSession(server.judge("anthropic"), cache).complete_all(requests(1))
+        server.thinking = ("disabled",)
+        session = JudgeSession(server.judge("anthropic"), cache)
+        session.complete_all(requests(2))
+        assert session.about()["sampling"] == [{"effort": "low", "format": "json_schema"}]
+        assert "thinking" not in server.asked[-1].body
+        assert server.asked[-1].max_tokens == 20 + 4096
+
+
+def test_replies_of_two_ways_of_sampling_are_named(tmp_path):
+    """As two runs on one file may leave them, before either knew of the other."""
+    cache, who = ReplyCache(tmp_path / "r.sqlite"), judge()
+    ways = [{"temperature": 0}, {}]
+    data = {"a": True, "b": True}
+    rows = [(r.key(who.identity), r, Reply("ok", data, sampling=w)) for r, w in zip(requests(2), ways, strict=True)]
+    cache.put(who.identity, rows)
+    session = JudgeSession(who, cache, mode="only")
+    session.complete_all(requests(2))
+    assert session.about()["sampling"] == [{"temperature": 0}, {}]
 
 
 def test_a_miss_in_a_replay_is_an_error(tmp_path):
@@ -140,7 +233,7 @@ import sys
 from pathlib import Path
 from importlib import import_module
 from saebench.judge import Request
-from saebench.judge_cache import ReplyCache
+from saebench.judge_cache import HandedOver, ReplyCache
 from saebench.judge_session import JudgeSession
 [kind] = import_module(f"saebench.plugins.judges.{sys.argv[1]}").saebench_judges()
 judge = kind("test-model", sys.argv[2])
@@ -177,8 +270,7 @@ def test_a_killed_run_sends_only_what_is_missing(api, tmp_path):
             kept = {row[0] for row in db.execute("SELECT json_extract(request, '$.user') FROM replies")}
         assert len(kept) >= 25 - 8 - 1, "only what was under way is lost"
         del server.asked[:]
-        out, error = child(api, server, cache, "one by one").communicate(timeout=60)
-        assert out, error
+        found = JudgeSession(server.judge(api), ReplyCache(cache)).complete_all(requests(60))
         again = {asked.user for asked in server.asked}
         assert len(server.asked) == len(again) == 60 - len(kept)
         assert not again & kept
@@ -186,7 +278,7 @@ def test_a_killed_run_sends_only_what_is_missing(api, tmp_path):
         assert len(before - kept) <= 8
     with JudgeServer(coin) as server:
         whole = JudgeSession(server.judge(api)).complete_all(requests(60))
-    assert out.strip() == str([dict(r.data) for r in whole])
+    assert found == whole
 
 
 @pytest.mark.parametrize("api", ["openai"])
@@ -200,8 +292,8 @@ def test_a_killed_run_collects_the_batch_that_it_handed_over(api, tmp_path):
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
         server.polls = 0
-        out, error = child(api, server, cache, "batch").communicate(timeout=60)
-        assert out, error
+        replies = JudgeSession(server.judge(api), ReplyCache(cache), batch=True, poll=0).complete_all(requests(60))
+        assert {reply.state for reply in replies} == {"ok"}
         assert list(server.batches) == ["batch_1"], "nothing was handed over twice"
         assert len(server.asked) == 60
     assert not ReplyCache(cache).open_batches(make_judge(f"{api}:test-model", server.url(api)).identity)
@@ -221,7 +313,7 @@ def test_what_a_batch_lacks_has_failed_and_the_rest_is_kept(api, tmp_path):
 
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(answer) as server:
-        session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
+        session = JudgeSession(server.judge(api), cache, batch=True, poll=0, pause=0.01)
         replies = session.complete_all(requests(8))
         assert [r.state for r in replies] == ["ok", "ok", "failed", "ok", "failed", "malformed", "ok", "ok"]
         assert "expired" in replies[2].problem
@@ -231,7 +323,7 @@ def test_what_a_batch_lacks_has_failed_and_the_rest_is_kept(api, tmp_path):
         assert [replies[0].data, replies[1].data] == alone, (
             "in the order of the requests, though they came back in another"
         )
-        JudgeSession(server.judge(api), cache, batch=True, poll=0).complete_all(requests(8))
+        JudgeSession(server.judge(api), cache, batch=True, poll=0, pause=0.01).complete_all(requests(8))
         assert len(server.batches["batch_2"].items) == 1, "the two that failed: one alone, one in a batch"
 
 
@@ -262,7 +354,8 @@ def test_a_batch_that_is_gone_is_forgotten(api, tmp_path):
     with JudgeServer(always(True)) as server:
         judge = server.judge(api)
         keys = [r.key(judge.identity) for r in requests(3)]
-        cache.open_batch(judge.identity, "batch_77", keys)
+        cache.open_batch(judge.identity, "m", keys, {})
+        cache.name_batch("m", "batch_77")
         with pytest.raises(BatchLost, match="batch batch_77 is no longer at"):
             JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(3))
         assert len(JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(3))) == 3
@@ -270,10 +363,109 @@ def test_a_batch_that_is_gone_is_forgotten(api, tmp_path):
 
 def test_somebody_else_s_batch_is_left_alone(tmp_path):
     cache = ReplyCache(tmp_path / "r.sqlite")
-    cache.open_batch({"provider": "other"}, "b", ["k"])
+    cache.open_batch({"provider": "other"}, "b", ["k"], {"x": 1})
     with JudgeServer(always(True)) as server:
         JudgeSession(server.judge("openai"), cache, batch=True, poll=0).complete_all(requests(2))
-    assert cache.open_batches({"provider": "other"}) == {"b": ["k"]}
+    assert cache.open_batches({"provider": "other"}) == [HandedOver("b", None, ["k"], {"x": 1})]
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+def dies(*_: Any) -> Any:
+    raise Killed
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_resumed_run_asks_one_call_alone_before_its_own_batch(api, tmp_path, monkeypatch):
+    """That another process was answered does not show that this one will be: not with a day to lose."""
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(Coin(), polls=10**9) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("saebench.judge_session.time.sleep", dies)
+            with pytest.raises(Killed):
+                JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
+        assert [len(batch.items) for batch in server.batches.values()] == [4]
+        server.polls = 0
+        single = "/v1/chat/completions" if api == "openai" else "/v1/messages"
+        server.seen.clear()
+        JudgeSession(server.judge(api), cache, batch=True, poll=0).complete_all(requests(9))
+        posts = [seen.path for seen in server.seen if seen.method == "POST"]
+        assert [path for path in posts if path == single] == [single]
+        assert posts[0] == single, "before anything else is handed over"
+        assert [len(batch.items) for batch in server.batches.values()] == [4, 3]
+        assert len(server.asked) == len({asked.user for asked in server.asked}) == 9
+
+
+def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(plain, polls=10**9) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("saebench.judge_session.time.sleep", dies)
+            with pytest.raises(Killed):
+                JudgeSession(server.judge("openai"), cache, batch=True).complete_all(requests(5))
+        server.polls = 0
+        server.asked.clear()
+        session = JudgeSession(server.judge("openai"), cache, batch=True, poll=0)
+        session.complete_all(requests(5))
+        assert len(server.asked) == 4
+        assert session.about()["sampling"] == [{"response_format": "json_schema"}], "known of the batch too"
+
+
+def test_a_batch_whose_id_was_never_heard_is_found_again(tmp_path, monkeypatch):
+    """The process ends, or the line, between the provider's taking it and our noting its id."""
+    for way in ("kill", "line"):
+        cache = ReplyCache(tmp_path / way)
+        with JudgeServer(always(True), polls=0) as server:
+            judge = server.judge("openai")
+            server.deaf = way == "line"
+            with monkeypatch.context() as patch:
+                if way == "kill":
+                    patch.setattr(cache, "name_batch", dies)
+                expected = Killed if way == "kill" else JudgeError
+                with pytest.raises(expected):
+                    JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(5))
+            server.deaf = False
+            replies = JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(5))
+            assert {reply.state for reply in replies} == {"ok"}
+            assert list(server.batches) == ["batch_1"], "handed over once"
+        assert not cache.open_batches(judge.identity)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_batch_that_was_not_heard_is_handed_over_again(api, tmp_path, monkeypatch):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True), polls=0) as server:
+        judge = server.judge(api)
+        with monkeypatch.context() as patch:
+            patch.setattr(judge, "submit", dies)
+            with pytest.raises(Killed):
+                JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(5))
+        assert len(JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(5))) == 5
+        assert list(server.batches) == ["batch_1"]
+    assert not cache.open_batches(judge.identity)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_batch_is_not_handed_over_twice_by_trying_again(api, tmp_path):
+    with JudgeServer(always(True), polls=0) as server:
+        server.deaf = True
+        with pytest.raises(JudgeError, match=r"the batch was not taken: .*it may have been taken all the same"):
+            JudgeSession(server.judge(api), batch=True, poll=0).complete_all(requests(5))
+        assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_batch_s_lines_end_at_line_feeds_only(api):
+    """U+2028, U+2029, U+0085 and a form feed end lines for Python, not for JSON lines."""
+    text = "one\u2028two\u2029three\u0085four\x7f"
+    with JudgeServer(lambda asked: f'{{"why": "{text}"}}', polls=0) as server:
+        asked = requests(3, fields={"why": "string"})
+        asked = [replace(r, user=f"{r.user} {text}") for r in asked]
+        replies = JudgeSession(server.judge(api), batch=True, poll=0).complete_all(asked)
+        assert [a.user for a in sorted(server.asked, key=lambda a: a.user)] == [r.user for r in asked]
+    assert [reply.data for reply in replies] == [{"why": text}] * 3
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
@@ -282,7 +474,7 @@ PRICE = Price(10.0, 100.0, 0.5, "2026-01-01")
 
 
 @pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("limit", [0.0, 0.05])
+@pytest.mark.parametrize("limit", [0.0, 0.025])
 def test_no_limit_is_passed(limit, batch, tmp_path):
     """What was really spent is counted by the server; it never passes the limit, and stops close to it."""
     cache = ReplyCache(tmp_path / "r.sqlite")
@@ -291,7 +483,7 @@ def test_no_limit_is_passed(limit, batch, tmp_path):
         with pytest.raises(
             JudgeError, match=f"stopped before passing --max-cost {limit:g}: .* what was answered is kept"
         ):
-            session.complete_all(requests(200))
+            session.complete_all(requests(50))
         singles = 1 if batch else len(server.asked)
         usages = [r.usage for r in session._answers.values() if r.usage]
         costs = [PRICE.cost(u.input_tokens, u.output_tokens) for u in usages]
@@ -302,8 +494,51 @@ def test_no_limit_is_passed(limit, batch, tmp_path):
         bound = cost_bound(PRICE, requests(1)[0]) * (0.5 if batch else 1)
         assert limit - spent < 2 * bound + 1e-9, "it does not stop long before"
         more = JudgeSession(server.judge("openai"), cache, price=PRICE, max_cost=100)
-        assert len(more.complete_all(requests(200))) == 200
-        assert len(server.asked) == 200, "the next run asks the rest"
+        assert len(more.complete_all(requests(50))) == 50
+        assert len(server.asked) == 50, "the next run asks the rest"
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    ("fault", "billed"),
+    [(Status(429, "0.01"), 0), (Status(500), 0), (Status(529), 0), (Status(504), 1), (CutBody(), 1), (Hang(0.5), 1)],
+    ids=repr,
+)
+def test_an_attempt_that_may_be_billed_is_counted_at_its_most(api, fault, billed):
+    """Two of three attempts go wrong. What was refused costs nothing; what was sent and lost may have been answered."""
+    with JudgeServer(lambda asked: fault if asked.attempt < 3 else {"a": True, "b": True}) as server:
+        session = JudgeSession(server.judge(api, timeout=0.2), price=PRICE, max_cost=1, pause=0.01)
+        [reply] = session.complete_all(requests(1))
+        assert len(server.asked) == 3
+    assert reply.usage is not None
+    own = PRICE.cost(reply.usage.input_tokens, reply.usage.output_tokens)
+    assert session.tally.cost == pytest.approx(own + 2 * billed * cost_bound(PRICE, requests(1)[0]))
+
+
+@pytest.mark.parametrize("fault", [CutBody(), Status(500)], ids=repr)
+def test_no_limit_is_passed_by_trying_again(fault):
+    """Room for two attempts and a half: what may be billed stops there, what is not goes on to its last attempt."""
+    with JudgeServer(lambda _: fault) as server:
+        bound = cost_bound(PRICE, requests(1)[0])
+        session = JudgeSession(server.judge("openai", retries=3), price=PRICE, max_cost=2.5 * bound, pause=0.01)
+        if isinstance(fault, CutBody):
+            with pytest.raises(JudgeError, match="stopped before passing --max-cost"):
+                session.complete_all(requests(1))
+            assert (len(server.asked), session.tally.cost) == (2, pytest.approx(2 * bound))
+        else:
+            assert session.complete_all(requests(1))[0].state == "failed"
+            assert (len(server.asked), session.tally.cost) == (4, 0)
+
+
+def test_what_could_not_be_sent_costs_nothing(monkeypatch):
+    with JudgeServer(always(True)) as server:
+        url = server.url("openai")
+    nowhere: Any = make_judge("openai:test-model", url)
+    monkeypatch.setattr(nowhere, "_find_model", lambda: None)
+    monkeypatch.setattr(nowhere, "retries", 1)
+    session = JudgeSession(nowhere, price=PRICE, pause=0.01)
+    assert session.complete_all(requests(1))[0].state == "failed"
+    assert session.tally.cost == 0
 
 
 def test_a_call_without_a_count_is_taken_at_its_most():
