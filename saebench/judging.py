@@ -69,6 +69,8 @@ def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
     if request.judge_batch and not judge.capabilities.batch:
         raise UsageError(f"judge {judge.name} takes no batches: leave --judge-batch out")
     if request.max_cost is not None and find_price(judge) is None:
+        if judge.url is not None:
+            raise UsageError(f"--max-cost: what a call costs at {judge.url} is unknown: leave --max-cost out")
         raise UsageError(
             f"--max-cost: the price of {request.judge} is unknown: add it to a copy of {Path(price_file()).name} that "
             "SAEBENCH_PRICES names, or leave --max-cost out"

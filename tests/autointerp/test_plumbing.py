@@ -6,11 +6,13 @@ a model explains or judges.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from saebench.plugins.metrics.autointerp.asking import explanation
+from saebench.plugins.metrics.autointerp.hashing import Purpose, hashed
 from saebench.plugins.metrics.autointerp.metric import AutoInterp
 from scipy import stats
 
@@ -18,7 +20,20 @@ from saebench.judge import Judge, Reply
 from saebench.judge_session import JudgeSession
 from saebench.stats import ratio_interval
 from saebench.testing import FunctionJudge, judge_session, score_values
-from tests.autointerp.world import SIZES, Answers, Few, Small, World, coin, env, explain, judging, parsed, true_answer
+from tests.autointerp.world import (
+    LATENTS,
+    SIZES,
+    Answers,
+    Few,
+    Small,
+    World,
+    coin,
+    env,
+    explain,
+    judging,
+    parsed,
+    true_answer,
+)
 from tests.judges.server import JudgeServer, Refusal, Truncated
 
 BALANCED = ("detection", "detection_hard", "fuzzing", "fuzzing_silent")
@@ -269,6 +284,52 @@ def test_explanations_and_judgements_that_fail_are_counted(world: World) -> None
     assert units["detection_n"].sum() == 13
     assert len(units) == SIZES.latents
     assert metric._judged[0].problem == "refused: declined"
+
+
+def test_explanations_that_were_cut_are_counted(world: World) -> None:
+    """Of the sample, one sentence is cut after a whole one and used, one in the middle of its first and lost."""
+    metric = world.seen()
+    first, second = [e.latent for e in metric._examples()][:2]
+
+    def answer(request: Any) -> Any:
+        if "explanation" not in request.fields:
+            return judging(oracle)(request)
+        said = str(explain(request)["explanation"])
+        if said.startswith(f"word {first} "):
+            return Reply("truncated", text=f'{{"explanation": "{said}. Always, or', problem="cut at 96 tokens")
+        if said.startswith(f"word {second} "):
+            return Reply("truncated", text=f'{{"explanation": "{said}, always, or', problem="cut at 96 tokens")
+        return {"explanation": said}
+
+    metric.scores(env(world, judge_session(answer)))
+    details = metric.details()
+    assert details["explanations"] == {"ok": SIZES.latents - 2, "truncated": 2}
+    assert details["states"]["detection"]["explanation failed"] == 1
+    states = metric.units().set_index("unit_id")["detection_state"]
+    assert (states[first], states[second]) == ("scored", "explanation failed")
+
+
+@pytest.mark.parametrize("latents", [10, 16, LATENTS])
+def test_dead_latents_are_those_that_were_passed_over(world: World, latents: int) -> None:
+    """Up to the last one of a full sample; all of them, if there are too few live ones to fill it."""
+
+    class Sized(Small):
+        settings = replace(SIZES, latents=latents)
+
+    metric = world.seen(Sized)
+    metric.scores(env(world, judge_session(judging(oracle))))
+    details = metric.details()
+    live = world.z.any((0, 1))
+    order = sorted(range(LATENTS), key=lambda i: int(hashed(0, Purpose.LATENT, np.array([i]))[0]))
+    dead = taken = 0
+    for latent in order:
+        if taken < latents:
+            dead, taken = dead + (not live[latent]), taken + live[latent]
+    assert details["sampled"] == taken == min(latents, LATENTS - 2)
+    assert details["live"] == LATENTS - 2
+    assert details["states"]["detection"]["dead"] == details["states"]["fuzzing"]["dead"] == dead
+    assert latents < LATENTS or dead == 2
+    assert sum(details["states"]["detection"].values()) == taken + dead
 
 
 def test_text_that_gives_orders_moves_no_neighbour(world: World) -> None:

@@ -2,23 +2,30 @@
 
 import hashlib
 import json
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from saebench.plugins.metrics.autointerp.metric import AutoInterp, AutoInterpSmall
 from saebench.plugins.metrics.autointerp.settings import Settings
 
 import saebench
 from saebench import Env, Record
+from saebench.cli import main
 from saebench.compare import compare
 from saebench.judge import Request
 from saebench.leaderboard import boards
+from saebench.results import load_records
 from saebench.testing import check_metric, judge_session, random_sae, tiny_llama
 from tests.autointerp.world import SIZES, WORDS, World, env, judging, tokenizer, true_answer, word
-from tests.conftest import write_sae
+from tests.conftest import REPOSITORY, write_sae
 from tests.judges.server import JudgeServer, Status
 
 
@@ -116,6 +123,8 @@ def test_a_run_is_resumed_and_replayed(site: dict[str, Any], tmp_path: Path) -> 
         assert not sent & {a.user for a in server.asked[:200]}, "nothing is asked twice"
         assert kept > 150
     assert not record.errors, "the error is gone"
+    assert record.runs[-1]["timings"]["resumed"], "the pass is not made again for the sake of the judge"
+    assert not (tmp_path / "a" / ".state").exists(), "and what it left behind is gone when it has served"
     assert record.path is not None
     replayed = run(site, tmp_path / "b", **options, replay="only")
     first = run(site, tmp_path / "c", **options, replay="only")
@@ -123,10 +132,71 @@ def test_a_run_is_resumed_and_replayed(site: dict[str, Any], tmp_path: Path) -> 
     mine, theirs = without_timings(record), without_timings(replayed)
     assert mine.pop("runs")[-1]["judged"] == theirs.pop("runs")[-1]["judged"]
     assert mine == theirs, "byte for byte, apart from timings and the run that broke off"
+    no_score = theirs["metrics"]["autointerp_small"]["details"]["no_score"]
+    assert no_score["detection_auroc"] == "not available: the judge gives no log-probabilities", "in a replay too"
     assert replayed.path is not None
     for suffix in ("jsonl", "html", "parquet"):
         name = f"{record.path.stem}.autointerp_small.{suffix}"
         assert (record.path.parent / name).read_bytes() == (replayed.path.parent / name).read_bytes()
+
+
+def test_a_killed_command_goes_on_and_sends_only_what_is_missing(site: dict[str, Any], tmp_path: Path) -> None:
+    """SIGKILL to `saebench run` in the middle of judging: the same command then makes the record of an uninterrupted one."""
+    cache = tmp_path / "replies.sqlite"
+    args = [
+        "run",
+        "--sae",
+        site["saes"][0],
+        "--model",
+        site["model"],
+        "--task",
+        site["task"],
+        "--judge",
+        "openai:test-model",
+    ]
+
+    def slowly(asked: Any) -> dict[str, Any]:
+        time.sleep(0.02)
+        return answer(asked)
+
+    with JudgeServer(slowly) as server:
+        args += ["--judge-url", server.url("openai"), "--judge-cache", cache]
+        command = [sys.executable, "-m", "saebench", *args, "--results", tmp_path / "a"]
+        with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, cwd=REPOSITORY) as child:
+            while len(server.asked) < 100:
+                time.sleep(0.01)
+                assert child.poll() is None, child.communicate()
+            child.kill()
+        asked = {a.user for a in server.asked}
+        with sqlite3.connect(cache) as db:
+            kept = {row[0] for row in db.execute("SELECT json_extract(request, '$.user') FROM replies")}
+        assert kept <= asked
+        assert len(asked - kept) <= 8 + 1, "only what was under way is lost"
+        assert not list((tmp_path / "a").rglob("words@1*.json")), "no record of half a measurement"
+        server.asked.clear()
+        server.answer = answer
+        again = CliRunner().invoke(main, [*map(str, args), "--results", str(tmp_path / "a")])
+        assert again.exit_code == 0, again.stderr
+        sent = [a.user for a in server.asked]
+        assert len(sent) == len(set(sent)), "nothing is asked twice"
+        assert not set(sent) & kept
+        assert asked - kept <= set(sent)
+        assert f"{len(sent)} calls sent" in again.stderr
+        assert f"{len(kept)} replayed" in again.stderr
+        server.asked.clear()
+        whole = run(
+            site,
+            tmp_path / "b",
+            judge="openai:test-model",
+            judge_url=server.url("openai"),
+            judge_cache=tmp_path / "b.sqlite",
+        )
+        assert len({a.user for a in server.asked}) == len(kept) + len(sent)
+    [record] = load_records([tmp_path / "a"])
+    assert record.runs[0]["timings"]["resumed"]
+    assert without_timings(record) == without_timings(whole)
+    for suffix in ("jsonl", "html"):
+        assert record.files("autointerp_small")[suffix] == whole.files("autointerp_small")[suffix]
 
 
 def test_what_a_record_keeps(site: dict[str, Any], tmp_path: Path) -> None:
@@ -140,6 +210,7 @@ def test_what_a_record_keeps(site: dict[str, Any], tmp_path: Path) -> None:
     assert details["sampled"] == AutoInterpSmall.settings.latents
     assert sum(details["states"]["detection"].values()) - details["states"]["detection"]["dead"] == details["sampled"]
     lines = [json.loads(line) for line in record.files("autointerp_small")["jsonl"].decode().splitlines()]
+    assert details["explanations"] == {"ok": sum(line["explanation"] is not None for line in lines)}
     units = record.units("autointerp_small")
     assert units is not None
     assert [line["latent"] for line in lines] == units["unit_id"].tolist()

@@ -6,6 +6,7 @@ the right tokens are highlighted (fuzzing). Both are done again with another lat
 what a judge scores with those it does not owe to the explanation. How to run it, and what it costs: docs/autointerp.md.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -150,6 +151,7 @@ class AutoInterp(Metric):
         able = [one for one in self._judged if one.examples.explained]
         requests = [asking.explain_request(one.examples.explained, decoder) for one in able]
         for one, reply in zip(able, env.judge.complete_all(requests, "explain"), strict=True):  # type: ignore[union-attr]
+            one.said = reply.state
             one.sentence = asking.explanation(reply)
             if one.sentence is None:
                 one.problem = f"{reply.state}: {reply.problem}" if reply.state != "ok" else "empty"
@@ -198,7 +200,7 @@ class AutoInterp(Metric):
         return self._units
 
     def details(self) -> dict[str, Any]:
-        """The sample, the states of latents and of windows, and what could not be measured."""
+        """The sample, the states of latents, explanations and windows, and what could not be measured."""
         latents = [one.latent for one in self._judged]
         order = collect.latent_order(self.seed or 0, len(self.live))
         full = len(latents) == self.settings.latents
@@ -209,6 +211,7 @@ class AutoInterp(Metric):
             "sampled": len(latents),
             "live": int(self.live.sum()),
             "states": scores.states(self._judged, dead),
+            "explanations": dict(sorted(Counter(one.said for one in self._judged if one.said).items())),
             "windows": scores.item_states(self._judged),
             "no_score": self._no_score,
         }

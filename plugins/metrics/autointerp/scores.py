@@ -35,6 +35,7 @@ class Judged:
     Attributes:
         sentence: its explanation, if there is one.
         problem: why there is none.
+        said: how the explainer's reply ended; of one that was cut the first sentence counts if it is whole.
         shuffled: whose explanation stood in for its own in the control.
         items: by what was asked: "detection", "fuzzing".
         top: the strongest windows, with their tokens as text.
@@ -43,6 +44,7 @@ class Judged:
     examples: Examples
     sentence: str | None = None
     problem: str = ""
+    said: str = ""
     shuffled: int | None = None
     items: dict[str, list[Item]] = field(default_factory=dict)
     top: list[tuple[Window, list[str]]] = field(default_factory=list)
