@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 @click.option(
     "--judge-url",
     metavar="URL",
-    help="Another server of that protocol; gets no key but $SAEBENCH_JUDGE_KEY.",
+    help="A server of your own (vLLM, llama.cpp, Ollama); gets no key but $SAEBENCH_JUDGE_KEY.",
 )
 @click.option(
     "--judge-cache",
@@ -103,7 +103,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Ask what the file of replies lacks; ask everything again; ask nothing.",
 )
-@click.option("--max-cost", type=float, metavar="USD", help="Stop before the judge's calls cost more.")
+@click.option(
+    "--max-cost", type=float, metavar="USD", help="Stop before the judge's calls cost more; run again to go on."
+)
 @click.option("--force", is_flag=True, help="Compute again what a record already holds.")
 @click.option("--strict", is_flag=True, help="A broken plugin is an error.")
 @click.option("--dry-run", is_flag=True, help="Say what would be computed and what it costs; compute nothing.")
@@ -118,8 +120,10 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
       saebench run --sae a/ --task probing
       saebench run --sae a/ --data my.csv --text-column review --label-column stars
-      saebench run --sae a/ --task autointerp --judge local:smollm2-135m-instruct
-      saebench run --sae a/ --task autointerp --judge openai:gpt-6-luna --max-cost 1 --dry-run
+      saebench run --sae a/ --task autointerp-small --judge local:smollm2-135m-instruct
+      saebench run --sae a/ --task autointerp --judge openai:gpt-6-luna --dry-run
+      saebench run --sae a/ --task autointerp --judge openai:gpt-6-luna --max-cost 5
+      saebench run --sae a/ --task autointerp --judge openai:MODEL --judge-url http://localhost:8000/v1
       saebench run --sae a/ --tokens ids.npy --metric fidelity --json
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
