@@ -179,6 +179,45 @@ def test_each_sae_has_a_page_with_every_number(make: Make, tmp_path: Path) -> No
         assert fact in found.text, fact
 
 
+def test_pages_that_metrics_left_are_copied_and_linked(make: Make, tmp_path: Path) -> None:
+    """Beside the board they lie wherever it is put; a page that is missing or is another one says so."""
+    metrics = {"autointerp": {"version": 1, "units": None}}
+    left = "<!doctype html><title>Explained latents</title><p>ships<script>alert(1)</script>"
+    for i in range(3):
+        record = make(f"sae-{i}", 0.01 * i, i, metrics=metrics, scores=[plain("autointerp", "detection_gain", 0.1 * i)])
+        assert record.path is not None
+        record.write(record.path, {}, {"autointerp": {"html": left.encode(), "jsonl": b"{}"}} if i else {})
+        if i == 2:
+            next(record.path.parent.glob(f"{record.path.stem}*.html")).write_text("another")
+    output = tmp_path / "out" / "a board.html"
+    done = CliRunner().invoke(main, ["leaderboard", str(tmp_path), "--format", "html", "--output", str(output)])
+    assert done.exit_code == 0, done.stderr
+    board = read(output.read_text(encoding="utf-8"))
+    links = [
+        a["href"] or ""
+        for tag, a in board.tags
+        if tag == "a" and (a.get("href") or "").rpartition("/")[2][:4] == "auto"
+    ]
+    assert len(links) == 2, "two of three SAEs have one"
+    copies = {name: (output.parent / unquote(name)).read_text(encoding="utf-8") for name in links}
+    broken, whole = sorted(copies.values(), key=lambda text: "ships" in text)
+    assert whole.endswith(left)
+    (first, about), *_ = read(whole).tags
+    assert first == "meta", "before anything of the page's own"
+    assert (about["content"] or "").startswith("default-src 'none'")
+    assert "is not the one that the record was made with" in broken
+    assert "another" not in broken
+    assert str(tmp_path) not in broken
+    folder = output.parent / "a board-saes"
+    linked = [
+        unquote(a["href"] or "")
+        for page in folder.glob("sae-*")
+        for tag, a in read(page.read_text()).tags
+        if tag == "a"
+    ]
+    assert sorted(name for name in linked if name.startswith("auto")) == sorted(Path(unquote(n)).name for n in links)
+
+
 def test_hostile_saes_have_harmless_pages(make: Make, tmp_path: Path) -> None:
     long = "x" * 10_000_000
     evil = [{"name": EVIL, "sha256": "../../up"}, {"name": "../../etc/passwd", "sha256": "b" * 64}, {"name": long, "sha256": "c"},

@@ -15,7 +15,7 @@ from saebench.leaderboard import Board, Cell, Column, Report, Row
 from saebench.plots import architecture, inline_svg, plots
 from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 
-from .sae_pages import about, page_names, sae_pages, style
+from .sae_pages import about, kept_names, page_names, sae_pages, style
 
 # Rows that a long table shows before it is asked for all: a thousand take a browser half a second to lay out.
 _SHOWN = 200
@@ -31,8 +31,9 @@ class Html:
         here = files(__package__)
         script = here.joinpath("page.js").read_text(encoding="utf-8")
         names = page_names(boards) if folder else {}
-        links = {sae: f"{quote(folder or '')}/{quote(name)}" for sae, name in names.items()}
-        sections = "\n".join(_section(i, board, links) for i, board in enumerate(boards)) or "<p>No records.</p>"
+        sections = (
+            "\n".join(_section(i, board, names, folder) for i, board in enumerate(boards)) or "<p>No records.</p>"
+        )
         data = _json([_details(board) for board in boards])
         return _PAGE.format(style=style(), script=script, sections=sections, data=data, legend=escape(LEGEND))
 
@@ -70,15 +71,13 @@ Most scores move with sparsity, so look at the plots before the ranks.</p></head
 """
 
 
-def _section(number: int, board: Board, links: Mapping[str, str]) -> str:
+def _section(number: int, board: Board, names: Mapping[str, str], folder: str | None) -> str:
     columns = board.shown
     heads = ["SAE", "architecture", "latents", *(heading(c, columns) for c in columns)]
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{_breakable(h)}</button></th>' for h in heads
     )
-    body = "\n".join(
-        _row(i, row, columns, links.get(str(row.record.sae["sha256"]))) for i, row in enumerate(board.rows)
-    )
+    body = "\n".join(_row(i, row, columns, _links(row, names, folder)) for i, row in enumerate(board.rows))
     kinds = sorted({architecture(row) for row in board.rows})
     options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
     said = "".join(f"<li>{escape(note)}</li>" for note in notes(board))
@@ -107,18 +106,30 @@ def _breakable(name: str) -> str:
     return escape(name).replace("_", "_<wbr>")
 
 
-def _row(number: int, row: Row, columns: Sequence[Column], link: str | None) -> str:
+def _links(row: Row, names: Mapping[str, str], folder: str | None) -> str:
+    """Links to the SAE's page, and to the pages that its metrics left beside the record."""
+    if folder is None:
+        return ""
+    name = escape(clean(row.name))
+    found = {"page": names[str(row.record.sae["sha256"])]} | kept_names(row)
+    return "".join(
+        f' <a href="{escape(f"{quote(folder)}/{quote(file)}")}" aria-label="{escape(clean(what, 40))} of {name}">'
+        f"{escape(clean(what, 40))}</a>"
+        for what, file in found.items()
+    )
+
+
+def _row(number: int, row: Row, columns: Sequence[Column], links: str) -> str:
     kind, width = architecture(row), row.record.sae.get("d_sae")
     latents = width if isinstance(width, int) else 0
     l0 = None if row.l0 is None else row.l0.value
     name = escape(clean(row.name))
-    page = f' <a href="{escape(link)}" aria-label="page of {name}">page</a>' if link else ""
     cells = "".join(_cell(row.cells[column]) for column in columns)
     return (
         f'<tr data-row="{number}" class="{"more" if number >= _SHOWN else ""}" data-kind="{escape(kind)}" '
         f'data-latents="{latents}" '
         f'data-l0="{"" if l0 is None else f"{l0:.6g}"}"><th scope="row"><button type="button" class="open">'
-        f'{name}</button>{page}</th><td>{escape(kind)}</td><td data-v="{latents}">{latents:,}</td>{cells}</tr>'
+        f'{name}</button>{links}</th><td>{escape(kind)}</td><td data-v="{latents}">{latents:,}</td>{cells}</tr>'
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from saebench.leaderboard import Board, Cell, Column, Row
 from saebench.plots import architecture
-from saebench.results import Record, slug
+from saebench.results import Record, RecordError, slug
 from saebench.tables import caption, clean, interval_text, value_text
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
@@ -30,8 +30,38 @@ def page_names(boards: Sequence[Board]) -> dict[str, str]:
     return names
 
 
+def kept_names(row: Row) -> dict[str, str]:
+    """The names under which the HTML pages that metrics left beside the record are copied, by metric."""
+    entries = row.record.metrics
+    return {
+        metric: f"{slug(metric)}-{slug(row.record.fingerprint)[:16]}-{slug(str(row.record.sae['sha256']))[:8]}.html".lower()
+        for metric in entries
+        if "html" in entries[metric].get("files", {}) and _source(row, metric).path is not None
+    }
+
+
+def _source(row: Row, metric: str) -> Record:
+    """The record of the row that the metric is taken from."""
+    return next((p for p in row.parts if p.metrics.get(metric) is row.record.metrics[metric]), row.record)
+
+
+def _kept(row: Row, metric: str) -> str:
+    """A page that a metric left, forbidden to run or fetch anything; why not, where it cannot be read."""
+    try:
+        text = _source(row, metric).files(metric)["html"].decode(errors="replace")
+    except RecordError:
+        text = f"<title>{escape(clean(metric))}</title><p>It cannot be read, or is not the one that the record was made with."
+    return _HARMLESS + text
+
+
+# Whoever wrote the record wrote the page: what stands before it holds for it.
+_HARMLESS = """<!doctype html><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+"""
+
+
 def sae_pages(boards: Sequence[Board], home: str) -> dict[str, str]:
-    """Each SAE's page by its file's name.
+    """Each SAE's page by its file's name, and copies of the pages that its metrics left beside its records.
 
     Args:
         home: where its link to the leaderboard leads.
@@ -41,7 +71,10 @@ def sae_pages(boards: Sequence[Board], home: str) -> dict[str, str]:
         for row in board.rows:
             rows.setdefault(str(row.record.sae["sha256"]), []).append((board, row))
     sheet = style()
-    return {name: _page(rows[sha], home, sheet) for sha, name in page_names(boards).items()}
+    pages = {name: _page(rows[sha], home, sheet) for sha, name in page_names(boards).items()}
+    for row in (row for board in boards for row in board.rows):
+        pages |= {name: _kept(row, metric) for metric, name in kept_names(row).items()}
+    return pages
 
 
 def _page(found: Sequence[tuple[Board, Row]], home: str, sheet: str) -> str:
@@ -76,8 +109,11 @@ def _section(board: Board, row: Row) -> str:
     failed = "".join(
         f"<li>{escape(clean(metric))} failed: {escape(clean(why, 300))}</li>" for metric, why in record.errors.items()
     )
+    kept = "".join(
+        f'<p><a href="{escape(file)}">{escape(clean(m, 40))}, one by one</a></p>' for m, file in kept_names(row).items()
+    )
     return f"""<h2>{escape(caption(board))}</h2>
-<div class="scroll" tabindex="0" role="region" aria-label="Scores">{_scores(row, plain)}</div>
+{kept}<div class="scroll" tabindex="0" role="region" aria-label="Scores">{_scores(row, plain)}</div>
 {"".join(_curves(row))}
 <ul class="notes">{failed}</ul>
 <details open><summary>Where it comes from</summary>{_list(provenance(record))}</details>"""
