@@ -101,7 +101,8 @@ class Vendor(Judge):
         problem = self._problem(error)
         cause = error.__cause__ or error.__context__
         why = self._redact(one_line(cause)) if cause else problem
-        raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}") from None
+        then = "check the network" if self.url is None else "start the server, or check --judge-url"
+        raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}: {then}") from None
 
     def _unknown_model(self, known: list[str]) -> UsageError:
         near = get_close_matches(self.model, known, n=3, cutoff=0.3) or sorted(known)[:8]
@@ -151,7 +152,10 @@ class Vendor(Judge):
             name = self.variable if self.url is None else OTHER_KEY
             raise JudgeError(f"{where} does not accept the key in {name} ({status}): {text}") from None
         if status == 404:
-            raise JudgeError(f"{where} has no model '{self.model}', or no such service: {text}") from None
+            raise JudgeError(
+                f"{where} has no model '{self.model}', or no such service: {text}: check --judge (and --judge-url: most servers "
+                "speak OpenAI's protocol under /v1)"
+            ) from None
         if status is not None and 300 <= status < 400:
             raise JudgeError(f"{where} sends its callers elsewhere ({status}), where its key must not go") from None
         if status == 402 or getattr(error, "code", None) == "insufficient_quota":

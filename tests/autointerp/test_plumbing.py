@@ -4,6 +4,7 @@ These are tests of the plumbing: that what is asked, answered and counted is wha
 a model explains or judges.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -122,6 +123,24 @@ def test_a_coin_through_the_sdks(world: World, served: Callable[..., Judge]) -> 
     """Right as often as a binomial says: the 99.9 % range of all answers together."""
     found = scores(world, served(saying(coin(1))))
     within_chance(found, 0.5, Few.settings.latents)
+
+
+def test_a_position_only_judge_through_the_sdks(world: World, served: Callable[..., Judge]) -> None:
+    """Fuzzing: exactly a half, since each pattern of highlights comes as often right as wrong. Detection: what chance allows."""
+    found = scores(world, served(saying(by_position)))
+    assert found["fuzzing"] == pytest.approx(0.5, abs=1e-12)
+    assert found["fuzzing_silent"] == pytest.approx(0.5, abs=1e-12)
+    within_chance(found, 0.5, Few.settings.latents)
+
+
+def test_a_noisy_oracle_through_the_sdks(world: World, served: Callable[..., Judge]) -> None:
+    """Each answer turned round with chance 64/256, by a hash of what is asked: 0.75, within the 99.9 % range of a binomial."""
+
+    def noisy(sentence: str, text: str, i: int) -> bool:
+        return true_answer(sentence, text) ^ (hashlib.sha256(f"{sentence}|{text}".encode()).digest()[0] < 64)
+
+    found = scores(world, served(saying(noisy)))
+    within_chance(found, 0.75, Few.settings.latents)
 
 
 def test_shuffled_explanations_leave_an_oracle_at_chance(world: World) -> None:
@@ -309,27 +328,25 @@ def test_explanations_that_were_cut_are_counted(world: World) -> None:
     assert (states[first], states[second]) == ("scored", "explanation failed")
 
 
-@pytest.mark.parametrize("latents", [10, 16, LATENTS])
-def test_dead_latents_are_those_that_were_passed_over(world: World, latents: int) -> None:
-    """Up to the last one of a full sample; all of them, if there are too few live ones to fill it."""
+@pytest.mark.parametrize(("latents", "passed_over"), [(8, 1), (14, 2), (LATENTS, 3)])
+def test_dead_latents_are_those_that_were_passed_over(latents: int, passed_over: int) -> None:
+    """The first in the order, one in its middle and the last are dead: a full sample stops before it has met them all."""
 
     class Sized(Small):
         settings = replace(SIZES, latents=latents)
 
+    world = World()
+    world.z[..., LATENTS - 2 :] = world.z[..., :2]  # all are live
+    order = sorted(range(LATENTS), key=lambda i: int(hashed(0, Purpose.LATENT, np.array([i]))[0]))
+    for place in (0, 12, LATENTS - 1):
+        world.z[..., order[place]] = 0
     metric = world.seen(Sized)
     metric.scores(env(world, judge_session(judging(oracle))))
     details = metric.details()
-    live = world.z.any((0, 1))
-    order = sorted(range(LATENTS), key=lambda i: int(hashed(0, Purpose.LATENT, np.array([i]))[0]))
-    dead = taken = 0
-    for latent in order:
-        if taken < latents:
-            dead, taken = dead + (not live[latent]), taken + live[latent]
-    assert details["sampled"] == taken == min(latents, LATENTS - 2)
-    assert details["live"] == LATENTS - 2
-    assert details["states"]["detection"]["dead"] == details["states"]["fuzzing"]["dead"] == dead
-    assert latents < LATENTS or dead == 2
-    assert sum(details["states"]["detection"].values()) == taken + dead
+    assert details["live"] == LATENTS - 3
+    assert details["sampled"] == min(latents, LATENTS - 3)
+    assert details["states"]["detection"]["dead"] == details["states"]["fuzzing"]["dead"] == passed_over
+    assert sum(details["states"]["detection"].values()) == details["sampled"] + passed_over
 
 
 def test_text_that_gives_orders_moves_no_neighbour(world: World) -> None:

@@ -150,6 +150,21 @@ def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
         assert session.tally.sent == len(server.asked) - 1, "what was answered is kept"
 
 
+def test_a_call_that_waits_is_not_sent_when_the_asking_ends():
+    def answer(asked: Any) -> Any:
+        if asked.user == "busy":
+            return Status(429, "30")
+        time.sleep(0.2 if asked.user == "no key" else 0)
+        return Status(401) if asked.user == "no key" else {"a": True, "b": True}
+
+    begin = time.monotonic()
+    with JudgeServer(answer) as server:
+        with pytest.raises(JudgeError, match="does not accept the key"):
+            JudgeSession(server.judge("openai")).complete_all([request("first"), request("busy"), request("no key")])
+        assert [asked.user for asked in server.asked] == ["first", "busy", "no key"]
+    assert time.monotonic() - begin < 5
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_a_server_that_never_answers_is_given_up(api):
     with JudgeServer(lambda asked: Status(400) if int(asked.user) > 4 else {"a": True, "b": True}) as server:

@@ -407,10 +407,9 @@ def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):
                 JudgeSession(server.judge("openai"), cache, batch=True).complete_all(requests(5))
         server.polls = 0
         server.asked.clear()
-        session = JudgeSession(server.judge("openai"), cache, batch=True, poll=0)
-        session.complete_all(requests(5))
+        replies = JudgeSession(server.judge("openai"), cache, batch=True, poll=0).complete_all(requests(5))
         assert len(server.asked) == 4
-        assert session.about()["sampling"] == [{"response_format": "json_schema"}], "known of the batch too"
+    assert [reply.sampling for reply in replies] == [{"response_format": "json_schema"}] * 5, "known of the batch too"
 
 
 def test_a_batch_whose_id_was_never_heard_is_found_again(tmp_path, monkeypatch):
