@@ -86,6 +86,11 @@ def test_strings_are_text_and_nothing_else():
     assert read_reply('{"a": true, "b": true}', request(a="string", b="boolean")).data == {"b": True}
 
 
+def patience(fault: object) -> float:
+    """Seconds for an attempt: few only where the server is to be too slow."""
+    return 0.5 if isinstance(fault, Hang) else 5.0
+
+
 # --- what went wrong --------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +100,7 @@ def test_strings_are_text_and_nothing_else():
 )
 def test_what_passes_is_asked_again(api, fault):
     with JudgeServer(lambda asked: fault if asked.attempt == 1 else {"a": True, "b": False}) as server:
-        [reply] = session(server.judge(api, timeout=0.25)).complete_all([request()])
+        [reply] = session(server.judge(api, timeout=patience(fault))).complete_all([request()])
         assert reply.state == "ok"
         assert [asked.attempt for asked in server.asked] == [1, 2]
 
@@ -105,7 +110,7 @@ def test_what_passes_is_asked_again(api, fault):
 def test_what_does_not_pass_has_failed(api, fault):
     with JudgeServer(lambda asked: fault if "bad" in asked.user else {"a": True, "b": False}) as server:
         requests = [request("good 1"), request("bad"), request("good 2")]
-        replies = session(server.judge(api, timeout=0.25, retries=1)).complete_all(requests)
+        replies = session(server.judge(api, timeout=patience(fault), retries=1)).complete_all(requests)
     assert [reply.state for reply in replies] == ["ok", "failed", "ok"]
     assert replies[1].problem
     assert not replies[1].data
@@ -154,15 +159,19 @@ def test_a_call_that_waits_is_not_sent_when_the_asking_ends():
     def answer(asked: Any) -> Any:
         if asked.user == "busy":
             return Status(429, "30")
-        time.sleep(0.2 if asked.user == "no key" else 0)
-        return Status(401) if asked.user == "no key" else {"a": True, "b": True}
+        if asked.user == "first":
+            return {"a": True, "b": True}
+        while not any(other.user == "busy" for other in server.asked):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return Status(401)
 
-    begin = time.monotonic()
     with JudgeServer(answer) as server:
+        judge, begin = server.judge("openai"), time.monotonic()
         with pytest.raises(JudgeError, match="does not accept the key"):
-            JudgeSession(server.judge("openai")).complete_all([request("first"), request("busy"), request("no key")])
-        assert [asked.user for asked in server.asked] == ["first", "busy", "no key"]
-    assert time.monotonic() - begin < 5
+            JudgeSession(judge).complete_all([request("first"), request("busy"), request("no key")])
+        assert time.monotonic() - begin < 15
+        assert sorted(asked.user for asked in server.asked) == ["busy", "first", "no key"]
 
 
 @pytest.mark.parametrize("api", APIS)
