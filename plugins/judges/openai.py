@@ -279,12 +279,21 @@ def _refused(error: Any, request: Request) -> str | None:
     if error.param:
         param = str(error.param)
         return names.get(param) or names.get(re.split(r"[.\[]", param)[0])
-    body = error.body
-    said = str(body.get("message") or body.get("detail") or "") if isinstance(body, dict) else ""
+    said = _message(error.body)
     text = f"{request.system}\n{request.user}".lower()
     words = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True) if word not in text)
     found = re.search(rf"(?<!\w)({words})(?!\w)", said.lower()) if words else None
     return names[found[1]] if found else None
+
+
+def _message(body: Any) -> str:
+    """What an error says in words: its message, or FastAPI's places and reasons, without the input that these repeat."""
+    if not isinstance(body, dict):
+        return ""
+    details = body.get("detail")
+    if isinstance(details, list):
+        return "; ".join(f"{d.get('loc')} {d.get('msg')}" for d in details if isinstance(d, dict))
+    return str(body.get("message") or details or "")
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ class JudgeServer:
         polls: how often a batch is looked at before it is finished.
         models: the models that it lists.
         thinking: what Anthropic's list of models says can turn thinking off.
+        structured: whether it says that its models can be held to a schema.
         results_url: where a batch's results are said to lie (Anthropic); None: here.
         deaf: takes a batch and ends the connection without a word.
     """
@@ -117,6 +118,7 @@ class JudgeServer:
     def __init__(self, answer: Answer, *, polls: int = 1, models: tuple[str, ...] = (MODEL,)) -> None:
         self.answer, self.polls, self.models = answer, polls, models
         self.thinking: tuple[str, ...] = ("disabled",)
+        self.structured = True
         self.results_url: str | None = None
         self.deaf = False
         self.seen: list[Seen] = []
@@ -429,7 +431,11 @@ def _model(api: str, name: str, server: JudgeServer) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 1, "owned_by": "tests"}
     types = {way: {"supported": way in server.thinking} for way in ("adaptive", "between_tools", "disabled", "enabled")}
     yes = {"supported": True}
-    abilities = {"batch": yes, "structured_outputs": yes, "thinking": {"supported": True, "types": types}}
+    abilities = {
+        "batch": yes,
+        "structured_outputs": {"supported": server.structured},
+        "thinking": {"supported": True, "types": types},
+    }
     return {"id": name, "type": "model", "display_name": name, "created_at": "2026-01-01T00:00:00Z", "lifecycle": "active",
             "capabilities": abilities}  # fmt: skip
 

@@ -5,10 +5,11 @@ import math
 import time
 from email.utils import formatdate
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from saebench.plugins.judges.openai import probabilities
+from saebench.plugins.judges.openai import _refused, probabilities
 
 from saebench.errors import UsageError
 from saebench.judge import JudgeError, Reply, Request, read_reply, value_places
@@ -259,6 +260,20 @@ def test_anthropic_is_held_to_the_schema(monkeypatch):
     assert not judge.capabilities.probabilities
 
 
+def test_an_anthropic_model_without_schemas_is_asked_in_words_and_checked(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    said = iter(['{"a": true, "b": false}', '{"a": true}'])
+    with JudgeServer(lambda _: next(said)) as server:
+        server.structured = False
+        judge = server.official("anthropic", monkeypatch)
+        replies = JudgeSession(judge).complete_all([request("1"), request("2")])
+        assert "output_config" not in server.asked[0].body
+        assert server.asked[0].system.endswith('of exactly this form: {"a": true or false, "b": true or false}')
+    assert [reply.state for reply in replies] == ["ok", "malformed"]
+    assert replies[0].sampling == {"thinking": "disabled"}
+    assert not judge.capabilities.structured
+
+
 @pytest.mark.parametrize(
     ("ways", "thinking", "most"), [(("between_tools",), {"type": "between_tools"}, 64), ((), None, 64 + 4096)]
 )
@@ -329,6 +344,22 @@ def test_only_a_named_parameter_is_left_out(status, text, dropped):
         session(judge).complete_all([request(text)])
         assert {"temperature", "logprobs", "response_format"} - set(judge.sampling) == dropped
         assert len(server.asked) == 1 + len(dropped)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs", "input": True}]}, "logprobs"),
+        ({"detail": [{"loc": ["body", "prompt"], "msg": "Field required", "input": {"temperature": 0}}]}, None),
+        ({"detail": "temperature must be above 0"}, "temperature"),
+        ({"object": "error", "message": "guided_json is not supported"}, "response_format"),
+        ({"message": None}, None),
+        ("temperature", None),
+        (None, None),
+    ],
+)
+def test_errors_of_other_servers_are_read_where_they_speak(body, named):
+    assert _refused(SimpleNamespace(param=None, body=body), request()) == named
 
 
 def test_nothing_is_left_out_any_more_once_a_call_was_answered():
