@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saebench import hookimpl
+from saebench.errors import NonFiniteError
 from saebench.sae import JumpReLU
 from saebench.training.auxk import auxk_loss
 from saebench.training.dictionary import Dictionary
@@ -70,7 +71,13 @@ def learn_threshold(sae: Dictionary, z: Codes, batch: Batch, decay: float) -> No
 
 
 def inference(sae: Dictionary, scale: float) -> JumpReLU:
-    """Latents above the learned threshold; it keeps what is at least the smallest that training kept, on average."""
+    """Latents above the learned threshold; it keeps what is at least the smallest that training kept, on average.
+
+    Raises:
+        NonFiniteError: no latent ever fired, so there is no threshold.
+    """
+    if float(sae.state["threshold"]) < 0:
+        raise NonFiniteError("no latent fired in training, so there is no threshold for inference")
     return JumpReLU((sae.state["threshold"] / scale).detach().cpu().clone())
 
 

@@ -19,6 +19,8 @@ class JumpReLUSettings(Settings):
         k: the L0 to reach.
         sparsity: λ, the weight of (L0/k − 1)².
         bandwidth: ε, the width of the window in which a threshold sees a gradient, over the thresholds' first value.
+        threshold_rate: learning rate of the log thresholds over `lr`. At 1 they lag behind the weights, and a short run ends
+            with a third too few latents whatever λ is.
         sparsity_warmup: share of all steps over which λ rises linearly from 0.
     """
 
@@ -26,6 +28,7 @@ class JumpReLUSettings(Settings):
     k: int = 32
     sparsity: float = 2.0
     bandwidth: float = 0.5
+    threshold_rate: float = 5.0
     sparsity_warmup: float = 0.05
 
 
@@ -41,6 +44,9 @@ class JumpReLU(Recipe):
 
     def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         return {"bandwidth": torch.tensor(settings.bandwidth)}
+
+    def rates(self, settings: JumpReLUSettings) -> dict[str, float]:
+        return {"extra.log_threshold": settings.threshold_rate}
 
     def initialise(self, sae: Dictionary, sample: Tensor, settings: JumpReLUSettings) -> None:
         """One threshold for all, at which the untrained SAE has the target L0 already: a short run has no time to find it."""

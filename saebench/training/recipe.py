@@ -133,6 +133,10 @@ class Recipe(ABC):
         """Tensors that the loss itself updates (a running threshold), by name. Default: none."""
         return {}
 
+    def rates(self, settings: Any) -> dict[str, float]:
+        """The learning rate of some parameters over that of all the others, by their names in the dictionary. Default: none."""
+        return {}
+
     def initialise(self, sae: Dictionary, sample: Tensor, settings: Any) -> None:
         """Set first values that depend on data, from scaled activations [n, d_in], after b_dec is set. Default: nothing."""
         return

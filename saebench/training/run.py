@@ -190,10 +190,16 @@ class TrainingRun:
     def _loop(self, buffer: Buffer, reporter: Reporter) -> None:
         last_saved = self.step
         clock = _Clock(self.step)
+        end = self.chunks.per_epoch * self.request.epochs
         while self.step < self.steps:
             if self.step - last_saved >= self.request.checkpoint_every:
                 self._save(buffer)
                 last_saved = self.step
+            if buffer.refill == end:
+                reporter.message(
+                    f"the text is used up: more of it was left out as outliers (max_norm {self.request.max_norm}) than planned "
+                    f"for, and the last {self.steps - self.step} step(s) read some of it once more; fewer --tokens avoid that"
+                )
             started = time.perf_counter()
             batches = buffer.batches()
             while self.step < self.steps:

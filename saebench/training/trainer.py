@@ -78,9 +78,8 @@ class Trainer:
         self.done = 0
         self.tokens = 0
         self._silent = torch.zeros(width, dtype=torch.int64, device=self.device)  # tokens since each latent fired
-        trained = [p for p in self.dictionary.parameters() if p.requires_grad]
         self._optimiser = torch.optim.Adam(
-            trained, settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True
+            self._groups(), settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True
         )
         self._objective: nn.Module = _Objective(self.dictionary, recipe, settings)
 
@@ -136,6 +135,14 @@ class Trainer:
             "lr": lr,
         }
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters by their learning rate over `lr`."""
+        rates = self.recipe.rates(self.settings)
+        own = [p for name, p in self.dictionary.named_parameters() if p.requires_grad and name not in rates]
+        return [{"params": own, "rate": 1.0}] + [
+            {"params": [self.dictionary.get_parameter(name)], "rate": rate} for name, rate in rates.items()
+        ]
+
     def _dead(self) -> Tensor | None:
         dead = self._silent >= self.settings.dead_after
         return dead if bool(dead.any()) else None
@@ -158,7 +165,7 @@ class Trainer:
             raise NonFiniteError(f"the gradient of step {self.done} is not finite")
         lr: float = self.settings.lr * schedule(self.done, self.steps, self.settings.warmup, self.settings.decay)
         for group in self._optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self._optimiser.step()
         if self.recipe.unit_decoder:
             W.div_(W.norm(dim=1, keepdim=True))
@@ -188,10 +195,16 @@ class Trainer:
 
         z is positively homogeneous in (x, biases, thresholds), so with these divided by the scale the same weights read
         activations as they are, the decoder keeps its unit rows, and z comes out in units of the model's space.
+
+        Raises:
+            NonFiniteError: a parameter is not finite.
         """
         if self.scale is None:
             raise SaebenchError("Trainer.initialise comes before the SAE")
         own, settings = self.dictionary, self.settings
+        for name, t in own.state_dict().items():
+            if not bool(torch.isfinite(t).all()):
+                raise NonFiniteError(f"{name} of the trained SAE is not finite")
         d_in, width = own.W_dec.shape[1], own.width
 
         def copy(t: Tensor) -> Tensor:

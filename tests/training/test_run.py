@@ -280,6 +280,14 @@ def test_too_little_text_says_how_many_epochs(request_for: Make, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_text_that_is_read_twice_is_said(request_for: Make, tmp_path: Path) -> None:
+    once, again = Heard(), Heard()
+    train(request_for(), tmp_path / "once", once)
+    train(request_for(max_norm=1.0), tmp_path / "again", again)  # half the tokens are longer than the median
+    assert not any("once more" in m for m in once.messages)
+    assert sum("(max_norm 1.0)" in m and "once more" in m for m in again.messages) == 1
+
+
 def test_a_hook_the_model_lacks(request_for: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="layers 0 to 3"):
         train(request_for(hook="blocks.9.hook_resid_post"), tmp_path / "run", Heard())

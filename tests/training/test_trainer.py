@@ -139,6 +139,31 @@ def test_what_is_not_finite_stops_and_changes_nothing():
         make().initialise(torch.zeros(8, D))
 
 
+def test_what_is_not_finite_is_not_exported():
+    t = make()
+    with torch.no_grad():
+        t.dictionary.b_enc[3] = torch.nan
+    with pytest.raises(NonFiniteError, match="b_enc of the trained SAE"):
+        t.sae()
+
+
+def test_thresholds_have_a_rate_of_their_own():
+    """Adam's first step is the learning rate, whatever the gradient."""
+    t = make("jumprelu", warmup=0.0, threshold_rate=5.0, lr=1e-3, sparsity_warmup=0.0)
+    before = t.dictionary.extra["log_threshold"].detach().clone()
+    bias = t.dictionary.b_enc.detach().clone()
+    t.step(data(seed=0))
+    moved = (t.dictionary.extra["log_threshold"] - before).abs()
+    assert float(moved.max()) == pytest.approx(5e-3, rel=1e-3)
+    assert float((t.dictionary.b_enc - bias).abs().max()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_no_threshold_is_exported_before_anything_fired(name: str):
+    with pytest.raises(NonFiniteError, match="no latent fired"):
+        make(name).sae()
+
+
 def test_the_schedule_rises_holds_and_falls():
     rates = [schedule(i, 100, 0.1, 0.2) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
