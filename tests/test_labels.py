@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saebench
+from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.dry_run import dry_runs
 from saebench.errors import UsageError
@@ -246,15 +248,16 @@ def test_a_table_of_ones_own(speaker: Path, two_saes: list[Path], tmp_path: Path
     """From the command line: a CSV with columns of other names; an error is one line."""
     frame = table(12, 12).rename(columns={"text": "review", "label": "stars"})
     frame.to_csv(tmp_path / "my.csv", index=False)
-    base = [sys.executable, "-m", "saebench", "run", "--sae", str(two_saes[0]), "--model", str(speaker), "--json"]
+    base = ["run", "--sae", str(two_saes[0]), "--model", str(speaker), "--json"]
     base += ["--results", str(tmp_path / "r"), "--data", str(tmp_path / "my.csv"), "--text-column", "review"]
-    done = subprocess.run([*base, "--label-column", "stars", "--group-column", "group"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "saebench", *base, "--label-column", "stars", "--group-column", "group"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [record] = json.loads(done.stdout)
     assert record["task"]["name"] == "data/my"
     assert set(record["corpus"]["labels"]["classes"]) == {"c0", "c1"}
-    wrong = subprocess.run([*base, "--label-column", "star"], capture_output=True, text=True)
-    assert wrong.returncode in (1, 2)
+    wrong = CliRunner().invoke(main, [*base, "--label-column", "star"])
+    assert wrong.exit_code in (1, 2)
     [line] = [text for text in wrong.stderr.splitlines() if text.startswith("error")]
     assert "did you mean 'stars'" in line
 

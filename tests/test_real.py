@@ -6,8 +6,10 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import saebench
+from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.models import load_model
 from saebench.task import load_task
@@ -24,9 +26,8 @@ def model():
 
 def test_the_demo_in_small(tmp_path):
     """The README's command, on 6 contexts; then again, which computes nothing."""
-    command = [sys.executable, "-m", "saebench", "run", "--sae", str(BUNDLED), "--limit", "6", "--json",
-               "--results", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["run", "--sae", str(BUNDLED), "--limit", "6", "--json", "--results", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "saebench", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [record] = json.loads(done.stdout)
     scores = {s["key"]: s for s in record["scores"] if s["at"] is None}
@@ -43,7 +44,7 @@ def test_the_demo_in_small(tmp_path):
     assert scores["ce_zero"]["value"] == pytest.approx(
         torch.tensor(49152.0, dtype=torch.float64).log().item(), rel=1e-6
     )
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = CliRunner().invoke(main, command)
     assert json.loads(again.stdout) == [record]
     assert "already measured" in again.stderr
 

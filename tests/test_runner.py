@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import saebench
+from saebench.cli import main
 from saebench.errors import UsageError
 from saebench.results import Record
 from saebench.runner import RunError
@@ -133,7 +135,7 @@ def test_company_changes_nothing(llama, tokens, two_saes, tmp_path):
 
 def test_two_ranks_equal_one(llama, tokens, two_saes, tmp_path):
     one = measure(two_saes, llama, tokens, tmp_path / "one")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29513", "-m", "saebench"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saebench"]
     done = subprocess.run([sys.executable, *command, *arguments(two_saes, llama, tokens, tmp_path / "two")],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=250)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -167,7 +169,7 @@ def test_rank_0_plans_for_all(llama, tokens, two_saes, tmp_path):
     before = files(tmp_path / "1")
     script = tmp_path / "script.py"
     script.write_text(_OWN_FOLDERS)
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", str(script)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run([sys.executable, *command, str(tmp_path), str(llama), str(tokens), *map(str, two_saes)],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=250)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -356,25 +358,31 @@ main(sys.argv[3:])
 
 @pytest.fixture(scope="module")
 def uninterrupted(llama, tokens, two_saes, tmp_path_factory) -> Path:
-    """Records of a run in a process of its own, as the killed ones are."""
+    """Records of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    command = [sys.executable, "-m", "saebench", *arguments(two_saes, llama, tokens, folder / "r"), "--batch-size", "4"]
-    subprocess.run(command, env=_alone(folder), check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patched:
+        to_the_end([*arguments(two_saes, llama, tokens, folder / "r"), "--batch-size", "4"], folder, patched)
     return folder / "r"
 
 
-def _alone(folder: Path) -> dict[str, str]:
-    return {**os.environ, "SAEBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+def to_the_end(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, with a cache of its own."""
+    monkeypatch.setenv("SAEBENCH_CACHE", str(folder / "cache"))
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 0, done.stderr
 
 
 # In the middle of the pass; while a cache or state file is being replaced; between the first record and the second.
 @pytest.mark.parametrize(("where", "after"), [("update", 3), ("replace", 6), ("score", 4)])
-def test_sigkill_and_again_gives_the_same_record(where, after, llama, tokens, two_saes, tmp_path, uninterrupted):
+def test_sigkill_and_again_gives_the_same_record(
+    where, after, llama, tokens, two_saes, tmp_path, uninterrupted, monkeypatch
+):
     args = [*arguments(two_saes, llama, tokens, tmp_path / "r"), "--batch-size", "4"]
-    env = _alone(tmp_path)
+    threads = str(torch.get_num_threads())  # as here: the bits depend on it
+    env = {**os.environ, "SAEBENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": threads}
     done = subprocess.run([sys.executable, "-c", _KILLED, where, str(after), *args], env=env, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    subprocess.run([sys.executable, "-m", "saebench", *args], env=env, check=True, capture_output=True)
+    to_the_end(args, tmp_path, monkeypatch)
     found, expected = files(tmp_path / "r"), files(uninterrupted)
     left_over = [name for name in found if name not in expected]
     assert all(Path(name).name.startswith(".") for name in left_over)  # a temporary file at most

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from saebench import Score
 
@@ -84,6 +83,8 @@ class Judged:
             condition in i.probabilities for i in items if condition in i.answers
         ):
             return None
+        from scipy.stats import rankdata  # half a second that every other command would wait for
+
         items = [i for i in items if condition in i.answers]
         positive = np.array([i.kind == "positive" for i in items])
         place = rankdata([i.probabilities[condition] for i in items])
