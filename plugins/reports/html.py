@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from saebench import hookimpl
+from saebench.html_page import html_page
 from saebench.leaderboard import Board, Cell, Column, Report, Row
 from saebench.plots import architecture, inline_svg, plots
 from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
@@ -35,25 +36,15 @@ class Html:
             "\n".join(_section(i, board, names, folder) for i, board in enumerate(boards)) or "<p>No records.</p>"
         )
         data = _json([_details(board) for board in boards])
-        return _PAGE.format(style=style(), script=script, sections=sections, data=data, legend=escape(LEGEND))
+        body = _BODY.format(script=script, sections=sections, data=data, legend=escape(LEGEND))
+        return html_page("SAE leaderboard", style(), body)
 
     def pages(self, boards: Sequence[Board], home: str) -> dict[str, str]:
         """A page for each SAE by its file's name, each with a link to the page `home` one folder up."""
         return sae_pages(boards, f"../{quote(home)}")
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>SAE leaderboard</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>SAE leaderboard</h1>
+_BODY = """<header><h1>SAE leaderboard</h1>
 <p>{legend} Only SAEs measured on the same model, hook point, task and text share a table.
 Most scores move with sparsity, so look at the plots before the ranks.</p></header>
 <main>
@@ -65,10 +56,7 @@ Most scores move with sparsity, so look at the plots before the ranks.</p></head
 <tbody></tbody></table></dialog>
 <div id="tip" role="status" hidden></div>
 <script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<script>{script}</script>"""
 
 
 def _section(number: int, board: Board, names: Mapping[str, str], folder: str | None) -> str:

@@ -5,6 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from saebench.html_page import html_page
 from saebench.leaderboard import Board, Cell, Column, Row
 from saebench.plots import architecture
 from saebench.results import Record, RecordError, slug
@@ -81,26 +82,13 @@ def _page(found: Sequence[tuple[Board, Row]], home: str, sheet: str) -> str:
     first = found[0][1]
     name = escape(clean(first.record.sae["name"]))
     sections = "\n".join(_section(board, row) for board, row in found)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{name}</title>
-<style>{sheet}</style>
-</head>
-<body>
-<header><p><a href="{escape(home)}">SAE leaderboard</a></p><h1>{name}</h1></header>
+    body = f"""<header><p><a href="{escape(home)}">SAE leaderboard</a></p><h1>{name}</h1></header>
 <main>
 <h2>The checkpoint</h2>
 {_list(_checkpoint(first.record))}
 {sections}
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return html_page(clean(first.record.sae["name"]), sheet, body)
 
 
 def _section(board: Board, row: Row) -> str:

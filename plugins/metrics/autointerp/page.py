@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from saebench.html_page import html_page
+
 from .asking import Item
 from .examples import Window
 from .scores import ASPECTS, CONDITIONS, REAL, SHUFFLED, Judged
@@ -64,28 +66,14 @@ def page(judged: Sequence[Judged], details: Mapping[str, Any]) -> bytes:
     order = sorted(judged, key=lambda one: -(_gain(one) or -2.0))
     strongest = {one.latent: max((float(np.abs(w.z).max()) for w, _ in one.top), default=1.0) for one in judged}
     sections = "\n".join(_section(one, strongest[one.latent]) for one in order)
-    return _PAGE.format(style=style, states=_states(details), sections=sections).encode()
+    return html_page("Explained latents", style, _BODY.format(states=_states(details), sections=sections)).encode()
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>Explained latents</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>Explained latents</h1>
+_BODY = """<h1>Explained latents</h1>
 <p>Balanced accuracy of a judge with the latent's own explanation, with another latent's (shuffled) and with none; a half is
 chance. Latents are sorted by what their own explanation adds in detection. The windows are the strongest in all of the text.</p>
 {states}
-{sections}
-</body>
-</html>
-"""
+{sections}"""
 
 
 def _states(details: Mapping[str, Any]) -> str:
