@@ -1,6 +1,6 @@
 """Ours beside the fastest peers on the same activations -> results/bench/train.json and train.md.
 
-    python tests/bench/train.py .bench PEER_PYTHON [--steps 100] [--stage train|measure]
+    python tests/bench/train.py .bench PEER_PYTHON [--steps 300] [--stage train|measure]
 
 Each line is a process of its own (train_one.py). Every SAE is then measured by saebench itself: explained variance, L0 and
 dead latents on activations of documents held back from training, ce_increase on held-out speeches.
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("peer")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
         "--stage", choices=["train", "measure", "all"], default="all", help="timing needs a quiet machine"
     )

@@ -1,6 +1,6 @@
 """One trainer on the benchmark's activations, in a process of its own: what `train.py` starts for each line of its table.
 
-    python tests/bench/train_one.py TRAINER DIR OUT.pt --steps 100 --lr 2e-3
+    python tests/bench/train_one.py TRAINER DIR OUT.pt --steps 300 --lr 2e-3
 
 TRAINER is saebench, sparsify, dictionary_learning or sae_lens; each is called as its own training loop calls it, on the same
 batches in the same order, with its own loss, initialisation and constraints. Warm-up is 5 % of the steps for all (the
