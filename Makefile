@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
-	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk32 --task fidelity --results demo-results
+	$(BIN)/saebench run --sae results/baselines/smollm2-135m-layer15-topk-k32 --task fidelity --results demo-results
 
 # A thread each, for what the tests start too: more would only wait for one another.
 test: $(VENV)/.installed-dev lint

@@ -16,7 +16,7 @@ from saebench.sae import SAE, TopK
 from saebench.testing import random_sae, tiny_llama
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk32"
+BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk-k32"
 EXAMPLE = REPOSITORY / "tests" / "example_plugin"
 HOOK = "blocks.1.hook_resid_post"
 

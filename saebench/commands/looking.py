@@ -62,7 +62,7 @@ def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options:
 
     \b
     Examples:
-      saebench inspect results/baselines/smollm2-135m-layer15-topk32
+      saebench inspect results/baselines/smollm2-135m-layer15-topk-k32
       saebench inspect sae.pth --k 64 --hook model.layers.22.input_layernorm --json
       saebench inspect sae/ --model smollm2-135m-instruct
     """

@@ -116,7 +116,7 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
 
     \b
     Examples:
-      saebench run --sae results/baselines/smollm2-135m-layer15-topk32
+      saebench run --sae results/baselines/smollm2-135m-layer15-topk-k32
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
       saebench run --sae a/ --task probing
       saebench run --sae a/ --data my.csv --text-column review --label-column stars

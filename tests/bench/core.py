@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("peer_python", type=Path)
-    parser.add_argument("--sae", type=Path, default=ROOT / "results/baselines/smollm2-135m-layer15-topk32")
+    parser.add_argument("--sae", type=Path, default=ROOT / "results/baselines/smollm2-135m-layer15-topk-k32")
     parser.add_argument("--out", type=Path, default=ROOT / "results/bench")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-rounds", type=int, default=2)

@@ -27,7 +27,7 @@ from probing_tokens import main as write_tokens
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-SAE = ROOT / "results/baselines/smollm2-135m-layer15-topk32"
+SAE = ROOT / "results/baselines/smollm2-135m-layer15-topk-k32"
 LAYER, DOCUMENTS, TOGETHER = 15, 500, 8
 FITS = ("ours", "their_fit", "scaled_C1", "unscaled_cv")
 
