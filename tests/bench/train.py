@@ -135,7 +135,8 @@ def report(lines: list[Line], folder: Path) -> None:
     text = [
         "# Trainers, side by side", "",
         f"Written by `make bench-train`: SmolLM2-135M-Instruct, the output of layer 15, {activations:,} activations once, "
-        f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores, warm-up 5 % of the steps for all.",
+        f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores; "
+        "for all, warm-up over 5 % of the steps and decay over the last 20 %.",
         "Explained variance, L0 and latents that never fire: on 40,960 activations of documents held back; ΔCE (nats per token): "
         "on 32 contexts of held-out speeches. Activations/s is the training loop alone, activations in memory.",
         '"Others" is how many cores other processes kept busy meanwhile: above about 0.1, speeds are not to be trusted.', "",

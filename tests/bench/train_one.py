@@ -3,9 +3,10 @@
     python tests/bench/train_one.py TRAINER DIR OUT.pt --steps 300 --lr 2e-3
 
 TRAINER is saebench, sparsify, dictionary_learning or sae_lens; each is called as its own training loop calls it, on the same
-batches in the same order, with its own loss, initialisation and constraints. Warm-up is 5 % of the steps for all (the
-libraries' 1,000 steps are longer than the run). What it made goes to OUT.pt, in the space of the activations, and its
-figures to stdout as JSON.
+batches in the same order, with its own loss, initialisation and constraints. All have one schedule: warm-up over 5 % of the
+steps (the libraries' 1,000 steps are longer than the run), then constant, then falling over the last 20 %. For ours a latent
+is dead after 20,000 silent tokens; the others' 10 million tokens or 1,000 steps are longer than the run. What it made goes to
+OUT.pt, in the space of the activations, and its figures to stdout as JSON.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def saebench(rows: Tensor, steps: int, lr: float | None) -> Made:
     from saebench.training.trainer import Trainer
 
     recipe = registry().recipes["topk"]
-    settings = make_settings(recipe, {"k": K} | ({} if lr is None else {"lr": lr}))
+    settings = make_settings(recipe, {"k": K, "dead_after": 20_000} | ({} if lr is None else {"lr": lr}))
     trainer = Trainer(recipe, settings, D, width=WIDTH, seed=0, steps=steps)
     trainer.initialise(rows[: 4 * BATCH])
 
@@ -73,7 +74,18 @@ def dictionary_learning(rows: Tensor, steps: int, lr: float | None) -> Made:
 
     norm = float(rows[: 100 * BATCH].pow(2).sum(1).mean().sqrt())
     trainer = TopKTrainer(
-        steps, D, WIDTH, K, 15, "smollm2", AutoEncoderTopK, lr=lr, warmup_steps=steps // 20, seed=0, device="cpu"
+        steps,
+        D,
+        WIDTH,
+        K,
+        15,
+        "smollm2",
+        AutoEncoderTopK,
+        lr=lr,
+        warmup_steps=steps // 20,
+        decay_start=steps * 4 // 5,
+        seed=0,
+        device="cpu",
     )
     count = iter(range(steps))
 
@@ -96,7 +108,7 @@ def sparsify(rows: Tensor, steps: int, lr: float | None) -> Made:
     lr = lr or 2e-4 / (WIDTH / 2**14) ** 0.5
     optimizer = torch.optim.Adam(coder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / (steps / 20)) * min(1.0, (steps - s) / (steps * 0.95))
+        optimizer, lambda s: min(1.0, (s + 1) / (steps / 20), (steps - s) / (steps / 5))
     )
     silent = torch.zeros(WIDTH, dtype=torch.long)
 
@@ -127,8 +139,8 @@ def sae_lens(rows: Tensor, steps: int, lr: float | None, autocast: bool = False)
     lr = lr or SAETrainerConfig.lr
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=WIDTH, k=K))
     config = SAETrainerConfig(
-        total_training_samples=len(rows), train_batch_size_samples=BATCH, lr=lr, lr_end=lr / 10,
-        lr_warm_up_steps=steps // 20, autocast=autocast, logger=LoggingConfig(log_to_wandb=False),
+        total_training_samples=len(rows), train_batch_size_samples=BATCH, lr=lr,
+        lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, autocast=autocast, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     nothing: Iterator[Tensor] = iter(())
     trainer = SAETrainer(config, sae, nothing)
