@@ -204,7 +204,7 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
     if "recipe" not in entry or "width" not in entry:
         raise UsageError(f"[[saes]] needs recipe and width, and {entry} lacks one")
     if empty := [key for key, value in entry.items() if value == []]:
-        raise UsageError(f"[[saes]]: {empty[0]} is an empty list: give it a value")
+        raise UsageError(f"{empty[0]} is an empty list: give it a value")
     # A Matryoshka SAE's group sizes are a list of their own; what varies is a list of such lists.
     varied = [k for k, v in entry.items() if isinstance(v, list) and (k != "groups" or isinstance(v[0], list))]
     choices: Sequence[Sequence[Any]] = [entry[k] for k in varied]

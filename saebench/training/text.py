@@ -97,6 +97,8 @@ def own_texts(path: Path) -> list[str]:
     """
     if path.suffix not in TABLES:
         raise UsageError(f"--data {path}: expected {', '.join(TABLES)} with a column text, or token ids as .npy")
+    if not path.is_file():
+        raise UsageError(f"--data {path}: there is no such file")
     table = _json_lines(path) if path.suffix == ".jsonl" else read_table(path)
     if "text" not in table:
         raise UsageError(f"--data {path}: has no column text: it has {', '.join(map(str, table.columns))}")

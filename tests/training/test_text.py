@@ -62,9 +62,9 @@ def test_a_table_stands_in_place_of_the_corpus_in_what_a_run_is(request_for: Mak
     ("name", "message"),
     [
         ("mine.txt", r"expected \.parquet, \.csv, \.jsonl with a column text, or token ids as \.npy"),
-        ("missing.parquet", "missing.parquet: not readable"),
-        ("missing.csv", "missing.csv: not readable"),
-        ("missing.jsonl", "missing.jsonl: not readable"),
+        ("missing.parquet", "missing.parquet: there is no such file"),
+        ("missing.csv", "missing.csv: there is no such file"),
+        ("missing.jsonl", "missing.jsonl: there is no such file"),
         ("titles.csv", "no column text: it has title, body"),
         ("broken.jsonl", "broken.jsonl: not readable"),
         ("broken.parquet", "broken.parquet: not readable"),
