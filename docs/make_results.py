@@ -32,6 +32,9 @@ saebench submit mine                       # checks it, and puts it here with it
 make results-readme
 ```
 
+The records here are of saebench's own baselines, trained on 3,786,752 tokens: `saebench train tasks/train/smollm2-135m.toml --out
+baselines` makes the SAEs again, and `baselines/` holds the weights of three of them (SAELens v6, float16).
+
 Only SAEs measured on the same model, hook point, task and text share a table. `make leaderboard` makes a page of it with plots
 and every number.
 

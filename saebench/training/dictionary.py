@@ -30,14 +30,20 @@ class Dictionary(nn.Module):
         *,
         seed: int,
         dtype: torch.dtype,
+        encoder_norm: float,
         extra: dict[str, Tensor],
         state: dict[str, Tensor],
     ) -> None:
+        """
+        Args:
+            seed: of the directions, which encoder and decoder start with in common.
+            encoder_norm: of the encoder's rows; the decoder's have norm 1.
+        """
         super().__init__()
         self.dtype = dtype
         generator = torch.Generator().manual_seed(seed)
         directions = nn.functional.normalize(torch.randn(width, d_in, generator=generator), dim=1)
-        self.W_enc = nn.Parameter(directions.clone())
+        self.W_enc = nn.Parameter(encoder_norm * directions)
         self.W_dec = nn.Parameter(directions)
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(d_in))

@@ -33,6 +33,7 @@ class Settings:
         decay: share of all steps, at the end, over which it falls linearly to 0.
         clip: largest global norm of the gradient; 0 never clips.
         dead_after: a latent that has not fired for this many tokens is dead.
+        encoder_norm: norm of the encoder's rows before the first step; the decoder's rows have norm 1 and the same directions.
         dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32.
     """
 
@@ -44,13 +45,14 @@ class Settings:
     decay: float = 0.2
     clip: float = 1.0
     dead_after: int = 200_000
+    encoder_norm: float = 1.0
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{name} is {value}, expected a finite number")
-        self.require_positive("lr", "eps", "dead_after")
+        self.require_positive("lr", "eps", "dead_after", "encoder_norm")
         self.require_below_one("beta1", "beta2", "warmup", "decay")
         if not self.clip >= 0:
             raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")

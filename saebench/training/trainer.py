@@ -72,8 +72,9 @@ class Trainer:
         extra = recipe.parameters(settings, d_in, width)
         state = recipe.buffers(settings, d_in, width)
         self.dictionary = Dictionary(
-            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), extra=extra, state=state
-        ).to(self.device)
+            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), encoder_norm=settings.encoder_norm, extra=extra,
+            state=state,
+        ).to(self.device)  # fmt: skip
         self.scale: float | None = None
         self.done = 0
         self.tokens = 0

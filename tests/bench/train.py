@@ -137,6 +137,8 @@ def report(lines: list[Line], folder: Path) -> None:
         f"Written by `make bench-train`: SmolLM2-135M-Instruct, the output of layer 15, {activations:,} activations once, "
         f"batches of {BATCH}, {WIDTH} latents, TopK with k {K}, two cores; "
         "for all, warm-up over 5 % of the steps and decay over the last 20 %.",
+        "Dense products of ours and of sae_lens_bf16 are in bfloat16 (parameters in float32), those of sparsify and "
+        "dictionary_learning in float32, as their training loops have it on a CPU.",
         "Explained variance, L0 and latents that never fire: on 40,960 activations of documents held back; ΔCE (nats per token): "
         "on 32 contexts of held-out speeches. Activations/s is the training loop alone, activations in memory.",
         '"Others" is how many cores other processes kept busy meanwhile: above about 0.1, speeds are not to be trusted.', "",

@@ -139,7 +139,7 @@ def sae_lens(rows: Tensor, steps: int, lr: float | None, autocast: bool = False)
     lr = lr or SAETrainerConfig.lr
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=WIDTH, k=K))
     config = SAETrainerConfig(
-        total_training_samples=len(rows), train_batch_size_samples=BATCH, lr=lr,
+        total_training_samples=len(rows), train_batch_size_samples=BATCH, lr=lr, lr_end=lr / 10,
         lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, autocast=autocast, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     nothing: Iterator[Tensor] = iter(())

@@ -147,6 +147,14 @@ def test_what_is_not_finite_is_not_exported():
         t.sae()
 
 
+@pytest.mark.parametrize(("name", "norm"), [("topk", 0.5), ("batchtopk", 0.5), ("matryoshka", 0.5), ("relu", 1.0)])
+def test_encoder_and_decoder_start_with_the_same_directions(name: str, norm: float):
+    own = make(name).dictionary
+    torch.testing.assert_close(own.W_dec.norm(dim=1), torch.ones(WIDTH))
+    torch.testing.assert_close(own.W_enc, norm * own.W_dec)
+    torch.testing.assert_close(make(name, encoder_norm=0.25).dictionary.W_enc, 0.25 * own.W_dec)
+
+
 def test_thresholds_have_a_rate_of_their_own():
     """Adam's first step is the learning rate, whatever the gradient."""
     t = make("jumprelu", warmup=0.0, threshold_rate=5.0, lr=1e-3, sparsity_warmup=0.0)
