@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from saebench import hookimpl
-from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply
 
 from .vendor import Vendor, in_words
@@ -167,8 +166,8 @@ class Anthropic(Vendor):
             if line.result.type == "errored":
                 problem += f": {line.result.error.error.message}"
         except Exception as odd:  # an answer of a strange shape
-            problem = f"{type(odd).__name__}: {one_line(odd)}"
-        return Reply("failed", problem=self._redact(one_line(Exception(problem))))
+            problem = f"{type(odd).__name__}: {odd}"
+        return Reply("failed", problem=self._line(problem))
 
 
 @hookimpl

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 from saebench import hookimpl
-from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
 
 from .vendor import Vendor, in_words
@@ -228,7 +227,7 @@ class OpenAI(Vendor):
                 return None
             if found.status == "failed":
                 reasons = [e.message or "" for e in (found.errors.data or [])] if found.errors else []
-                raise BatchLost(f"batch {batch} was refused: {self._redact(one_line(Exception('; '.join(reasons))))}")
+                raise BatchLost(f"batch {batch} was refused: {self._line('; '.join(reasons))}")
             files = [name for name in (found.output_file_id, found.error_file_id) if name]
             lines = [
                 line for name in files for line in self._patient.files.content(name).text.split("\n") if line.strip()
@@ -258,8 +257,8 @@ class OpenAI(Vendor):
                     continue
                 problem = error.get("message") or error.get("code") or json.dumps(response.get("body"))
             except Exception as odd:  # an answer of a strange shape
-                problem = f"{type(odd).__name__}: {one_line(odd)}"
-            yield key, Reply("failed", problem=self._redact(one_line(Exception(str(problem)))))
+                problem = f"{type(odd).__name__}: {odd}"
+            yield key, Reply("failed", problem=self._line(str(problem)))
 
 
 # --- what a server refuses --------------------------------------------------------------------------------------------

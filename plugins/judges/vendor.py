@@ -15,6 +15,8 @@ from saebench.judge import Judge, JudgeError, NoAnswer, Request
 OTHER_KEY = "SAEBENCH_JUDGE_KEY"
 # A server that asks to wait longer than this is not waited for.
 PATIENCE = 120.0
+# A local server's key is often a word that means nothing, like `1`.
+_SHORTEST_KEY = 8
 # What another attempt may get past, beside 5xx: a slow client, a conflict, too many calls.
 _PASSING = (408, 409, 429)
 # Answers of something that stands before the model, which may have worked all the same.
@@ -62,10 +64,15 @@ class Vendor(Judge):
         return key or "none"
 
     def _redact(self, text: str) -> str:
-        """A server may send back what it was sent."""
+        """A server may send back what it was sent. A word too short for a key is none, and may stand in any reply."""
         for secret in self._secrets:
-            text = text.replace(secret, "[key]")
+            if len(secret) >= _SHORTEST_KEY:
+                text = text.replace(secret, "[key]")
         return text
+
+    def _line(self, error: BaseException | str) -> str:
+        """An error on one line, without keys: they go before it is cut, since of one across the cut a part would stay."""
+        return one_line(Exception(self._redact(str(error)) or type(error).__name__))
 
     def _auth(self, key: str) -> dict[str, str]:
         """The header that carries a key."""
@@ -100,7 +107,7 @@ class Vendor(Judge):
         """Raise what keeps the judge from being opened."""
         problem = self._problem(error)
         cause = error.__cause__ or error.__context__
-        why = self._redact(one_line(cause)) if cause else problem
+        why = self._line(cause) if cause else problem
         then = "check the network" if self.url is None else "start the server, or check --judge-url"
         raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}: {then}") from None
 
@@ -146,7 +153,7 @@ class Vendor(Judge):
         if refusal is not None:
             raise JudgeError(str(refusal)) from None
         status = getattr(error, "status_code", None)
-        text = self._redact(one_line(error))
+        text = self._line(error)
         where = self.url or self.home
         if status in (401, 403):
             name = self.variable if self.url is None else OTHER_KEY
