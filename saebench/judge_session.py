@@ -24,6 +24,10 @@ Mode = Literal["record", "live", "only"]
 GIVE_UP = 20
 # Seconds between two attempts at most, where the server does not say.
 LONGEST_PAUSE = 8.0
+# And where it does say, whatever it says.
+LONGEST_WAIT = 3600.0
+# Calls made alone before a batch: one may be a request that nobody answers, so many mean that a batch would have none either.
+PROBES = 3
 # Requests a batch: below what every provider takes.
 BATCH_ITEMS = 10_000
 
@@ -168,7 +172,7 @@ class JudgeSession:
         """What is in the file counts: another run may have been faster, and a replay will show its replies."""
         if not answered:
             return
-        self._settled = True
+        self._settled = self._settled or any(reply.state != "failed" for _, _, reply in answered)
         self._answers |= {key: reply for key, _, reply in answered}
         self.tally.sent += len(answered)
         if self.cache:
@@ -205,7 +209,7 @@ class JudgeSession:
     def _ask(self, missing: dict[str, Request]) -> None:
         """Send requests, so many at a time; this thread alone writes, so that a kill loses only what is under way."""
         work: SimpleQueue[tuple[str, Request, float] | None] = SimpleQueue()
-        done: SimpleQueue[tuple[str, Reply | NoAnswer | JudgeError | None]] = SimpleQueue()
+        done: SimpleQueue[tuple[str, Reply | BaseException | None]] = SimpleQueue()
         stop = threading.Event()
         threads = min(self.judge.concurrency, len(missing))
         for _ in range(threads):  # daemons: an interrupted run does not wait for a server that hangs
@@ -222,7 +226,7 @@ class JudgeSession:
         waiting = deque((key, 0.0) for key in missing)  # and after how many seconds
         under_way: dict[str, float] = {}
         attempts: Counter[str] = Counter()
-        problem: JudgeError | None = None
+        problem: BaseException | None = None
         failures = 0
         while under_way or (waiting and problem is None):
             # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
@@ -249,7 +253,7 @@ class JudgeSession:
                     came = Reply("failed", problem=str(came))
                 elif isinstance(came, Reply):
                     self._charge(missing[key], came)
-                else:  # the judge cannot be asked, or this call was not sent any more
+                else:  # the judge cannot be asked, a worker was stopped, or this call was not sent any more
                     problem = problem or came
                     continue
                 answered.append((key, missing[key], came))
@@ -269,20 +273,22 @@ class JudgeSession:
         if came.wait is None or attempts > self.judge.retries:
             return None
         own = min(LONGEST_PAUSE, self.pause * 2 ** (attempts - 1)) * random.uniform(0.75, 1)
-        return came.wait or own
+        return min(came.wait, LONGEST_WAIT) if came.wait > 0 else own
 
     def _work(self, work: Any, done: Any, stop: threading.Event) -> None:
         while (item := work.get()) is not None:
             key, request, wait = item
-            if stop.wait(wait) if wait else stop.is_set():
-                done.put((key, None))
-                continue
+            came: Reply | BaseException | None = None
             try:
-                done.put((key, self.judge.complete(request)))
+                if not (stop.wait(wait) if wait else stop.is_set()):
+                    came = self.judge.complete(request)
             except (JudgeError, NoAnswer) as error:
-                done.put((key, error))
+                came = error
             except Exception as error:  # a stranger's judge
-                done.put((key, Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")))
+                came = Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")
+            except BaseException as error:  # raised where the run waits for it
+                came = error
+            done.put((key, came))
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -293,9 +299,7 @@ class JudgeSession:
         self._resume()
         self._settled = settled  # that another process was answered does not show that this one will be
         left = {key: request for key, request in missing.items() if key not in self._answers}
-        if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
-            first = next(iter(left))
-            self._ask({first: left.pop(first)})
+        self._probe(left)
         while left:
             part = self._affordable(left)
             if not part:
@@ -308,6 +312,22 @@ class JudgeSession:
                 self.cache.name_batch(mark, batch)
             self._collect(mark, batch, part, sampling)
             left = {key: request for key, request in left.items() if key not in self._answers}
+
+    def _probe(self, left: dict[str, Request]) -> None:
+        """Ask one call alone, which shows in a second what a batch would show in a day; another, where that failed.
+
+        Raises:
+            JudgeError: none of them was answered, and more are left.
+        """
+        for key in list(left)[:PROBES]:
+            if self._settled:
+                return
+            self._ask({key: left.pop(key)})
+            problem = self._answers[key].problem
+        if left and not self._settled:
+            raise JudgeError(
+                f"no batch was handed over, since calls made alone before it got no answer (the last: {problem})"
+            )
 
     def _collect_begun(self, missing: dict[str, Request]) -> None:
         """Collect what an earlier run handed over; one that ended in the middle of it may have been heard or not."""

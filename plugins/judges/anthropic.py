@@ -159,15 +159,17 @@ class Anthropic(Vendor):
 
     def _item(self, line: Any, request: Request) -> Reply:
         """The reply that one result of a batch is: succeeded, errored, canceled or expired."""
+        usage = None  # an answer that cannot be read was charged for all the same
         try:
             if line.result.type == "succeeded":
                 return self._reply(line.result.message, request)
+            usage = Usage(0, 0)
             problem = f"{line.result.type} in the batch"
             if line.result.type == "errored":
                 problem += f": {line.result.error.error.message}"
         except Exception as odd:  # an answer of a strange shape
             problem = f"{type(odd).__name__}: {odd}"
-        return Reply("failed", problem=self._line(problem))
+        return Reply("failed", problem=self._line(problem), usage=usage)
 
 
 @hookimpl

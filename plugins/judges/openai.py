@@ -12,7 +12,7 @@ from typing import Any
 from saebench import hookimpl
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
 
-from .vendor import Vendor, in_words
+from .vendor import UNSURE, Vendor, in_words
 
 # What is sent until the server says that it does not know it, and what then takes its place (None: nothing).
 _OFFICIAL: dict[str, tuple[Any, ...]] = {
@@ -251,14 +251,16 @@ class OpenAI(Vendor):
             except (ValueError, KeyError, TypeError):
                 continue  # not one of ours: what lacks a line has failed
             response, error = item.get("response") or {}, item.get("error") or {}
+            usage = None  # an answer that cannot be read was charged for all the same
             try:
                 if response.get("status_code") == 200:
                     yield key, self._reply(ChatCompletion.model_validate(response["body"]), request)
                     continue
+                usage = None if response.get("status_code") in UNSURE else Usage(0, 0)
                 problem = error.get("message") or error.get("code") or json.dumps(response.get("body"))
             except Exception as odd:  # an answer of a strange shape
                 problem = f"{type(odd).__name__}: {odd}"
-            yield key, Reply("failed", problem=self._line(str(problem)))
+            yield key, Reply("failed", problem=self._line(str(problem)), usage=usage)
 
 
 # --- what a server refuses --------------------------------------------------------------------------------------------

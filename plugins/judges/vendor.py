@@ -20,7 +20,7 @@ _SHORTEST_KEY = 8
 # What another attempt may get past, beside 5xx: a slow client, a conflict, too many calls.
 _PASSING = (408, 409, 429)
 # Answers of something that stands before the model, which may have worked all the same.
-_UNSURE = (408, 502, 504)
+UNSURE = (408, 502, 504)
 # Errors that show that nothing was sent.
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
@@ -132,7 +132,7 @@ class Vendor(Judge):
         passing = (status in _PASSING or status >= 500) and headers.get("x-should-retry") != "false"
         # What a provider refuses with an error of its own it does not charge for.
         return NoAnswer(
-            problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in _UNSURE
+            problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in UNSURE
         )
 
     def _not_taken(self, error: Exception) -> JudgeError:

@@ -12,8 +12,9 @@ import pytest
 from saebench.plugins.judges.openai import _refused, probabilities
 
 from saebench.errors import UsageError
-from saebench.judge import JudgeError, Reply, Request, read_reply, value_places
+from saebench.judge import JudgeError, NoAnswer, Reply, Request, read_reply, value_places
 from saebench.judge_session import JudgeSession
+from saebench.testing import judge_session
 from tests.judges.server import (
     Coin,
     CutBody,
@@ -190,11 +191,42 @@ def test_a_judge_that_raises_costs_only_that_call():
             raise ValueError("a bug")
         return {"a": True, "b": True}
 
-    from saebench.testing import judge_session
-
     replies = judge_session(answer).complete_all([request(str(i)) for i in range(5)])
     assert [reply.state for reply in replies] == ["ok", "ok", "ok", "failed", "ok"]
     assert replies[3].problem == "ValueError: a bug"
+
+
+class Stopped(BaseException):
+    """As of a thread that is told to end."""
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_that_dies_is_heard_of():
+    def answer(asked: Request) -> dict[str, bool]:
+        if asked.user == "3":
+            raise Stopped("here")
+        return {"a": True, "b": True}
+
+    asking = judge_session(answer)
+    with pytest.raises(Stopped, match="here"):
+        asking.complete_all([request(str(i)) for i in range(5)])
+    assert asking.tally.sent == 3, "what was answered is kept"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("wait", [math.inf, math.nan, 1e300, -1.0])
+def test_a_wait_that_is_no_number_of_seconds(wait, monkeypatch):
+    monkeypatch.setattr("saebench.judge_session.LONGEST_WAIT", 0.01)
+    left = [NoAnswer("busy", wait)]
+
+    def answer(asked: Request) -> dict[str, bool]:
+        if left:
+            raise left.pop()
+        return {"a": True, "b": True}
+
+    asking = judge_session(answer)
+    asking.pause = 0.01
+    assert [r.state for r in asking.complete_all([request()])] == ["ok"]
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------

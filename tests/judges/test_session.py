@@ -324,7 +324,7 @@ def test_what_a_batch_lacks_has_failed_and_the_rest_is_kept(api, tmp_path):
             "in the order of the requests, though they came back in another"
         )
         JudgeSession(server.judge(api), cache, batch=True, poll=0, pause=0.01).complete_all(requests(8))
-        assert len(server.batches["batch_2"].items) == 1, "the two that failed: one alone, one in a batch"
+        assert list(server.batches) == ["batch_1"], "the two that failed: one alone, then the other"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -346,6 +346,43 @@ def test_a_line_that_is_missing_or_strange(api, tmp_path):
         server.results = odd  # type: ignore[method-assign]
         replies = JudgeSession(judge, batch=True, poll=0).complete_all(requests(6))
     assert [r.state for r in replies] == ["ok", "ok", "ok", "ok", "failed", "failed"]
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_what_a_batch_says_has_failed_costs_nothing(api):
+    """Providers charge for answers: also for one that cannot be read, taken at its most; not for an error or a missed day."""
+    with JudgeServer(
+        lambda a: {"user 1": Expired(), "user 2": Status(500)}.get(a.user) or {"a": True, "b": True}
+    ) as server:
+        real = server.results
+
+        def lossy(api: str, name: str) -> Any:
+            lines, errors = real(api, name)
+            body = {
+                "response": {"status_code": 200, "body": {}},
+                "result": {"type": "succeeded", "message": {"content": None}},
+            }
+            return [{"custom_id": lines[0]["custom_id"], **body}, *lines[2:]], errors
+
+        server.results = lossy  # type: ignore[method-assign]
+        session = JudgeSession(server.judge(api), price=PRICE, batch=True, poll=0)
+        replies = session.complete_all(requests(8))
+    assert sorted(r.state for r in replies) == ["failed"] * 4 + ["ok"] * 4
+    usages = [r.usage for r in replies if r.state == "ok" and r.usage]
+    first, *rest = [PRICE.cost(u.input_tokens, u.output_tokens) for u in usages]
+    assert session.tally.cost == pytest.approx(first + 0.5 * (sum(rest) + 2 * cost_bound(PRICE, requests(1)[0])))
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_no_batch_is_handed_over_where_calls_alone_fail(api):
+    with JudgeServer(lambda a: Status(400, message="nobody home"), polls=0) as server:
+        with pytest.raises(JudgeError, match=r"no batch was handed over, .*nobody home"):
+            JudgeSession(server.judge(api), batch=True, poll=0).complete_all(requests(9))
+        assert not server.batches
+        server.answer = lambda a: Status(400) if a.user == "user 0" else {"a": True, "b": True}
+        replies = JudgeSession(server.judge(api), batch=True, poll=0).complete_all(requests(9))
+        assert [r.state for r in replies] == ["failed"] + ["ok"] * 8, "one that nobody answers keeps no batch back"
+        assert [len(batch.items) for batch in server.batches.values()] == [7]
 
 
 @pytest.mark.parametrize("api", APIS)
