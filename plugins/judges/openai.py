@@ -34,6 +34,8 @@ _ALSO = {
 }
 # Refusals of a parameter. OpenAI forbids log-probabilities with 403.
 _REFUSING = (400, 403, 422)
+# Words for a parameter that the model has not, whatever its value.
+_UNKNOWN = re.compile(r"(unsupported|unknown) parameter|unrecognized (request )?argument|extra inputs", re.IGNORECASE)
 _LIKELY = 5  # alternatives to each token; more are not allowed everywhere
 _MARK = "saebench"  # under which a batch carries our own word for it
 _FINISHED = ("completed", "expired", "cancelled", "failed")
@@ -51,6 +53,8 @@ class OpenAI(Vendor):
         self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
         self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
         self._lock = threading.Lock()
+        self._thoughtless = False  # it knows no reasoning_effort at all
+        self._resumed = False  # as an earlier run asked, and not answered since
         self._settled = False  # once a call was answered, nothing about the asking changes any more
 
     def _auth(self, key: str) -> dict[str, str]:
@@ -93,14 +97,23 @@ class OpenAI(Vendor):
         return self.thinking if self.url is None and not self._settled else self._thinks()
 
     def _thinks(self) -> int:
-        return self.thinking if self._choices.get("reasoning_effort", ("none",))[0] != "none" else 0
+        effort = self._choices.get("reasoning_effort", ("none",))[0]
+        return 0 if effort == "none" or (effort is None and self._thoughtless) else self.thinking
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return _sent(self._choices)
+        return self._sampling(self._choices)
+
+    def _sampling(self, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+        """What is sent; and the room for thoughts, where no effort shows that there is some."""
+        sent = _sent(choices)
+        silent = "reasoning_effort" in choices and "reasoning_effort" not in sent and not self._thoughtless
+        return sent | ({"thinking": self.thinking} if silent else {})
 
     def resume(self, sampling: Mapping[str, Any]) -> None:
+        self._resumed = self._resumed or not self._settled or sampling != self.sampling
         self._choices = {name: (sampling.get(name),) for name in self._choices}
+        self._thoughtless = "thinking" not in sampling
         self._settled = True
         self._note_capabilities()
 
@@ -113,10 +126,13 @@ class OpenAI(Vendor):
             choices = dict(self._choices)
             try:
                 answer = self._client.chat.completions.create(**self._body(request, choices))
-                self._settled = True
-                return replace(self._reply(answer, request), sampling=_sent(choices))
+                self._settled, self._resumed = True, False
+                return replace(self._reply(answer, request), sampling=self._sampling(choices))
             except openai.APIStatusError as error:
-                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices)):
+                unknown = error.code in ("unsupported_parameter", "unknown_parameter") or bool(
+                    _UNKNOWN.search(str(error))
+                )
+                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices, unknown)):
                     raise self._no_answer(error) from None
             except Exception as error:
                 raise self._no_answer(error) from None
@@ -136,8 +152,13 @@ class OpenAI(Vendor):
         body["max_completion_tokens" if self.url is None else "max_tokens"] = request.max_tokens + self._thinks()
         return body
 
-    def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]]) -> bool:
+    def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]], unknown: bool) -> bool:
         """After a call in which this parameter was refused: send less of it. False: that is not it.
+
+        Args:
+            name: of the parameter.
+            tried: what was sent.
+            unknown: the parameter itself was refused, and not only its value.
 
         Raises:
             JudgeError: the judge cannot do without it.
@@ -148,13 +169,16 @@ class OpenAI(Vendor):
             values = self._choices[name]
             if values != tried[name]:  # another thread met the same and has settled it
                 return True
+            if self._resumed:
+                raise self._no_longer(name)
             if self._settled:
                 return False
             if len(values) == 1:
                 raise JudgeError(
                     f"model '{self.model}' of judge openai takes no structured output ({name}): choose another model"
                 )
-            self._choices[name] = values[1:]
+            self._choices[name] = (None,) if unknown and values[-1] is None else values[1:]
+            self._thoughtless = self._thoughtless or (unknown and name == "reasoning_effort")
             self._note_capabilities()
             return True
 
@@ -178,7 +202,9 @@ class OpenAI(Vendor):
         if choice.finish_reason == "content_filter":
             return Reply("refused", text=text, problem="the provider's filter", **about)
         if choice.finish_reason == "length":
-            return Reply("truncated", text=text, problem=f"cut at {request.max_tokens} tokens", **about)
+            return Reply(
+                "truncated", text=text, problem=f"cut at {request.max_tokens + self._thinks()} tokens", **about
+            )
         reply = read_reply(text, request)
         likely: Mapping[str, float] = {}
         if choice.logprobs is not None and choice.logprobs.content:

@@ -135,6 +135,13 @@ class Vendor(Judge):
             problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in UNSURE
         )
 
+    def _no_longer(self, name: str) -> JudgeError:
+        """One who goes on as an earlier run began, and may not any more."""
+        return JudgeError(
+            f"{self.url or self.home} no longer takes {name}, with which earlier replies of this score were made: name another "
+            "file with --judge-cache to ask everything anew"
+        )
+
     def _not_taken(self, error: Exception) -> JudgeError:
         """Why a batch was not taken, or may have been."""
         found = self._no_answer(error)

@@ -13,6 +13,7 @@ from saebench.plugins.judges.openai import _refused, probabilities
 
 from saebench.errors import UsageError
 from saebench.judge import JudgeError, NoAnswer, Reply, Request, read_reply, value_places
+from saebench.judge_cache import ReplyCache
 from saebench.judge_session import JudgeSession
 from saebench.testing import judge_session
 from tests.judges.server import (
@@ -349,6 +350,49 @@ def test_what_openai_does_not_know_is_not_asked_for_again(monkeypatch):
     assert not judge.capabilities.probabilities
     assert not judge.capabilities.temperature
     assert [r.sampling for r in replies] == [{"reasoning_effort": "low", "response_format": "json_schema"}] * 30
+
+
+@pytest.mark.parametrize(
+    ("message", "room", "sampling"),
+    [
+        ("Unsupported parameter: 'reasoning_effort' is not supported with this model.", 0, {}),
+        ("Unrecognized request argument supplied: reasoning_effort", 0, {}),
+        ("Unsupported value: 'reasoning_effort' does not support this", 4096, {"thinking": 4096}),
+    ],
+)
+def test_only_a_model_that_thinks_gets_room_for_it(message, room, sampling, monkeypatch, tmp_path):
+    """One that does not know the parameter does not think; one that takes none of our values may."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    cache = ReplyCache(tmp_path / "r.sqlite")
+
+    def answer(asked: Any) -> Any:
+        return Status(400, message=message) if "reasoning_effort" in asked.body else Truncated()
+
+    with JudgeServer(answer) as server:
+        for n in (1, 2):  # the second goes on as the first began
+            judge = server.official("openai", monkeypatch)
+            [*_, reply] = JudgeSession(judge, cache).complete_all([request(str(i)) for i in range(n)])
+            assert server.asked[-1].max_tokens == 64 + room
+            assert judge.headroom == room
+            assert reply.problem == f"cut at {64 + room} tokens"
+            usual = {"temperature": 0, "logprobs": True, "response_format": "json_schema"}
+            assert reply.sampling == usual | sampling
+        assert len(server.asked) == (3 if not room else 5), "asked once whether it knows it"
+
+
+@pytest.mark.parametrize("code", [400, 403])
+def test_what_is_no_longer_taken_is_named(code, tmp_path, monkeypatch):
+    """A run goes on as it began; where the provider has come to refuse that, every call would fail."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True)) as server:
+        JudgeSession(server.official("openai", monkeypatch), cache).complete_all([request("1")])
+        server.answer = lambda a: Status(code, message="You are not allowed to request logprobs from this model")
+        with pytest.raises(JudgeError, match=r"no longer takes logprobs, .*: name another file with --judge-cache"):
+            JudgeSession(server.official("openai", monkeypatch), cache).complete_all(
+                [request(str(i)) for i in range(9)]
+            )
+        assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize(
