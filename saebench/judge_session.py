@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, NoAnswer, Reply, Request
-from saebench.judge_cache import ReplyCache
+from saebench.judge_cache import HandedOver, ReplyCache
 from saebench.prices import Price, cost_bound, cost_of
 
 Mode = Literal["record", "live", "only"]
@@ -40,6 +40,8 @@ class Listener(Protocol):
     def advance(self, contexts: int) -> None: ...
 
     def end(self) -> None: ...
+
+    def message(self, text: str) -> None: ...
 
 
 @dataclass
@@ -77,8 +79,9 @@ class JudgeSession:
         Args:
             judge: opened, unless the mode is "only".
             cache: where replies are kept; None keeps them in memory only.
-            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more; "only" asks
-                nothing, and a request that the cache does not hold is an error.
+            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more, and its replies
+                take the place of those that the cache holds; "only" asks nothing, and a request that the cache does not hold is
+                an error.
             price: of the judge's tokens; None: not known.
             max_cost: US dollars that this run may cost; needs a price.
             batch: hand requests over as batches and wait for them.
@@ -136,6 +139,8 @@ class JudgeSession:
         if missing:
             self.open()
             self._resume()
+            if not self.batch:
+                self._mention_batches(missing)
             if self.listener:
                 self.listener.begin(label, len(keys), len(keys) - len(missing), "calls")
             try:
@@ -176,9 +181,7 @@ class JudgeSession:
         self._answers |= {key: reply for key, _, reply in answered}
         self.tally.sent += len(answered)
         if self.cache:
-            kept = self.cache.put(self.identity, answered)
-            if self.mode != "live":
-                self._answers |= kept
+            self._answers |= self.cache.put(self.identity, answered, replaces=self.mode == "live")
         if self.listener:
             self.listener.advance(len(answered))
 
@@ -332,14 +335,33 @@ class JudgeSession:
     def _collect_begun(self, missing: dict[str, Request]) -> None:
         """Collect what an earlier run handed over; one that ended in the middle of it may have been heard or not."""
         for begun in self.cache.open_batches(self.identity) if self.cache else ():
-            wanted = {key: missing[key] for key in begun.keys if key in missing}
+            wanted = {key: missing[key] for key in begun.requests if key in missing}
             if not wanted:
+                self._forget_answered(begun)
                 continue
             batch = begun.batch or self.judge.find(begun.mark)
             if batch is None:
                 self._forget(begun.mark)
                 continue
-            self._collect(begun.mark, batch, wanted, begun.sampling)
+            # All of it, also what is not wanted now: it was paid for, and its provider keeps it for some days only.
+            known = {key: request for key, request in begun.requests.items() if request is not None}
+            self._collect(begun.mark, batch, known | wanted, begun.sampling, set(wanted))
+
+    def _forget_answered(self, begun: HandedOver) -> None:
+        """Forget a batch of which every call was answered in another way."""
+        found = self.cache.get(begun.requests) if self.cache else {}
+        if all(key in found and found[key].state != "failed" for key in begun.requests):
+            self._forget(begun.mark)
+
+    def _mention_batches(self, missing: Mapping[str, Request]) -> None:
+        """Say of calls that are asked one by one that a batch holds them already."""
+        begun = self.cache.open_batches(self.identity) if self.cache and self.listener else []
+        held = len({key for one in begun for key in one.requests if key in missing})
+        if held and self.listener:
+            self.listener.message(
+                f"{held} of {len(missing)} calls are in a batch that was handed over and not collected; they are asked again: "
+                "stop and add --judge-batch to wait for it instead"
+            )
 
     def _affordable(self, left: dict[str, Request]) -> dict[str, Request]:
         part: dict[str, Request] = {}
@@ -356,8 +378,15 @@ class JudgeSession:
     def _batch_factor(self) -> float:
         return self.price.batch if self.price else 1.0
 
-    def _collect(self, mark: str, batch: str, requests: dict[str, Request], sampling: Mapping[str, Any]) -> None:
-        """Wait for a batch and keep its replies; what it has no reply for failed."""
+    def _collect(
+        self,
+        mark: str,
+        batch: str,
+        requests: dict[str, Request],
+        sampling: Mapping[str, Any],
+        wanted: Set[str] | None = None,
+    ) -> None:
+        """Wait for a batch and keep its replies, those that are not wanted now too; what it has no reply for failed."""
         try:
             while (replies := self.judge.collect(batch, requests)) is None:
                 time.sleep(self.poll)
@@ -369,7 +398,10 @@ class JudgeSession:
         for key, reply in found.items():
             self._charge(requests[key], reply, self._batch_factor)
         how = sampling or None
-        self._keep([(k, requests[k], r if r.state == "failed" else replace(r, sampling=how)) for k, r in found.items()])
+        rows = [(k, requests[k], r if r.state == "failed" else replace(r, sampling=how)) for k, r in found.items()]
+        if self.cache:
+            self.cache.put(self.identity, [row for row in rows if wanted is not None and row[0] not in wanted])
+        self._keep([row for row in rows if wanted is None or row[0] in wanted])
         self._forget(mark)
 
     def _forget(self, mark: str) -> None:
