@@ -310,7 +310,11 @@ class JudgeSession:
             mark, sampling = uuid4().hex, self.judge.sampling
             if self.cache:
                 self.cache.open_batch(self.identity, mark, part, sampling)
-            batch = self.judge.submit(part, mark)
+            try:
+                batch = self.judge.submit(part, mark)
+            except BatchLost:
+                self._forget(mark)
+                raise
             if self.cache:
                 self.cache.name_batch(mark, batch)
             self._collect(mark, batch, part, sampling)

@@ -12,7 +12,7 @@ from typing import Any
 from saebench import hookimpl
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
 
-from .vendor import UNSURE, Vendor, in_words
+from .vendor import NO_SERVICE, UNSURE, Vendor, in_words
 
 # What is sent until the server says that it does not know it, and what then takes its place (None: nothing).
 _OFFICIAL: dict[str, tuple[Any, ...]] = {
@@ -78,10 +78,10 @@ class OpenAI(Vendor):
 
         try:
             known = [model.id for model in self._client.with_options(max_retries=1).models.list()]
-        except openai.NotFoundError:
-            known = []  # another server need not list its models
         except Exception as error:
-            self._unreachable(error)
+            if not (isinstance(error, openai.APIStatusError) and error.status_code in NO_SERVICE):
+                self._unreachable(error)
+            known = []  # another server need not list its models
         # Some servers hold one model and take any name for it.
         if self.model not in known and (self.url is None or len(known) > 1):
             raise self._unknown_model(known)
@@ -228,7 +228,7 @@ class OpenAI(Vendor):
         try:
             file = self._patient.files.create(file=("saebench.jsonl", data), purpose="batch")
         except Exception as error:
-            raise JudgeError(f"the batch was not taken: {self._problem(error)}") from None
+            raise self._not_taken(error, handed_over=False) from None
         try:
             batch = self._client.batches.create(
                 input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={_MARK: mark}

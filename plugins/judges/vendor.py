@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from saebench.errors import UsageError, one_line, unknown
-from saebench.judge import Judge, JudgeError, NoAnswer, Request
+from saebench.judge import BatchLost, Judge, JudgeError, NoAnswer, Request
 
 # The key for an address that is not the provider's own. A provider's key never goes there: naming this one is the opt-in.
 OTHER_KEY = "SAEBENCH_JUDGE_KEY"
@@ -21,6 +21,8 @@ _SHORTEST_KEY = 8
 _PASSING = (408, 409, 429)
 # Answers of something that stands before the model, which may have worked all the same.
 UNSURE = (408, 502, 504)
+# Answers of a server that does not know what it is asked for.
+NO_SERVICE = (404, 405, 501)
 # Errors that show that nothing was sent.
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
@@ -106,6 +108,13 @@ class Vendor(Judge):
     def _unreachable(self, error: Exception) -> NoReturn:
         """Raise what keeps the judge from being opened."""
         problem = self._problem(error)
+        status = getattr(error, "status_code", None)
+        if status is not None:
+            then = "run it again later" if status in _PASSING or status >= 500 else "check --judge and --judge-url"
+            where = self.url or self.home
+            raise JudgeError(
+                f"judge {self.name} at {where} does not say what models it has: {problem}: {then}"
+            ) from None
         cause = error.__cause__ or error.__context__
         why = self._line(cause) if cause else problem
         then = "check the network" if self.url is None else "start the server, or check --judge-url"
@@ -142,11 +151,21 @@ class Vendor(Judge):
             "file with --judge-cache to ask everything anew"
         )
 
-    def _not_taken(self, error: Exception) -> JudgeError:
-        """Why a batch was not taken, or may have been."""
-        found = self._no_answer(error)
-        unsure = "; it may have been taken all the same: see the provider's list of batches before running it again"
-        return JudgeError(f"the batch was not taken: {found}{unsure if found.billed else ''}")
+    def _not_taken(self, error: Exception, handed_over: bool = True) -> JudgeError:
+        """Why a batch was not taken, or, where it was handed over, may have been."""
+        status = getattr(error, "status_code", None)
+        if status in NO_SERVICE:
+            return BatchLost(f"{self.url or self.home} takes no batches ({status}): leave --judge-batch out")
+        try:
+            found = self._no_answer(error)
+        except JudgeError as refusal:
+            return BatchLost(str(refusal))
+        if not (found.billed and handed_over):
+            return BatchLost(f"the batch was not taken: {found}")
+        return JudgeError(
+            f"the batch was not taken: {found}; it may have been taken all the same: see the provider's list of batches before "
+            "running it again"
+        )
 
     def _problem(self, error: Exception) -> str:
         """An error in words.
@@ -164,6 +183,8 @@ class Vendor(Judge):
         where = self.url or self.home
         if status in (401, 403):
             name = self.variable if self.url is None else OTHER_KEY
+            if not self._secrets:
+                raise JudgeError(f"{where} wants a key: set {name} ({status}: {text})") from None
             raise JudgeError(f"{where} does not accept the key in {name} ({status}): {text}") from None
         if status == 404:
             raise JudgeError(

@@ -159,6 +159,10 @@ def test_the_key_is_nowhere(api, monkeypatch, tmp_path, capfd):
         ("ftp://host/v1", "is no address"),
         ("http://", "is no address"),
         ("http://host/v1?key=1", "is no address"),
+        ("http://host:99999", "is no address"),
+        ("http://host:abc", "is no address"),
+        ("http://[::1", "is no address"),
+        (f"http://me:{CANARY}@host:abc", "may hold no password"),
         (f"http://me:{CANARY}@host/v1", "may hold no password"),
     ],
 )

@@ -148,7 +148,8 @@ def test_nobody_waits_for_a_day(api, wait):
         (Status(402), "no money left"),
     ],
 )
-def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
+def test_what_will_meet_every_call_ends_the_asking(api, fault, words, monkeypatch):
+    monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
     with JudgeServer(lambda asked: fault if asked.user == "7" else {"a": True, "b": True}) as server:
         session = JudgeSession(server.judge(api))
         with pytest.raises(JudgeError, match=words) as caught:
@@ -158,7 +159,50 @@ def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
         assert session.tally.sent == len(server.asked) - 1, "what was answered is kept"
 
 
-def test_a_call_that_waits_is_not_sent_when_the_asking_ends():
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_server_that_wants_a_key_and_got_none(api, code, monkeypatch):
+    monkeypatch.delenv("SAEBENCH_JUDGE_KEY", raising=False)
+    wanted = pytest.raises(JudgeError, match="wants a key: set SAEBENCH_JUDGE_KEY")
+    with JudgeServer(lambda _: Status(code)) as server, wanted:
+        server.judge(api).complete(request())
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(("code", "then"), [(429, "later"), (500, "later"), (400, "check --judge and --judge-url")])
+def test_a_server_that_does_not_list_its_models_was_reached(api, code, then):
+    with JudgeServer(always(True)) as server:
+        server.listing = Status(code, retry_after="0.01")
+        with pytest.raises(JudgeError, match=f"does not say what models it has: .*{code}.*{then}"):
+            server.judge(api)
+        server.listing = Status(405)
+        assert server.judge(api).complete(request()).state == "ok", "it need not have a list"
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_server_that_knows_no_output_config_is_asked_in_words(code, tmp_path):
+    def answer(asked: Any) -> Any:
+        if "output_config" in asked.body:
+            return Status(code, message="output_config: Extra inputs are not permitted")
+        return {"a": True, "b": True}
+
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(answer) as server:
+        judge = server.judge("anthropic")
+        replies = JudgeSession(judge, cache).complete_all([request(str(i)) for i in range(9)])
+        assert [r.state for r in replies] == ["ok"] * 9
+        assert [r.sampling for r in replies] == [{"thinking": "disabled"}] * 9
+        assert len(server.asked) == 10
+        assert not judge.capabilities.structured
+        server.answer = lambda _: Status(code, message="thinking: unknown")
+        with pytest.raises(JudgeError, match=r"no longer takes thinking, .*--judge-cache"):
+            JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(20)])
+        assert len(server.asked) == 11
+
+
+def test_a_call_that_waits_is_not_sent_when_the_asking_ends(monkeypatch):
+    monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
+
     def answer(asked: Any) -> Any:
         if asked.user == "busy":
             return Status(429, "30")

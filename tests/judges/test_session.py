@@ -362,6 +362,17 @@ def test_a_line_that_is_missing_or_strange(api, tmp_path):
 
 
 @pytest.mark.parametrize("api", APIS)
+def test_a_server_without_batches_is_said_to_have_none(api, tmp_path):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True)) as server:
+        server.batching = False
+        session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
+        with pytest.raises(JudgeError, match=r"takes no batches \(404\): leave --judge-batch out"):
+            session.complete_all(requests(5))
+        assert not cache.open_batches(session.identity), "it was not taken, so there is none to wait for"
+
+
+@pytest.mark.parametrize("api", APIS)
 def test_what_a_batch_says_has_failed_costs_nothing(api):
     """Providers charge for answers: also for one that cannot be read, taken at its most; not for an error or a missed day."""
     with JudgeServer(
