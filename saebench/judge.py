@@ -96,7 +96,7 @@ class Reply:
         text: the reply as it came.
         problem: why it is not `ok`; empty if it is.
         model: what the provider says answered.
-        usage: None where the provider does not say.
+        usage: None where the provider does not say, and it may have charged; none at all (0, 0) for an error that costs nothing.
         probabilities: P(true) of each boolean field, between true and false, where the provider gives log-probabilities.
         sampling: what was sent beside the text to say how to answer (temperature, thinking, a schema ...), where that depends
             on what the provider takes. It is found out by asking, so it cannot be in the request's key: a replay must find the
