@@ -30,6 +30,11 @@ class BatchTopKSettings(Settings):
     auxk_coefficient: float = 1 / 32
     threshold_decay: float = 0.95
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_not_negative("auxk", "auxk_coefficient")
+        self.require_below_one("threshold_decay")
+
 
 class BatchTopK(Recipe):
     """BatchTopK: the k·n largest pre-activations of a batch of n tokens; at inference one learned threshold."""

@@ -23,6 +23,11 @@ class GatedSettings(Settings):
     l1: float = 1.0
     l1_warmup: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_not_negative("l1")
+        self.require_shares("l1_warmup")
+
 
 class Gated(Recipe):
     """Gated: which latents fire is decided apart from how strongly, so that the penalty shrinks no activation."""

@@ -31,6 +31,12 @@ class JumpReLUSettings(Settings):
     threshold_rate: float = 5.0
     sparsity_warmup: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("bandwidth", "threshold_rate")
+        self.require_not_negative("sparsity")
+        self.require_shares("sparsity_warmup")
+
 
 class JumpReLU(Recipe):
     """JumpReLU: one threshold per latent, trained through a straight-through estimator towards a target L0."""

@@ -27,8 +27,10 @@ class MatryoshkaSettings(BatchTopKSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.groups or min(self.groups) <= 0 or abs(sum(self.groups) - 1) > 1e-6:
-            raise UsageError(f"groups are {self.groups}: expected positive shares that sum to 1")
+        numbers = isinstance(self.groups, tuple) and all(type(share) in (int, float) for share in self.groups)
+        # Not-a-number is no positive share either, and infinity no part of 1.
+        if not numbers or not all(share > 0 for share in self.groups) or not abs(sum(self.groups) - 1) <= 1e-6:
+            raise UsageError(f"groups is {self.groups!r}, expected positive shares that sum to 1, like [0.25, 0.75]")
 
     def check(self, d_in: int, width: int) -> None:
         super().check(d_in, width)

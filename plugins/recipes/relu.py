@@ -19,6 +19,11 @@ class ReLUSettings(Settings):
     l1: float = 1.0
     l1_warmup: float = 0.05
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_not_negative("l1")
+        self.require_shares("l1_warmup")
+
 
 class ReLU(Recipe):
     """ReLU: an L1 penalty weighted by the decoder's norms, which are free (Anthropic, April 2024)."""

@@ -22,6 +22,10 @@ class TopKSettings(Settings):
     auxk: int = 256
     auxk_coefficient: float = 1 / 32
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_not_negative("auxk", "auxk_coefficient")
+
 
 class TopK(Recipe):
     """TopK: the k largest pre-activations of each token, and dead latents that reconstruct the error."""

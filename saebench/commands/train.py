@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from saebench.training.plan import TrainRequest
 
 _OF_ONE_SAE = ("width", "k", "sets")
+_OF_A_TOY = ("seed", "k", "sets")
 
 
 @click.command()
@@ -31,11 +32,18 @@ _OF_ONE_SAE = ("width", "k", "sets")
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text of your own: .parquet (columns document, text) or token ids .npy. Default: saebench's training text.",
+    help="Text of your own: .parquet, .csv, .jsonl (column text) or token ids .npy. Default: saebench's training text.",
 )
 @click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
-@click.option("--seed", type=int, help="Of weights and of the order of text. Default: 0.")
-@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="Keep activations there for other runs.")
+@click.option(
+    "--seed", type=int, help="Of the order of text, and of weights unless a file's [[saes]] gives theirs. Default: 0."
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep activations there for other runs over the same text with the same --seed.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the model. Default: the fastest."
@@ -58,8 +66,10 @@ def train(
       torchrun --nproc-per-node 2 -m saebench train FILE.toml --out run
     """
     with errors(debug):
+        if as_json and not dry_run:
+            raise UsageError("--json goes with --dry-run: a run writes its log into --out")
         if toy:
-            _toy(what or "topk", out)
+            _toy(what or "topk", out, dry_run, options)
             return
         request = _request(what, options)
         if dry_run:
@@ -81,7 +91,7 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
             raise UsageError(
                 f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
             )
-        return with_options(read_request(Path(what)), options)
+        return with_options(read_request(Path(what), options["seed"] or 0), options)
     for name, value in (("model", options["model"]), ("hook", options["hook"]), ("width", own["width"])):
         if value is None:
             raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
@@ -105,11 +115,14 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _dry_run(request: "TrainRequest", as_json: bool) -> None:
+    from saebench.models import load_config
     from saebench.training.estimate import estimate
     from saebench.training.run import budget
+    from saebench.training.shapes import check_shapes
 
-    tokens, steps = budget(request)
-    found = estimate(request, tokens, steps)
+    check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while
+    tokens, steps, length = budget(request)
+    found = estimate(request, tokens, steps, length)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
         return
@@ -136,20 +149,28 @@ def _train(request: "TrainRequest", out: Path) -> None:
     console.print(f"measure it: saebench run --sae {paths[0]}", markup=False, soft_wrap=True)
 
 
-def _toy(recipe: str, out: Path | None) -> None:
+def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
     from saebench.registry import registry
+    from saebench.training.recipe import make_settings
     from saebench.training.toy import toy
 
-    found = toy(registry().get("recipes", recipe))
+    given = [key for key, value in options.items() if key not in _OF_A_TOY and value is not None]
+    if given or dry_run:
+        option = given[0].replace("_", "-") if given else "dry-run"
+        raise UsageError(f"--{option} means nothing with --toy: it takes a recipe, --seed, --k, --set and --out")
+    recipe = registry().get("recipes", name)
+    settings = dict(_setting(text) for text in options["sets"])
+    if options["k"] is not None:
+        settings["k"] = options["k"]
+    make_settings(recipe, settings)  # what the recipe does not have must not be taken for the toy's own
+    found = toy(recipe, seed=options["seed"] or 0, **settings)
     picture = (out or Path()) / "toy.png"
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
         found.figure().savefig(picture, dpi=110)
     except OSError as error:
         raise SaebenchError(f"{picture} could not be written: {one_line(error)}") from error
-    click.echo(
-        f"{recipe}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}"
-    )
+    click.echo(f"{name}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}")
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 

@@ -34,8 +34,6 @@ class PCA:
     """
 
     def __init__(self, d_in: int, width: int, k: int, device: str) -> None:
-        if width % 2 or width > 2 * d_in:
-            raise UsageError(f"pca has two latents a component: width {width} must be even and at most {2 * d_in}")
         self.width, self.k = width, k
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.total = torch.zeros(d_in, dtype=torch.float64, device=device)
@@ -116,7 +114,17 @@ def make_baseline(name: str, settings: Mapping[str, Any], d_in: int, width: int,
     """A baseline by name; its one setting is k.
 
     Raises:
-        UsageError: another setting, or a k that does not fit.
+        UsageError: see `check_baseline`.
+    """
+    k = check_baseline(name, settings, d_in, width)
+    return PCA(d_in, width, k, device) if name == "pca" else RandomWeights(d_in, width, k, device, seed)
+
+
+def check_baseline(name: str, settings: Mapping[str, Any], d_in: int, width: int) -> int:
+    """The k of a baseline.
+
+    Raises:
+        UsageError: another setting, or a k or a width that does not fit.
     """
     for key in settings:
         if key != "k":
@@ -124,4 +132,6 @@ def make_baseline(name: str, settings: Mapping[str, Any], d_in: int, width: int,
     k = settings.get("k")
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= width:
         raise UsageError(f"{name} needs a k from 1 to its width, {width}; it is {k}")
-    return PCA(d_in, width, k, device) if name == "pca" else RandomWeights(d_in, width, k, device, seed)
+    if name == "pca" and (width % 2 or width > 2 * d_in):
+        raise UsageError(f"pca has two latents a component: width {width} must be even and at most {2 * d_in}")
+    return k

@@ -8,6 +8,7 @@ DIR/curves.png               the log as a picture
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -89,6 +90,8 @@ class RunFolder:
         temporary = self.path / ".checkpoint.new"
         try:
             save_file(tensors, temporary, {"state": plain})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # on the disk before it takes the old one's place, also where the power fails
             temporary.replace(self.checkpoint)
         except (OSError, SafetensorError) as error:  # a full disk is either
             with suppress(OSError):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from saebench.cost import ModelSize, model_size
-from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
 from saebench.linear import linear
 from saebench.models import DTYPES, default_device, load_config
 from saebench.training.plan import TrainRequest
 from saebench.training.run import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
+from saebench.training.shapes import check_shapes
 
 # Dense products of [batch, d_in] × [d_in, width] in a step: encoder, the code's gradient, and what the rest amounts to.
 _PRODUCTS = 4
@@ -77,26 +77,22 @@ class Estimate:
         }  # fmt: skip
 
 
-def estimate(request: TrainRequest, tokens: int | None = None, steps: int | None = None) -> Estimate:
+def estimate(
+    request: TrainRequest, tokens: int | None = None, steps: int | None = None, length: int | None = None
+) -> Estimate:
     """Estimate a run from the model's config alone.
 
     Args:
-        tokens, steps: where the text was read; None takes the request's.
+        tokens, steps, length: where the text was read (length: tokens of a context); None takes the request's.
 
     Raises:
-        UsageError: the model has no such layer.
+        UsageError: see `check_shapes`.
     """
-    from saebench.training.run import make_trainer
-
     hook = HookPoint.parse(request.hook)
     config = load_config(request.model, request.revision)
     size = model_size(config)
-    if not 0 <= hook.layer < size.n_layers:
-        raise UsageError(f"hook point {hook} is not in {request.model}, which has layers 0 to {size.n_layers - 1}")
-    d_in = _width(config, hook)
-    for sae in request.saes:
-        with torch.device("meta"):
-            make_trainer(sae, d_in, 1, "meta")
+    d_in = check_shapes(request, config)
+    length = length or request.context_length
     device = request.device or default_device()
     dtype = run_dtype(device, request.dtype)
     itemsize = DTYPES[dtype].itemsize
@@ -108,36 +104,26 @@ def estimate(request: TrainRequest, tokens: int | None = None, steps: int | None
     if tokens is not None:
         rate, rate32 = matrix_speed(device, DTYPES[dtype]), matrix_speed(device, torch.float32)
         seconds = (tokens * model_flops / rate, tokens * sae_flops / rate32)
-    chunk = chunk_contexts(request, d_in, itemsize) * request.context_length
+    chunk = chunk_contexts(request, d_in, itemsize, length) * length
     state = checkpoint_bytes(request, d_in)
     return Estimate(
         request, device, dtype, d_in, tokens, steps, model_flops, sae_flops, seconds,
-        _memory(request, size, config, d_in, itemsize, device, chunk), state * 5 / 2,
+        _memory(request, size, config, d_in, itemsize, device, chunk, length), state * 5 / 2,
         None if request.cache is None or tokens is None else tokens / request.epochs * d_in * itemsize,
     )  # fmt: skip
 
 
 def _memory(
-    request: TrainRequest, size: ModelSize, config: Any, d_in: int, itemsize: int, device: str, chunk: int
+    request: TrainRequest, size: ModelSize, config: Any, d_in: int, itemsize: int, device: str, chunk: int, length: int
 ) -> float:
     """Weights, one forward pass's widest layer, the buffer twice over (as it is filled), the SAEs, one step's dense codes."""
     text = config.get_text_config()
-    batch = (request.context_batch or default_context_batch(device)) * request.context_length
+    batch = (request.context_batch or default_context_batch(device)) * length
     wide = 3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 4 * text.hidden_size
     model = size.parameters * itemsize + batch * wide * itemsize
     saes = sum(4 * 4 * (2 * d_in * sae.width) for sae in request.saes)
     step = 3 * 4 * request.batch_size * max(sae.width for sae in request.saes)
     return float(model + 2 * chunk * d_in * itemsize + saes + step)
-
-
-def _width(config: Any, hook: HookPoint) -> int:
-    text = config.get_text_config()
-    if hook.site == "mlp_post":
-        return int(getattr(text, "intermediate_size", 4 * text.hidden_size))
-    if hook.site == "z":
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return int(head * text.num_attention_heads)
-    return int(text.hidden_size)
 
 
 def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:

@@ -10,6 +10,10 @@ from typing import Any
 from saebench.errors import UsageError, one_line, unknown
 from saebench.task import ContextSpec, CorpusSpec, Task
 
+# The model's precision, as `saebench.models.DTYPES` has it.
+DTYPES = ("float32", "bfloat16", "float16")
+# What lies beside the SAEs in a run's folder.
+RUN_FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "curves.png")
 # The vendored text that no task measures on.
 VENDORED = CorpusSpec(
     file="data/texts.parquet",
@@ -44,15 +48,15 @@ class TrainRequest:
     Attributes:
         model, revision: see `load_model`; hook: where SAEs read.
         saes: what is trained.
-        corpus, folder: the text, and where its relative path begins; data: a file of one's own in its place (.parquet
-            with columns document and text, or .npy of token ids [contexts, tokens]).
+        corpus, folder: the text, and where its relative path begins; data: a file of one's own in its place (.parquet,
+            .csv or .jsonl with a column text, or .npy of token ids [contexts, tokens]).
         tokens: activations that each SAE sees; None is all of the text, `epochs` times.
         epochs: how often the text may be read.
         batch_size: activations a step, over all processes.
         context_length, bos, max_norm: as in a task's contexts.
         chunk_contexts: contexts whose activations are shuffled together; None fits them to memory.
         context_batch: contexts a forward pass; None is fitted to the device.
-        seed: of the order of text and activations.
+        seed: of the order of text and activations; that of weights is each SAE's own.
         checkpoint_every: steps; checkpoints lie at the next refill of the buffer.
         log_every: steps a line of the log is the mean of.
         dtype: of the model, device: of everything; None is the fastest, see `saebench.training.run`.
@@ -88,12 +92,16 @@ class TrainRequest:
                 _require_whole(name, getattr(self, name), 1)
         _require_whole("context_length", self.context_length, 2)
         _require_whole("seed", self.seed, 0)
+        _require_plain(self)
         if not self.saes:
             raise UsageError("nothing to train: name a recipe, or a TOML file with [[saes]]")
         names = [sae.name for sae in self.saes]
         if twins := {n for n in names if names.count(n) > 1}:
             raise UsageError(f"two SAEs are named '{min(twins)}': give name, or a setting that tells them apart")
         for sae in self.saes:
+            _require_name(sae.name)
+            if not isinstance(sae.recipe, str):
+                raise UsageError(f"recipe of {sae.name} is {sae.recipe!r}, expected a name (saebench list recipes)")
             _require_whole(f"width of {sae.name}", sae.width, 1)
             _require_whole(f"seed of {sae.name}", sae.seed, 0)
 
@@ -106,10 +114,15 @@ class TrainRequest:
         return Task("train", 1, (), self.corpus, contexts, folder=folder)
 
     def identity(self) -> dict[str, Any]:
-        """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not."""
+        """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not.
+
+        The text itself is told apart by its hash, which the run adds.
+        """
         plain = asdict(self)
         for name in ("device", "cache", "folder", "checkpoint_every", "log_every", "data"):
             del plain[name]
+        if self.data is not None:
+            plain["corpus"] = None
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
         return plain
 
@@ -119,8 +132,42 @@ def _require_whole(name: str, value: Any, least: int) -> None:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
 
 
-def read_request(path: Path) -> TrainRequest:
+def _require_plain(request: TrainRequest) -> None:
+    """Raise UsageError unless what is no whole number is of its type and in its range."""
+    for name in ("model", "hook", "revision"):
+        value = getattr(request, name)
+        if not (isinstance(value, str) and value) and not (name == "revision" and value is None):
+            raise UsageError(f"{name} is {value!r}, expected text in quotes")
+    if not isinstance(request.bos, bool):
+        raise UsageError(f"bos is {request.bos!r}, expected true or false")
+    norm = request.max_norm
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
+        raise UsageError(f"max_norm is {norm!r}, expected a positive number of median norms")
+    if request.dtype not in (None, *DTYPES):
+        raise UsageError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _require_name(name: Any) -> None:
+    """Raise UsageError unless an SAE of this name has a folder of its own below the run's."""
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or not name.isprintable()
+        or set(name) & set("/\\")
+    ):
+        raise UsageError(
+            f"an SAE is named {name!r}, and it names a folder: expected text without / that begins with no dot"
+        )
+    if name in RUN_FILES:
+        raise UsageError(f"an SAE is named '{name}', as a file of the run is: give it another name")
+
+
+def read_request(path: Path, seed: int = 0) -> TrainRequest:
     """A run from a TOML file.
+
+    Args:
+        seed: of the weights of SAEs for which the file gives none.
 
     Raises:
         UsageError: it is not readable, or has a key or value that means nothing.
@@ -137,7 +184,7 @@ def read_request(path: Path) -> TrainRequest:
     try:
         if "corpus" in raw:
             raw |= {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent}
-        saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand(entry, prefix))
+        saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand({"seed": seed} | entry, prefix))
         return TrainRequest(saes=saes, **raw)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -151,11 +198,13 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
     They are called by recipe and k, and by whatever else is listed: `topk-k32-seed1`.
 
     Raises:
-        UsageError: recipe or width is missing.
+        UsageError: recipe or width is missing, or a list is empty.
     """
     entry = dict(entry)
     if "recipe" not in entry or "width" not in entry:
         raise UsageError(f"[[saes]] needs recipe and width, and {entry} lacks one")
+    if empty := [key for key, value in entry.items() if value == []]:
+        raise UsageError(f"{empty[0]} is an empty list: give it a value")
     # A Matryoshka SAE's group sizes are a list of their own; what varies is a list of such lists.
     varied = [k for k, v in entry.items() if isinstance(v, list) and (k != "groups" or isinstance(v[0], list))]
     choices: Sequence[Sequence[Any]] = [entry[k] for k in varied]

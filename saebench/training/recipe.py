@@ -6,6 +6,7 @@ dead latents. Everything a recipe sees is in the SAE's own space, where activati
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,19 +47,40 @@ class Settings:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        positive = {"lr": self.lr, "eps": self.eps, "dead_after": self.dead_after}
-        for name, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{name} is {value}, expected a positive number")
-        shares = {"beta1": self.beta1, "beta2": self.beta2, "warmup": self.warmup, "decay": self.decay}
-        for name, value in shares.items():
-            if not 0 <= value < 1:
-                raise UsageError(f"{name} is {value}, expected 0 ≤ {name} < 1")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{name} is {value}, expected a finite number")
+        self.require_positive("lr", "eps", "dead_after")
+        self.require_below_one("beta1", "beta2", "warmup", "decay")
         if not self.clip >= 0:
             raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")
 
         if self.dtype not in ("bfloat16", "float32"):
             raise UsageError(f"dtype is '{self.dtype}', expected bfloat16 or float32")
+
+    def require_positive(self, *names: str) -> None:
+        """Raise UsageError unless these settings are above 0."""
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected a positive number")
+
+    def require_not_negative(self, *names: str) -> None:
+        """Raise UsageError unless these settings are 0 or more."""
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 or a positive number")
+
+    def require_below_one(self, *names: str) -> None:
+        """Raise UsageError unless these settings are at least 0 and below 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 ≤ {name} < 1")
+
+    def require_shares(self, *names: str) -> None:
+        """Raise UsageError unless these settings are from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 ≤ {name} ≤ 1")
 
     def check(self, d_in: int, width: int) -> None:
         """Raise UsageError where these settings do not fit an SAE of this shape."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 
 from saebench import ranks
 from saebench.checkpoint import save_sae
@@ -30,6 +31,7 @@ from saebench.training.interrupt import Interrupt, Stopped
 from saebench.training.meter import Meter
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.recipe import make_settings
+from saebench.training.shapes import check_saes, hook_width
 from saebench.training.text import Text, training_text
 from saebench.training.trainer import Trainer
 
@@ -67,12 +69,12 @@ def default_context_batch(device: str) -> int:
     return 16 if device.startswith("cpu") else 64
 
 
-def chunk_contexts(request: TrainRequest, d_in: int, nbytes: int) -> int:
-    """How many contexts are shuffled together."""
+def chunk_contexts(request: TrainRequest, d_in: int, nbytes: int, length: int) -> int:
+    """How many contexts of `length` tokens are shuffled together."""
     if request.chunk_contexts:
         return request.chunk_contexts
     tokens = min(_CHUNK_TOKENS, _CHUNK_BYTES // (d_in * nbytes))
-    return max(1, max(tokens, 2 * request.batch_size) // request.context_length)
+    return max(1, max(tokens, 2 * request.batch_size) // length)
 
 
 def step_count(request: TrainRequest, text_tokens: int) -> int:
@@ -81,6 +83,8 @@ def step_count(request: TrainRequest, text_tokens: int) -> int:
     Raises:
         UsageError: the text is too short for the budget, or the budget for one step.
     """
+    if not text_tokens:
+        raise UsageError("the text has no token to train on: all are special (BOS, padding)")
     most = text_tokens * request.epochs
     tokens = request.tokens or int(most * (1 - _OUTLIERS))
     if tokens > most:
@@ -96,30 +100,34 @@ def step_count(request: TrainRequest, text_tokens: int) -> int:
     return tokens // request.batch_size
 
 
-def budget(request: TrainRequest) -> tuple[int | None, int | None]:
-    """(tokens, steps) of a request whose text is on this machine; of one from a hub, what was asked for.
+def budget(request: TrainRequest) -> tuple[int | None, int | None, int]:
+    """(tokens, steps, tokens a context) of a request whose text is on this machine; of one from a hub, what was asked for.
 
     Raises:
         UsageError: see `step_count`.
     """
     if request.data is None and request.corpus.hub is not None:
-        return request.tokens, request.tokens and request.tokens // request.batch_size
+        return request.tokens, request.tokens and request.tokens // request.batch_size, request.context_length
     loaded_for = load_tokenizer(request.model, request.revision)
     config = load_config(request.model, request.revision).get_text_config()
     text = read_text(request, loaded_for, config.vocab_size, _specials(config))
     steps = step_count(request, text.tokens)
-    return steps * request.batch_size, steps
+    return steps * request.batch_size, steps, text.length
 
 
 def read_text(request: TrainRequest, tokenizer: Any, vocabulary: int, specials: list[int]) -> Text:
-    """The text of a request."""
+    """The text of a request.
+
+    Raises:
+        UsageError: `data` is missing, or no such file as `saebench.training.text.own_texts` reads.
+    """
     if request.data is not None and request.data.suffix == ".npy":
         contexts = token_contexts(request.data, vocabulary, specials)
         return Text(contexts.token_ids.astype("int32"), torch.tensor(specials).numpy(), len(contexts))
     if tokenizer is None:
         raise UsageError(f"model '{request.model}' has no tokenizer: give token ids with --data FILE.npy")
     wanted = (request.tokens or 2**62) // request.epochs + 4 * _CHUNK_TOKENS
-    return training_text(request.task(), tokenizer, wanted)
+    return training_text(request.task(), tokenizer, wanted, request.data)
 
 
 @dataclass
@@ -165,7 +173,7 @@ class TrainingRun:
             raise KeyboardInterrupt from None
         finally:
             reporter.end()
-        return self._finish(reporter)
+        return self._finish(buffer, reporter)
 
     def _begin(self, buffer: Buffer, reporter: Reporter) -> None:
         saved = self.folder.load()
@@ -261,16 +269,40 @@ class TrainingRun:
             if self.folder.checkpoint.exists()
             else "no checkpoint yet"
         )
-        return NonFiniteError(f"{what} ({kept}): train it with a smaller learning rate (--set lr=…), or leave it out")
+        cached = "it takes the activations in --cache again" if self.request.cache else "--cache DIR keeps activations"
+        return NonFiniteError(
+            f"{what} ({kept}): with a smaller learning rate (--set lr=…, or lr in the file), or without this SAE, it is "
+            f"another run: give that one an --out of its own; {cached}"
+        )
 
-    def _finish(self, reporter: Reporter) -> list[Path]:
+    def _finish(self, buffer: Buffer, reporter: Reporter) -> list[Path]:
+        """Write every SAE that can be written; where one cannot, the checkpoint stays."""
         paths = [self.folder.path / lane.spec.name for lane in self.lanes]
-        if self.rank == 0:
-            for lane, path in zip(self.lanes, paths, strict=True):
+        if self.rank > 0:
+            return paths
+        self._save(buffer)
+        failed = []
+        for lane, path in zip(self.lanes, paths, strict=True):
+            try:
                 save_sae(self.named(lane.trainer.sae()), path)
-            self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}])
-            self.folder.finish()
+            except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
+                failed.append(f"{lane.spec.name} ({one_line(error, 200)})")
+        self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}])
+        if failed:
+            raise SaebenchError(
+                f"{len(failed)} of {len(paths)} SAE(s) could not be written: {', '.join(failed)}; the others and the last "
+                f"checkpoint are in {self.folder.path}: the same command tries again without training"
+            )
+        self.folder.finish()
+        if self.train_seconds:  # a run that only had its SAEs left to write has no share to speak of
+            reporter.message(self._share())
         return paths
+
+    def _share(self) -> str:
+        """How much of the time the language model took."""
+        spent = self.capture_seconds + sum(self.train_seconds.values())
+        share = self.capture_seconds / max(spent, 1e-9)
+        return f"activations took {share:.0%} of the time, the SAEs' steps {1 - share:.0%}"
 
     def named(self, sae: SAE) -> SAE:
         """An SAE that says where it belongs."""
@@ -351,6 +383,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     loaded = load_model(request.model, revision=request.revision, dtype=dtype, device=device)
     subject = Subject(loaded)
     subject.require(hook)
+    check_saes(request.saes, hook_width(loaded.model.config, hook))
     config = loaded.model.config.get_text_config()
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
     text = read_text(request, loaded.tokenizer, vocabulary, _specials(config))
@@ -362,7 +395,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     itemsize = next(subject.model.parameters()).element_size()
     interrupt = Interrupt()
     source = Activations(
-        subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize), batch, request.seed,
+        subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
         interrupt.between_passes,
     )  # fmt: skip
     chunks: Chunks = source
@@ -414,6 +447,11 @@ def train(request: TrainRequest, out: Path, reporter: Reporter) -> list[Path]:
     folder = RunFolder(out)
     run = prepare(request, out, reporter)
     if folder.finished:
+        paths = [out / sae.name for sae in request.saes]
+        if gone := [path.name for path in paths if not path.is_dir()]:
+            raise UsageError(
+                f"--out {out} is finished, and {', '.join(gone)} is no longer in it: name another folder, or delete this one"
+            )
         reporter.message(f"{out} is finished")
-        return [out / sae.name for sae in request.saes]
+        return paths
     return run.go(reporter)

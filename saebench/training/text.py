@@ -5,15 +5,21 @@ documents in a new random one.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from saebench.corpus import documents, pack, special_ids
-from saebench.errors import SaebenchError
+from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.labels import read_table
 from saebench.task import Task
+
+# Files of one's own: tables with a column `text`, or token ids.
+TABLES = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,14 @@ class Text:
         return digest.hexdigest()
 
 
-def training_text(task: Task, tokenizer: Any, wanted: int) -> Text:
+def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = None) -> Text:
     """The contexts of a task's corpus, all of them or (from a hub, where text has no end) enough for `wanted` tokens.
 
+    Args:
+        own: a table whose texts are read in place of the corpus, all of them; see `own_texts`.
+
     Raises:
+        UsageError: `own` is not such a table.
         SaebenchError: the corpus is missing or changed, the tokenizer has no BOS, or no document fills a context.
     """
     spec = task.contexts
@@ -66,20 +76,45 @@ def training_text(task: Task, tokenizer: Any, wanted: int) -> Text:
         raise SaebenchError("contexts begin with BOS and this model's tokenizer has none: set bos = false")
     pieces: list[np.ndarray] = []
     count = found = 0
-    for ids in _token_ids(task, tokenizer):
+    texts = own_texts(own) if own is not None else (text for _, text in documents(task))
+    for ids in _token_ids(texts, tokenizer):
         cut, _ = pack(ids, spec.length, bos)
         pieces.append(cut.astype(np.int32))
         count += 1
         found += len(cut) * (spec.length - spec.bos)
-        if task.corpus.hub is not None and found >= wanted:
+        if own is None and task.corpus.hub is not None and found >= wanted:
             break
     if not found:
         raise SaebenchError(f"no document of the training text fills a context of {spec.length} tokens")
     return Text(np.concatenate(pieces), special_ids(tokenizer), count)
 
 
-def _token_ids(task: Task, tokenizer: Any) -> Iterator[np.ndarray]:
-    for _, text in documents(task):
+def own_texts(path: Path) -> list[str]:
+    """The column `text` of a .parquet, .csv or .jsonl file, in the file's order; rows without a text are left out.
+
+    Raises:
+        UsageError: another kind of file, one that cannot be read, or one without such a column.
+    """
+    if path.suffix not in TABLES:
+        raise UsageError(f"--data {path}: expected {', '.join(TABLES)} with a column text, or token ids as .npy")
+    if not path.is_file():
+        raise UsageError(f"--data {path}: there is no such file")
+    table = _json_lines(path) if path.suffix == ".jsonl" else read_table(path)
+    if "text" not in table:
+        raise UsageError(f"--data {path}: has no column text: it has {', '.join(map(str, table.columns))}")
+    texts = table["text"].dropna().astype(str)
+    return [text for text in texts if text]
+
+
+def _json_lines(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not readable as .jsonl: {one_line(error)}") from error
+
+
+def _token_ids(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]:
+    for text in texts:
         # Some tokenizers add BOS by themselves: never twice.
         yield np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
 

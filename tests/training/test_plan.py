@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from transformers import LlamaConfig
 
@@ -11,7 +13,10 @@ from saebench.cli import main
 from saebench.errors import UsageError
 from saebench.task import builtin_tasks
 from saebench.training.estimate import estimate
-from saebench.training.plan import expand, read_request, with_options
+from saebench.training.plan import SaeSpec, TrainRequest, expand, read_request, with_options
+from saebench.training.recipe import Recipe
+from saebench.training.run import budget, chunk_contexts
+from saebench.training.toy import ToyResult, compare
 
 FOLDER = Path(__file__).resolve().parents[2] / "tasks" / "train"
 # The published sizes, from the models' own config.json.
@@ -79,6 +84,12 @@ def test_dry_run_finds_what_would_fail_later(tmp_path: Path) -> None:
         estimate(with_options(request, {"saes": (wrong,)}))
 
 
+def test_the_seed_projects_warm_up_is_a_thousand_steps() -> None:
+    request = read_request(FOLDER / "seed-project.toml")
+    assert request.tokens is not None
+    assert request.saes[0].settings["warmup"] * (request.tokens // request.batch_size) == pytest.approx(1000, rel=1e-3)
+
+
 def test_training_runs_are_no_tasks() -> None:
     assert FOLDER.is_dir()
     assert not [name for name in builtin_tasks() if name.startswith("train")]
@@ -105,6 +116,24 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
         ('model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "filez"),
         ("model = ", "not readable"),
+        ('model = 5\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "model is 5"),
+        ('model = "m"\nhook = 5\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook is 5"),
+        (
+            'model = "m"\nhook = "h"\nbos = "no"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
+            "bos is 'no', expected true or false",
+        ),
+        ('model = "m"\nhook = "h"\nmax_norm = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is 0"),
+        ('model = "m"\nhook = "h"\nmax_norm = "10"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is '10'"),
+        ('model = "m"\nhook = "h"\nmax_norm = nan\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is nan"),
+        (
+            'model = "m"\nhook = "h"\ndtype = "float64"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
+            "dtype is 'float64', expected one of float32, bfloat16, float16",
+        ),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = "../a"', "an SAE is named '../a'"),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = "a/b"', "an SAE is named 'a/b'"),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = 5', "an SAE is named 5"),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = "run.json"', "as a file of the run is"),
+        ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nk = []', "k is an empty list"),
     ],
 )
 def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -125,6 +154,12 @@ def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> No
         (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "lr"], "NAME=VALUE"),
         (["train", str(FOLDER / "smollm2-135m.toml"), "--k", "5"], "--k is of one SAE"),
         (["train", "no.toml", "--out", "x"], "not readable"),
+        (["train", "--toy", "--width", "8"], "--width means nothing with --toy"),
+        (["train", "--toy", "--batch-size", "8"], "--batch-size means nothing with --toy"),
+        (["train", "--toy", "--dry-run"], "--dry-run means nothing with --toy"),
+        (["train", "--toy", "--set", "steps=3"], "unknown setting of recipe topk 'steps'"),
+        (["train", "--toy", "--k", "0"], "k is 0"),
+        (["train", "topk", "--json"], "--json goes with --dry-run"),
     ],
 )
 def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None:
@@ -139,3 +174,60 @@ def test_toy_recovers_the_planted_features(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert float(done.stdout.split("features ")[1].split(",")[0]) >= 0.95
     assert (tmp_path / "toy" / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_reach_the_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+
+    def note(recipe: Recipe, **given: object) -> ToyResult:
+        asked.append({"recipe": recipe.name} | given)
+        return compare(torch.eye(4), torch.eye(4))
+
+    monkeypatch.setattr("saebench.training.toy.toy", note)
+    arguments = ["train", "batchtopk", "--toy", "--seed", "3", "--k", "5", "--set", "lr=0.1", "--out", str(tmp_path)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert asked == [{"recipe": "batchtopk", "seed": 3, "k": 5, "lr": 0.1}]
+
+
+def test_seed_is_of_weights_too_unless_the_file_gives_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.toml").write_text(
+        'model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\n'
+        '[[saes]]\nrecipe = "relu"\nwidth = 8\nseed = [0, 1]\n'
+    )
+    asked: list[TrainRequest] = []
+    monkeypatch.setattr("saebench.commands.train._train", lambda request, out: asked.append(request))
+    for more in ([], ["--seed", "7"]):
+        assert CliRunner().invoke(main, ["train", str(tmp_path / "run.toml"), "--out", "x", *more]).exit_code == 0
+    assert [(r.seed, [s.seed for s in r.saes]) for r in asked] == [(0, [0, 0, 1]), (7, [7, 0, 1])]
+    assert [s.name for s in asked[1].saes] == ["topk", "relu-seed0", "relu-seed1"]
+
+
+def test_what_does_not_fit_is_found_before_text_is_read(llama: Path, tmp_path: Path) -> None:
+    """The file of text is not there, and nobody has looked for it yet."""
+    model = ["--model", str(llama), "--data", str(tmp_path / "missing.npy"), "--dry-run"]
+    for hook, k, message in (
+        ("blocks.9", "4", "layers 0 to 3"),
+        ("blocks.1", "50", "k is 50"),
+        ("blocks.1", "4", "missing.npy"),
+    ):
+        arguments = ["train", "topk", *model, "--hook", f"{hook}.hook_resid_post", "--width", "48", "--k", k]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_a_buffer_is_as_large_for_rows_of_another_length(llama: Path, tmp_path: Path) -> None:
+    """Rows 16 times as long as context_length: a sixteenth of the contexts, in the run and in the estimate."""
+    spec = SaeSpec("a", "topk", 48, 0, {"k": 4})
+    request = TrainRequest(
+        model=str(llama), hook="blocks.1.hook_resid_post", saes=(spec,), dtype="float32", device="cpu"
+    )
+    assert chunk_contexts(request, 32, 4, 128) == 2**17 // 128
+    assert chunk_contexts(request, 32, 4, 2048) == 2**17 // 2048
+    np.save(tmp_path / "long.npy", np.full((2, 2048), 5))
+    tokens, steps, length = budget(with_options(request, {"data": tmp_path / "long.npy"}))
+    assert length == 2048
+    short, long = (estimate(request, tokens, steps, n) for n in (128, length))
+    # A forward pass of as many contexts is longer; the buffer is not.
+    wide = 3 * 64 + 4 * 32
+    assert long.memory - short.memory == pytest.approx(16 * (2048 - 128) * wide * 4)

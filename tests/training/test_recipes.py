@@ -194,3 +194,35 @@ def test_bad_settings_are_refused(name, given, words):
     recipe = installed().recipes[name]
     with pytest.raises(UsageError, match=words):
         Trainer(recipe, make_settings(recipe, given), D, width=WIDTH, seed=0, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("topk", {"auxk": -1}),
+        ("topk", {"auxk_coefficient": -0.1}),
+        ("topk", {"lr": float("inf")}),
+        ("topk", {"auxk_coefficient": float("nan")}),
+        ("batchtopk", {"threshold_decay": 1.0}),
+        ("batchtopk", {"threshold_decay": -0.1}),
+        ("batchtopk", {"auxk": -1}),
+        ("matryoshka", {"threshold_decay": 1.0}),
+        ("matryoshka", {"groups": []}),
+        ("matryoshka", {"groups": "0.5,0.5"}),
+        ("matryoshka", {"groups": [0.5, "0.5"]}),
+        ("matryoshka", {"groups": [float("nan"), 0.5]}),
+        ("matryoshka", {"groups": 1.0}),
+        ("jumprelu", {"bandwidth": 0.0}),
+        ("jumprelu", {"threshold_rate": 0.0}),
+        ("jumprelu", {"sparsity": -1.0}),
+        ("jumprelu", {"sparsity": float("inf")}),
+        ("jumprelu", {"sparsity_warmup": -0.1}),
+        ("relu", {"l1": -1.0}),
+        ("relu", {"l1_warmup": 1.1}),
+        ("gated", {"l1": -1.0}),
+        ("gated", {"l1": float("inf")}),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, given: dict) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(given))} is .*, expected"):
+        make_settings(installed().recipes[name], given)

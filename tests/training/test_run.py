@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import saebench
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import NonFiniteError, SaebenchError, UsageError
 from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.run import prepare, train
@@ -157,6 +158,13 @@ def test_a_finished_run_has_nothing_to_do(whole: Path, request_for: Make) -> Non
     assert not heard.steps
 
 
+def test_a_finished_run_whose_sae_is_gone(request_for: Make, tmp_path: Path) -> None:
+    train(request_for(), tmp_path / "run", Heard())
+    shutil.rmtree(tmp_path / "run" / "topk-k4")
+    with pytest.raises(UsageError, match="is finished, and topk-k4 is no longer in it"):
+        train(request_for(), tmp_path / "run", Heard())
+
+
 def test_saes_of_one_pass_are_those_of_passes_of_their_own(whole: Path, request_for: Make, tmp_path: Path) -> None:
     one = request_for(epochs=3).saes[0]
     others = (SaeSpec("pca", "pca", 64, 0, {"k": 4}), SaeSpec("other", "topk", 40, 1, {"k": 2}))
@@ -288,6 +296,18 @@ def test_text_that_is_read_twice_is_said(request_for: Make, tmp_path: Path) -> N
     assert sum("(max_norm 1.0)" in m and "once more" in m for m in again.messages) == 1
 
 
+def test_text_of_special_tokens_only_is_said(request_for: Make, tmp_path: Path) -> None:
+    np.save(tmp_path / "bos.npy", np.ones((4, 16), dtype=np.int64))
+    with pytest.raises(UsageError, match="no token to train on"):
+        train(request_for(data=tmp_path / "bos.npy"), tmp_path / "run", Heard())
+
+
+def test_what_does_not_fit_is_found_before_text_is_read(request_for: Make, tmp_path: Path) -> None:
+    wide = SaeSpec("a", "topk", 48, 0, {"k": 50})
+    with pytest.raises(UsageError, match="k is 50"):
+        prepare(request_for(saes=(wide,), data=tmp_path / "missing.npy"), tmp_path / "run", Heard())
+
+
 def test_a_hook_the_model_lacks(request_for: Make, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="layers 0 to 3"):
         train(request_for(hook="blocks.9.hook_resid_post"), tmp_path / "run", Heard())
@@ -327,7 +347,7 @@ def test_divergence_keeps_the_last_good_checkpoint(request_for: Make, tmp_path: 
         return step(torch.full_like(x, torch.inf) if run.step == 40 else x)
 
     trainer.step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(SaebenchError, match=r"topk-k4: .*checkpoint before it is kept"):
+    with pytest.raises(SaebenchError, match=r"topk-k4: .*checkpoint before it is kept.*an --out of its own"):
         run.go(Heard())
     state = RunFolder(out).load()
     assert state is not None
@@ -338,8 +358,6 @@ def test_divergence_keeps_the_last_good_checkpoint(request_for: Make, tmp_path: 
 def test_a_full_disk_is_said_before_anything_is_computed(
     request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("saebench.training.checkpoints.shutil.disk_usage", lambda _: usage)
     with pytest.raises(SaebenchError, match="GiB free and this run needs"):
@@ -358,9 +376,55 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(request_for: Make, whol
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    synced: list[tuple[int, bool]] = []
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append((os.fstat(fd).st_ino, folder.checkpoint.exists())), sync(fd))
+    )
+    folder.save({"step": 3, "x": torch.ones(4)})
+    assert synced == [(folder.checkpoint.stat().st_ino, False)]
+
+
 def _no_space(tensors: object, path: Path, metadata: object) -> None:
     path.write_bytes(b"half")
     raise OSError(28, "No space left on device")
+
+
+def test_one_sae_that_cannot_be_written_costs_no_other(request_for: Make, tmp_path: Path) -> None:
+    """The first of three has NaN: the others are there, and the same command writes it without a step."""
+    specs = tuple(SaeSpec(name, "topk", 48, i, {"k": 4}) for i, name in enumerate("abc"))
+    train(request_for(saes=specs), tmp_path / "whole", Heard())
+    out = tmp_path / "run"
+    run = prepare(request_for(saes=specs), out, Heard())
+    run.lanes[0].trainer.sae = _not_finite  # type: ignore[method-assign]
+    with pytest.raises(SaebenchError, match=r"1 of 3 SAE.*: a \(W_dec is not finite\).*the same command") as caught:
+        run.go(Heard())
+    assert "\n" not in str(caught.value)
+    assert not (out / "a").exists()
+    assert all(_same(out / name, tmp_path / "whole" / name) for name in "bc")
+    heard = Heard()
+    train(request_for(saes=specs), out, heard)
+    assert heard.steps == [run.steps], "it trained again"
+    assert _same(out / "a", tmp_path / "whole" / "a")
+    assert RunFolder(out).finished
+    assert not RunFolder(out).checkpoint.exists()
+
+
+def _not_finite() -> saebench.SAE:
+    raise NonFiniteError("W_dec is not finite")
+
+
+def test_it_says_how_long_the_model_took(request_for: Make, tmp_path: Path) -> None:
+    heard = Heard()
+    train(request_for(), tmp_path / "run", heard)
+    spent = RunFolder(tmp_path / "run").read_log()[-1]["seconds"]
+    share = spent["activations"] / sum(spent.values())
+    said = int(heard.messages[-1].split("took ")[1].split(" %")[0].split("%")[0])
+    assert said == pytest.approx(100 * share, abs=5)
 
 
 def test_out_of_memory_suggests_a_batch(request_for: Make, tmp_path: Path) -> None:
