@@ -25,7 +25,7 @@ class JudgeError(SaebenchError):
 
 
 class BatchLost(JudgeError):
-    """A batch that was handed over will never have replies; it is forgotten."""
+    """A batch that was handed over will never have replies, or was certainly not taken; it is forgotten."""
 
 
 class NoAnswer(SaebenchError):
@@ -96,7 +96,7 @@ class Reply:
         text: the reply as it came.
         problem: why it is not `ok`; empty if it is.
         model: what the provider says answered.
-        usage: None where the provider does not say.
+        usage: None where the provider does not say, and it may have charged; none at all (0, 0) for an error that costs nothing.
         probabilities: P(true) of each boolean field, between true and false, where the provider gives log-probabilities.
         sampling: what was sent beside the text to say how to answer (temperature, thinking, a schema ...), where that depends
             on what the provider takes. It is found out by asking, so it cannot be in the request's key: a replay must find the
@@ -220,7 +220,8 @@ class Judge:
             mark: a word of our own for the batch, to find it by where the provider has room for one.
 
         Raises:
-            JudgeError: it was not taken, or nobody knows.
+            BatchLost: it was not taken.
+            JudgeError: nobody knows.
         """
         raise NotImplementedError(f"judge '{self.name}' takes no batches")
 
@@ -259,12 +260,21 @@ def make_judge(spec: str, url: str | None = None) -> Judge:
     if not model:
         raise UsageError(f"--judge {spec} names no model: write it as {provider}:MODEL")
     if url is not None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"--judge-url {url} is no address: write it like http://localhost:8000/v1")
-        if parts.username or parts.password:
+        if "@" in url:
             raise UsageError("--judge-url may hold no password, since it stands in records: set SAEBENCH_JUDGE_KEY")
+        if not _is_address(url):
+            raise UsageError(f"--judge-url {url} is no address: write it like http://localhost:8000/v1")
     return kind(model, url)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises where it is no port
+    except ValueError:
+        return False
+    asks = parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not asks and url.isprintable()
 
 
 # --- replies as text -------------------------------------------------------------------------------------------------

@@ -35,13 +35,13 @@ class HandedOver:
     Attributes:
         mark: our own word for it.
         batch: the provider's id; None: the run ended before it knew one.
-        keys: of what is asked in it.
+        requests: what is asked in it, by key; None: an earlier version noted the key alone.
         sampling: see `Reply`.
     """
 
     mark: str
     batch: str | None
-    keys: list[str]
+    requests: dict[str, Request | None]
     sampling: dict[str, Any]
 
 
@@ -83,12 +83,14 @@ class ReplyCache:
         with self._guarded(), self._connection() as db:
             return _found(db, list(keys))
 
-    def put(self, judge: Mapping[str, Any], answered: Iterable[tuple[str, Request, Reply]]) -> dict[str, Reply]:
+    def put(
+        self, judge: Mapping[str, Any], answered: Iterable[tuple[str, Request, Reply]], replaces: bool = False
+    ) -> dict[str, Reply]:
         """Keep replies; returns those that the file now holds for these requests.
 
-        One that is there stays, so that what was made of it can be made again, unless it was a failure.
+        One that is there stays, so that what was made of it can be made again, unless it was a failure or these replace it.
         """
-        now = _now()
+        now, only_failed = _now(), "WHERE replies.state = 'failed'"
         rows = []
         for key, request, reply in answered:
             usage = reply.usage or Usage(0, 0)
@@ -96,12 +98,12 @@ class ReplyCache:
             rows.append((key, _text(judge), request.prompt, _text(asdict(request)), _text(asdict(reply)),
                          reply.state, _plain(reply.model), *counted, now))  # fmt: skip
         with self._guarded(), self._connection() as db:
-            # The one row is replaced or left alone as a whole: by no later failure, and by no second opinion.
+            # The one row is replaced or left alone as a whole: unless asked to, by no later failure and no second opinion.
             db.executemany(
                 f"INSERT INTO replies VALUES ({','.join('?' * 10)}) ON CONFLICT (key) DO UPDATE SET judge = excluded.judge, "
                 "prompt = excluded.prompt, request = excluded.request, reply = excluded.reply, state = excluded.state, "
                 "model = excluded.model, input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
-                "answered = excluded.answered WHERE replies.state = 'failed'",
+                f"answered = excluded.answered {'' if replaces else only_failed}",
                 rows,
             )
             return _found(db, [row[0] for row in rows])
@@ -115,12 +117,15 @@ class ReplyCache:
                 "SELECT mark, batch, keys, sampling FROM handed_over WHERE judge = ? ORDER BY begun, mark",
                 (_text(judge),),
             )
-            return [HandedOver(mark, batch, json.loads(keys), json.loads(how)) for mark, batch, keys, how in rows]
+            return [HandedOver(mark, batch, _asked(text), json.loads(how)) for mark, batch, text, how in rows]
 
-    def open_batch(self, judge: Mapping[str, Any], mark: str, keys: Iterable[str], sampling: Mapping[str, Any]) -> None:
-        """Note a batch before it is handed over, under a mark of our own."""
+    def open_batch(
+        self, judge: Mapping[str, Any], mark: str, requests: Mapping[str, Request], sampling: Mapping[str, Any]
+    ) -> None:
+        """Note a batch before it is handed over, under a mark of our own; with what is asked, so that any run can read it."""
+        asked = {key: asdict(request) for key, request in requests.items()}
         with self._guarded(), self._connection() as db:
-            values = (mark, _text(judge), json.dumps(list(keys)), _text(sampling), _now())
+            values = (mark, _text(judge), json.dumps(asked), _text(sampling), _now())
             db.execute("INSERT INTO handed_over VALUES (?, ?, NULL, ?, ?, ?)", values)
 
     def name_batch(self, mark: str, batch: str) -> None:
@@ -156,6 +161,13 @@ def _plain(text: str | None) -> str | None:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _asked(text: str) -> dict[str, Request | None]:
+    found = json.loads(text)
+    if isinstance(found, list):
+        return dict.fromkeys(found)
+    return {key: Request(**body) for key, body in found.items()}
 
 
 def _reply(text: str) -> Reply:

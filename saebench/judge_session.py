@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, Literal, Protocol
@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, NoAnswer, Reply, Request
-from saebench.judge_cache import ReplyCache
+from saebench.judge_cache import HandedOver, ReplyCache
 from saebench.prices import Price, cost_bound, cost_of
 
 Mode = Literal["record", "live", "only"]
@@ -24,6 +24,10 @@ Mode = Literal["record", "live", "only"]
 GIVE_UP = 20
 # Seconds between two attempts at most, where the server does not say.
 LONGEST_PAUSE = 8.0
+# And where it does say, whatever it says.
+LONGEST_WAIT = 3600.0
+# Calls made alone before a batch: one may be a request that nobody answers, so many mean that a batch would have none either.
+PROBES = 3
 # Requests a batch: below what every provider takes.
 BATCH_ITEMS = 10_000
 
@@ -36,6 +40,8 @@ class Listener(Protocol):
     def advance(self, contexts: int) -> None: ...
 
     def end(self) -> None: ...
+
+    def message(self, text: str) -> None: ...
 
 
 @dataclass
@@ -73,8 +79,9 @@ class JudgeSession:
         Args:
             judge: opened, unless the mode is "only".
             cache: where replies are kept; None keeps them in memory only.
-            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more; "only" asks
-                nothing, and a request that the cache does not hold is an error.
+            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more, and its replies
+                take the place of those that the cache holds; "only" asks nothing, and a request that the cache does not hold is
+                an error.
             price: of the judge's tokens; None: not known.
             max_cost: US dollars that this run may cost; needs a price.
             batch: hand requests over as batches and wait for them.
@@ -132,6 +139,8 @@ class JudgeSession:
         if missing:
             self.open()
             self._resume()
+            if not self.batch:
+                self._mention_batches(missing)
             if self.listener:
                 self.listener.begin(label, len(keys), len(keys) - len(missing), "calls")
             try:
@@ -168,13 +177,11 @@ class JudgeSession:
         """What is in the file counts: another run may have been faster, and a replay will show its replies."""
         if not answered:
             return
-        self._settled = True
+        self._settled = self._settled or any(reply.state != "failed" for _, _, reply in answered)
         self._answers |= {key: reply for key, _, reply in answered}
         self.tally.sent += len(answered)
         if self.cache:
-            kept = self.cache.put(self.identity, answered)
-            if self.mode != "live":
-                self._answers |= kept
+            self._answers |= self.cache.put(self.identity, answered, replaces=self.mode == "live")
         if self.listener:
             self.listener.advance(len(answered))
 
@@ -205,7 +212,7 @@ class JudgeSession:
     def _ask(self, missing: dict[str, Request]) -> None:
         """Send requests, so many at a time; this thread alone writes, so that a kill loses only what is under way."""
         work: SimpleQueue[tuple[str, Request, float] | None] = SimpleQueue()
-        done: SimpleQueue[tuple[str, Reply | NoAnswer | JudgeError | None]] = SimpleQueue()
+        done: SimpleQueue[tuple[str, Reply | BaseException | None]] = SimpleQueue()
         stop = threading.Event()
         threads = min(self.judge.concurrency, len(missing))
         for _ in range(threads):  # daemons: an interrupted run does not wait for a server that hangs
@@ -222,7 +229,7 @@ class JudgeSession:
         waiting = deque((key, 0.0) for key in missing)  # and after how many seconds
         under_way: dict[str, float] = {}
         attempts: Counter[str] = Counter()
-        problem: JudgeError | None = None
+        problem: BaseException | None = None
         failures = 0
         while under_way or (waiting and problem is None):
             # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
@@ -249,7 +256,7 @@ class JudgeSession:
                     came = Reply("failed", problem=str(came))
                 elif isinstance(came, Reply):
                     self._charge(missing[key], came)
-                else:  # the judge cannot be asked, or this call was not sent any more
+                else:  # the judge cannot be asked, a worker was stopped, or this call was not sent any more
                     problem = problem or came
                     continue
                 answered.append((key, missing[key], came))
@@ -269,20 +276,22 @@ class JudgeSession:
         if came.wait is None or attempts > self.judge.retries:
             return None
         own = min(LONGEST_PAUSE, self.pause * 2 ** (attempts - 1)) * random.uniform(0.75, 1)
-        return came.wait or own
+        return min(came.wait, LONGEST_WAIT) if came.wait > 0 else own
 
     def _work(self, work: Any, done: Any, stop: threading.Event) -> None:
         while (item := work.get()) is not None:
             key, request, wait = item
-            if stop.wait(wait) if wait else stop.is_set():
-                done.put((key, None))
-                continue
+            came: Reply | BaseException | None = None
             try:
-                done.put((key, self.judge.complete(request)))
+                if not (stop.wait(wait) if wait else stop.is_set()):
+                    came = self.judge.complete(request)
             except (JudgeError, NoAnswer) as error:
-                done.put((key, error))
+                came = error
             except Exception as error:  # a stranger's judge
-                done.put((key, Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")))
+                came = Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")
+            except BaseException as error:  # raised where the run waits for it
+                came = error
+            done.put((key, came))
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -293,9 +302,7 @@ class JudgeSession:
         self._resume()
         self._settled = settled  # that another process was answered does not show that this one will be
         left = {key: request for key, request in missing.items() if key not in self._answers}
-        if left and not self._settled:  # one call alone shows in a second what a batch would show in a day
-            first = next(iter(left))
-            self._ask({first: left.pop(first)})
+        self._probe(left)
         while left:
             part = self._affordable(left)
             if not part:
@@ -303,23 +310,62 @@ class JudgeSession:
             mark, sampling = uuid4().hex, self.judge.sampling
             if self.cache:
                 self.cache.open_batch(self.identity, mark, part, sampling)
-            batch = self.judge.submit(part, mark)
+            try:
+                batch = self.judge.submit(part, mark)
+            except BatchLost:
+                self._forget(mark)
+                raise
             if self.cache:
                 self.cache.name_batch(mark, batch)
             self._collect(mark, batch, part, sampling)
             left = {key: request for key, request in left.items() if key not in self._answers}
 
+    def _probe(self, left: dict[str, Request]) -> None:
+        """Ask one call alone, which shows in a second what a batch would show in a day; another, where that failed.
+
+        Raises:
+            JudgeError: none of them was answered, and more are left.
+        """
+        for key in list(left)[:PROBES]:
+            if self._settled:
+                return
+            self._ask({key: left.pop(key)})
+            problem = self._answers[key].problem
+        if left and not self._settled:
+            raise JudgeError(
+                f"no batch was handed over, since calls made alone before it got no answer (the last: {problem})"
+            )
+
     def _collect_begun(self, missing: dict[str, Request]) -> None:
         """Collect what an earlier run handed over; one that ended in the middle of it may have been heard or not."""
         for begun in self.cache.open_batches(self.identity) if self.cache else ():
-            wanted = {key: missing[key] for key in begun.keys if key in missing}
+            wanted = {key: missing[key] for key in begun.requests if key in missing}
             if not wanted:
+                self._forget_answered(begun)
                 continue
             batch = begun.batch or self.judge.find(begun.mark)
             if batch is None:
                 self._forget(begun.mark)
                 continue
-            self._collect(begun.mark, batch, wanted, begun.sampling)
+            # All of it, also what is not wanted now: it was paid for, and its provider keeps it for some days only.
+            known = {key: request for key, request in begun.requests.items() if request is not None}
+            self._collect(begun.mark, batch, known | wanted, begun.sampling, set(wanted))
+
+    def _forget_answered(self, begun: HandedOver) -> None:
+        """Forget a batch of which every call was answered in another way."""
+        found = self.cache.get(begun.requests) if self.cache else {}
+        if all(key in found and found[key].state != "failed" for key in begun.requests):
+            self._forget(begun.mark)
+
+    def _mention_batches(self, missing: Mapping[str, Request]) -> None:
+        """Say of calls that are asked one by one that a batch holds them already."""
+        begun = self.cache.open_batches(self.identity) if self.cache and self.listener else []
+        held = len({key for one in begun for key in one.requests if key in missing})
+        if held and self.listener:
+            self.listener.message(
+                f"{held} of {len(missing)} calls are in a batch that was handed over and not collected; they are asked again: "
+                "stop and add --judge-batch to wait for it instead"
+            )
 
     def _affordable(self, left: dict[str, Request]) -> dict[str, Request]:
         part: dict[str, Request] = {}
@@ -336,8 +382,15 @@ class JudgeSession:
     def _batch_factor(self) -> float:
         return self.price.batch if self.price else 1.0
 
-    def _collect(self, mark: str, batch: str, requests: dict[str, Request], sampling: Mapping[str, Any]) -> None:
-        """Wait for a batch and keep its replies; what it has no reply for failed."""
+    def _collect(
+        self,
+        mark: str,
+        batch: str,
+        requests: dict[str, Request],
+        sampling: Mapping[str, Any],
+        wanted: Set[str] | None = None,
+    ) -> None:
+        """Wait for a batch and keep its replies, those that are not wanted now too; what it has no reply for failed."""
         try:
             while (replies := self.judge.collect(batch, requests)) is None:
                 time.sleep(self.poll)
@@ -349,7 +402,10 @@ class JudgeSession:
         for key, reply in found.items():
             self._charge(requests[key], reply, self._batch_factor)
         how = sampling or None
-        self._keep([(k, requests[k], r if r.state == "failed" else replace(r, sampling=how)) for k, r in found.items()])
+        rows = [(k, requests[k], r if r.state == "failed" else replace(r, sampling=how)) for k, r in found.items()]
+        if self.cache:
+            self.cache.put(self.identity, [row for row in rows if wanted is not None and row[0] not in wanted])
+        self._keep([row for row in rows if wanted is None or row[0] in wanted])
         self._forget(mark)
 
     def _forget(self, mark: str) -> None:

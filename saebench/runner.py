@@ -100,7 +100,8 @@ def run(
         judge_url: another address that speaks the provider's protocol; it gets no key but $SAEBENCH_JUDGE_KEY.
         judge_cache: the file of the judge's replies; by default in the cache folder.
         judge_batch: hand the calls over as a batch, at half the price, and wait for it.
-        replay: "record" asks what the file of replies does not hold, "live" asks everything again, "only" asks nothing.
+        replay: "record" asks what the file of replies does not hold, "live" asks everything again and puts it in
+            its place (older records made from that file can then be replayed only from a copy of it), "only" asks nothing.
         max_cost: US dollars that the judge may cost; the run stops before passing it.
         reporter: hears about progress.
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from saebench import hookimpl
-from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply
 
-from .vendor import Vendor, in_words
+from .vendor import NO_SERVICE, Vendor, in_words
 
 
 class Anthropic(Vendor):
@@ -23,6 +22,8 @@ class Anthropic(Vendor):
         self.capabilities = Capabilities(structured=True, batch=True)
         # How thinking is turned off; None: it cannot be, and takes tokens.
         self._thinking: str | None = "disabled"
+        self._resumed = False  # as an earlier run asked, and not answered since
+        self._settled = False  # once a call was answered, nothing about the asking changes any more
 
     def _auth(self, key: str) -> dict[str, str]:
         return {"x-api-key": key}
@@ -41,14 +42,14 @@ class Anthropic(Vendor):
         client = self._client.with_options(max_retries=1)
         try:
             self._read_abilities(client.models.retrieve(self.model))
-        except anthropic.NotFoundError as error:
-            known = self._names(client)
-            if self.url is None or known:
-                raise self._unknown_model(known) from error
         except JudgeError:
             raise
         except Exception as error:
-            self._unreachable(error)
+            if not (isinstance(error, anthropic.APIStatusError) and error.status_code in NO_SERVICE):
+                self._unreachable(error)
+            known = self._names(client)
+            if self.url is None or known:
+                raise self._unknown_model(known) from error
 
     def _names(self, client: Any) -> list[str]:
         try:
@@ -85,17 +86,39 @@ class Anthropic(Vendor):
         return form | ({"thinking": self._thinking} if self._thinking else {"effort": "low"})
 
     def resume(self, sampling: Mapping[str, Any]) -> None:
+        self._resumed = self._resumed or not self._settled or sampling != self.sampling
+        self._settled = True
         self._thinking = sampling.get("thinking")
         self.capabilities = replace(self.capabilities, structured="format" in sampling)
 
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
-        try:
-            reply = self._reply(self._client.messages.create(**self._body(request)), request)
-        except Exception as error:
-            raise self._no_answer(error) from None
-        return replace(reply, sampling=self.sampling)
+        while True:
+            sampling = self.sampling
+            try:
+                reply = self._reply(self._client.messages.create(**self._body(request)), request)
+            except Exception as error:
+                if self._settle(_refused(error, request), sampling):
+                    continue
+                raise self._no_answer(error) from None
+            self._settled, self._resumed = True, False
+            return replace(reply, sampling=sampling)
+
+    def _settle(self, name: str | None, tried: Mapping[str, Any]) -> bool:
+        """After a call in which this parameter was refused: ask in words where that is the form. False: that is not it.
+
+        Only of another server: what the provider's own models take is known from its list of them.
+
+        Raises:
+            JudgeError: it must go on as it began, and may not any more.
+        """
+        if name is not None and self._resumed:
+            raise self._no_longer(name)
+        if name != "output_config" or self.url is None or self._settled or "format" not in tried:
+            return False
+        self.capabilities = replace(self.capabilities, structured=False)
+        return True
 
     def _body(self, request: Request) -> dict[str, Any]:
         strict = self.capabilities.structured
@@ -160,15 +183,25 @@ class Anthropic(Vendor):
 
     def _item(self, line: Any, request: Request) -> Reply:
         """The reply that one result of a batch is: succeeded, errored, canceled or expired."""
+        usage = None  # an answer that cannot be read was charged for all the same
         try:
             if line.result.type == "succeeded":
                 return self._reply(line.result.message, request)
+            usage = Usage(0, 0)
             problem = f"{line.result.type} in the batch"
             if line.result.type == "errored":
                 problem += f": {line.result.error.error.message}"
         except Exception as odd:  # an answer of a strange shape
-            problem = f"{type(odd).__name__}: {one_line(odd)}"
-        return Reply("failed", problem=self._redact(one_line(Exception(problem))))
+            problem = f"{type(odd).__name__}: {odd}"
+        return Reply("failed", problem=self._line(problem), usage=usage)
+
+
+def _refused(error: Any, request: Request) -> str | None:
+    """The parameter that an error refuses, None where it is not about one of ours; what was sent may be quoted in it."""
+    if getattr(error, "status_code", None) not in (400, 422):
+        return None
+    said, sent = str(error).lower(), f"{request.system}\n{request.user}".lower()
+    return next((name for name in ("output_config", "thinking") if name in said and name not in sent), None)
 
 
 @hookimpl

@@ -10,10 +10,9 @@ from itertools import islice
 from typing import Any
 
 from saebench import hookimpl
-from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
 
-from .vendor import Vendor, in_words
+from .vendor import NO_SERVICE, UNSURE, Vendor, in_words
 
 # What is sent until the server says that it does not know it, and what then takes its place (None: nothing).
 _OFFICIAL: dict[str, tuple[Any, ...]] = {
@@ -35,6 +34,8 @@ _ALSO = {
 }
 # Refusals of a parameter. OpenAI forbids log-probabilities with 403.
 _REFUSING = (400, 403, 422)
+# Words for a parameter that the model has not, whatever its value.
+_UNKNOWN = re.compile(r"(unsupported|unknown) parameter|unrecognized (request )?argument|extra inputs", re.IGNORECASE)
 _LIKELY = 5  # alternatives to each token; more are not allowed everywhere
 _MARK = "saebench"  # under which a batch carries our own word for it
 _FINISHED = ("completed", "expired", "cancelled", "failed")
@@ -52,6 +53,8 @@ class OpenAI(Vendor):
         self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
         self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
         self._lock = threading.Lock()
+        self._thoughtless = False  # it knows no reasoning_effort at all
+        self._resumed = False  # as an earlier run asked, and not answered since
         self._settled = False  # once a call was answered, nothing about the asking changes any more
 
     def _auth(self, key: str) -> dict[str, str]:
@@ -75,10 +78,10 @@ class OpenAI(Vendor):
 
         try:
             known = [model.id for model in self._client.with_options(max_retries=1).models.list()]
-        except openai.NotFoundError:
-            known = []  # another server need not list its models
         except Exception as error:
-            self._unreachable(error)
+            if not (isinstance(error, openai.APIStatusError) and error.status_code in NO_SERVICE):
+                self._unreachable(error)
+            known = []  # another server need not list its models
         # Some servers hold one model and take any name for it.
         if self.model not in known and (self.url is None or len(known) > 1):
             raise self._unknown_model(known)
@@ -94,14 +97,23 @@ class OpenAI(Vendor):
         return self.thinking if self.url is None and not self._settled else self._thinks()
 
     def _thinks(self) -> int:
-        return self.thinking if self._choices.get("reasoning_effort", ("none",))[0] != "none" else 0
+        effort = self._choices.get("reasoning_effort", ("none",))[0]
+        return 0 if effort == "none" or (effort is None and self._thoughtless) else self.thinking
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return _sent(self._choices)
+        return self._sampling(self._choices)
+
+    def _sampling(self, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+        """What is sent; and the room for thoughts, where no effort shows that there is some."""
+        sent = _sent(choices)
+        silent = "reasoning_effort" in choices and "reasoning_effort" not in sent and not self._thoughtless
+        return sent | ({"thinking": self.thinking} if silent else {})
 
     def resume(self, sampling: Mapping[str, Any]) -> None:
+        self._resumed = self._resumed or not self._settled or sampling != self.sampling
         self._choices = {name: (sampling.get(name),) for name in self._choices}
+        self._thoughtless = "thinking" not in sampling
         self._settled = True
         self._note_capabilities()
 
@@ -114,10 +126,13 @@ class OpenAI(Vendor):
             choices = dict(self._choices)
             try:
                 answer = self._client.chat.completions.create(**self._body(request, choices))
-                self._settled = True
-                return replace(self._reply(answer, request), sampling=_sent(choices))
+                self._settled, self._resumed = True, False
+                return replace(self._reply(answer, request), sampling=self._sampling(choices))
             except openai.APIStatusError as error:
-                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices)):
+                unknown = error.code in ("unsupported_parameter", "unknown_parameter") or bool(
+                    _UNKNOWN.search(str(error))
+                )
+                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices, unknown)):
                     raise self._no_answer(error) from None
             except Exception as error:
                 raise self._no_answer(error) from None
@@ -137,8 +152,13 @@ class OpenAI(Vendor):
         body["max_completion_tokens" if self.url is None else "max_tokens"] = request.max_tokens + self._thinks()
         return body
 
-    def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]]) -> bool:
+    def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]], unknown: bool) -> bool:
         """After a call in which this parameter was refused: send less of it. False: that is not it.
+
+        Args:
+            name: of the parameter.
+            tried: what was sent.
+            unknown: the parameter itself was refused, and not only its value.
 
         Raises:
             JudgeError: the judge cannot do without it.
@@ -149,13 +169,16 @@ class OpenAI(Vendor):
             values = self._choices[name]
             if values != tried[name]:  # another thread met the same and has settled it
                 return True
+            if self._resumed:
+                raise self._no_longer(name)
             if self._settled:
                 return False
             if len(values) == 1:
                 raise JudgeError(
                     f"model '{self.model}' of judge openai takes no structured output ({name}): choose another model"
                 )
-            self._choices[name] = values[1:]
+            self._choices[name] = (None,) if unknown and values[-1] is None else values[1:]
+            self._thoughtless = self._thoughtless or (unknown and name == "reasoning_effort")
             self._note_capabilities()
             return True
 
@@ -179,7 +202,9 @@ class OpenAI(Vendor):
         if choice.finish_reason == "content_filter":
             return Reply("refused", text=text, problem="the provider's filter", **about)
         if choice.finish_reason == "length":
-            return Reply("truncated", text=text, problem=f"cut at {request.max_tokens} tokens", **about)
+            return Reply(
+                "truncated", text=text, problem=f"cut at {request.max_tokens + self._thinks()} tokens", **about
+            )
         reply = read_reply(text, request)
         likely: Mapping[str, float] = {}
         if choice.logprobs is not None and choice.logprobs.content:
@@ -203,7 +228,7 @@ class OpenAI(Vendor):
         try:
             file = self._patient.files.create(file=("saebench.jsonl", data), purpose="batch")
         except Exception as error:
-            raise JudgeError(f"the batch was not taken: {self._problem(error)}") from None
+            raise self._not_taken(error, handed_over=False) from None
         try:
             batch = self._client.batches.create(
                 input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={_MARK: mark}
@@ -228,7 +253,7 @@ class OpenAI(Vendor):
                 return None
             if found.status == "failed":
                 reasons = [e.message or "" for e in (found.errors.data or [])] if found.errors else []
-                raise BatchLost(f"batch {batch} was refused: {self._redact(one_line(Exception('; '.join(reasons))))}")
+                raise BatchLost(f"batch {batch} was refused: {self._line('; '.join(reasons))}")
             files = [name for name in (found.output_file_id, found.error_file_id) if name]
             lines = [
                 line for name in files for line in self._patient.files.content(name).text.split("\n") if line.strip()
@@ -252,14 +277,16 @@ class OpenAI(Vendor):
             except (ValueError, KeyError, TypeError):
                 continue  # not one of ours: what lacks a line has failed
             response, error = item.get("response") or {}, item.get("error") or {}
+            usage = None  # an answer that cannot be read was charged for all the same
             try:
                 if response.get("status_code") == 200:
                     yield key, self._reply(ChatCompletion.model_validate(response["body"]), request)
                     continue
+                usage = None if response.get("status_code") in UNSURE else Usage(0, 0)
                 problem = error.get("message") or error.get("code") or json.dumps(response.get("body"))
             except Exception as odd:  # an answer of a strange shape
-                problem = f"{type(odd).__name__}: {one_line(odd)}"
-            yield key, Reply("failed", problem=self._redact(one_line(Exception(str(problem)))))
+                problem = f"{type(odd).__name__}: {odd}"
+            yield key, Reply("failed", problem=self._line(str(problem)), usage=usage)
 
 
 # --- what a server refuses --------------------------------------------------------------------------------------------

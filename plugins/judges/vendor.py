@@ -9,16 +9,20 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from saebench.errors import UsageError, one_line, unknown
-from saebench.judge import Judge, JudgeError, NoAnswer, Request
+from saebench.judge import BatchLost, Judge, JudgeError, NoAnswer, Request
 
 # The key for an address that is not the provider's own. A provider's key never goes there: naming this one is the opt-in.
 OTHER_KEY = "SAEBENCH_JUDGE_KEY"
 # A server that asks to wait longer than this is not waited for.
 PATIENCE = 120.0
+# A local server's key is often a word that means nothing, like `1`.
+_SHORTEST_KEY = 8
 # What another attempt may get past, beside 5xx: a slow client, a conflict, too many calls.
 _PASSING = (408, 409, 429)
 # Answers of something that stands before the model, which may have worked all the same.
-_UNSURE = (408, 502, 504)
+UNSURE = (408, 502, 504)
+# Answers of a server that does not know what it is asked for.
+NO_SERVICE = (404, 405, 501)
 # Errors that show that nothing was sent.
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
@@ -62,10 +66,15 @@ class Vendor(Judge):
         return key or "none"
 
     def _redact(self, text: str) -> str:
-        """A server may send back what it was sent."""
+        """A server may send back what it was sent. A word too short for a key is none, and may stand in any reply."""
         for secret in self._secrets:
-            text = text.replace(secret, "[key]")
+            if len(secret) >= _SHORTEST_KEY:
+                text = text.replace(secret, "[key]")
         return text
+
+    def _line(self, error: BaseException | str) -> str:
+        """An error on one line, without keys: they go before it is cut, since of one across the cut a part would stay."""
+        return one_line(Exception(self._redact(str(error)) or type(error).__name__))
 
     def _auth(self, key: str) -> dict[str, str]:
         """The header that carries a key."""
@@ -99,8 +108,15 @@ class Vendor(Judge):
     def _unreachable(self, error: Exception) -> NoReturn:
         """Raise what keeps the judge from being opened."""
         problem = self._problem(error)
+        status = getattr(error, "status_code", None)
+        if status is not None:
+            then = "run it again later" if status in _PASSING or status >= 500 else "check --judge and --judge-url"
+            where = self.url or self.home
+            raise JudgeError(
+                f"judge {self.name} at {where} does not say what models it has: {problem}: {then}"
+            ) from None
         cause = error.__cause__ or error.__context__
-        why = self._redact(one_line(cause)) if cause else problem
+        why = self._line(cause) if cause else problem
         then = "check the network" if self.url is None else "start the server, or check --judge-url"
         raise JudgeError(f"judge {self.name} at {self.url or self.home} cannot be reached: {why}: {then}") from None
 
@@ -125,14 +141,31 @@ class Vendor(Judge):
         passing = (status in _PASSING or status >= 500) and headers.get("x-should-retry") != "false"
         # What a provider refuses with an error of its own it does not charge for.
         return NoAnswer(
-            problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in _UNSURE
+            problem, wait if passing and wait <= PATIENCE else None, billed=status < 400 or status in UNSURE
         )
 
-    def _not_taken(self, error: Exception) -> JudgeError:
-        """Why a batch was not taken, or may have been."""
-        found = self._no_answer(error)
-        unsure = "; it may have been taken all the same: see the provider's list of batches before running it again"
-        return JudgeError(f"the batch was not taken: {found}{unsure if found.billed else ''}")
+    def _no_longer(self, name: str) -> JudgeError:
+        """One who goes on as an earlier run began, and may not any more."""
+        return JudgeError(
+            f"{self.url or self.home} no longer takes {name}, with which earlier replies of this score were made: name another "
+            "file with --judge-cache to ask everything anew"
+        )
+
+    def _not_taken(self, error: Exception, handed_over: bool = True) -> JudgeError:
+        """Why a batch was not taken, or, where it was handed over, may have been."""
+        status = getattr(error, "status_code", None)
+        if status in NO_SERVICE:
+            return BatchLost(f"{self.url or self.home} takes no batches ({status}): leave --judge-batch out")
+        try:
+            found = self._no_answer(error)
+        except JudgeError as refusal:
+            return BatchLost(str(refusal))
+        if not (found.billed and handed_over):
+            return BatchLost(f"the batch was not taken: {found}")
+        return JudgeError(
+            f"the batch was not taken: {found}; it may have been taken all the same: see the provider's list of batches before "
+            "running it again"
+        )
 
     def _problem(self, error: Exception) -> str:
         """An error in words.
@@ -146,10 +179,12 @@ class Vendor(Judge):
         if refusal is not None:
             raise JudgeError(str(refusal)) from None
         status = getattr(error, "status_code", None)
-        text = self._redact(one_line(error))
+        text = self._line(error)
         where = self.url or self.home
         if status in (401, 403):
             name = self.variable if self.url is None else OTHER_KEY
+            if not self._secrets:
+                raise JudgeError(f"{where} wants a key: set {name} ({status}: {text})") from None
             raise JudgeError(f"{where} does not accept the key in {name} ({status}): {text}") from None
         if status == 404:
             raise JudgeError(

@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     type=click.Choice(["record", "live", "only"]),
     default="record",
     show_default=True,
-    help="Ask what the file of replies lacks; ask everything again; ask nothing.",
+    help="Ask what the file of replies lacks; ask everything again, in place of what the file holds; ask nothing.",
 )
 @click.option(
     "--max-cost", type=float, metavar="USD", help="Stop before the judge's calls cost more; run again to go on."

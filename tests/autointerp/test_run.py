@@ -1,6 +1,7 @@
 """The metric in whole runs: its contract, records and what lies beside them, replay, resuming, comparison."""
 
 import hashlib
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ import saebench
 from saebench import Env, Record
 from saebench.cli import main
 from saebench.compare import compare
-from saebench.judge import Request
+from saebench.judge import Reply, Request, read_reply
 from saebench.leaderboard import boards
 from saebench.results import load_records
 from saebench.testing import check_metric, judge_session, random_sae, tiny_llama
@@ -250,6 +251,27 @@ def test_the_page_escapes_what_it_shows() -> None:
     assert "\u202e" not in page
     assert page.count("<section>") == SIZES.latents
     assert "http" not in page, "it needs nothing else"
+
+
+def test_a_reply_that_fits_no_file_loses_nothing_and_stands_last() -> None:
+    """Half a surrogate pair in a key nobody asked for; and a gain of exactly 0 is a gain, before the latents without one."""
+    calls = itertools.count()
+
+    def odd(request: Request) -> Reply:
+        if "explanation" not in request.fields:
+            return read_reply(json.dumps(dict.fromkeys(request.fields, True)), request)
+        broken = r', "\ud83d\u001b": 1' if next(calls) % 2 == 0 else ""
+        return read_reply(f'{{"explanation": "x"{broken}}}', request)
+
+    metric = World().seen()
+    metric.scores(env(World(), judge_session(odd)))
+    found = metric.files()
+    problems = [json.loads(line)["problem"] for line in found["jsonl"].decode().splitlines()]
+    assert problems[:2] == ["malformed: '' was not asked for", ""]
+    sections = found["html"].decode().split("<section>")[1:]
+    lost = ["no explanation" in section for section in sections]
+    assert lost == sorted(lost)
+    assert 0 < sum(lost) < len(lost)
 
 
 def test_no_judge_and_no_tokenizer_are_said(site: dict[str, Any], tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ class JudgeServer:
         thinking: what Anthropic's list of models says can turn thinking off.
         structured: whether it says that its models can be held to a schema.
         results_url: where a batch's results are said to lie (Anthropic); None: here.
+        listing: what it answers instead of its models.
+        batching: whether it knows of batches.
         deaf: takes a batch and ends the connection without a word.
     """
 
@@ -121,6 +123,8 @@ class JudgeServer:
         self.structured = True
         self.results_url: str | None = None
         self.deaf = False
+        self.listing: Status | None = None
+        self.batching = True
         self.seen: list[Seen] = []
         self.asked: list[Asked] = []
         self.files: dict[str, bytes] = {}
@@ -309,6 +313,10 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
         def _route(self, api: str, path: str, body: bytes) -> None:
             if path in ("/v1/chat/completions", "/v1/messages"):
                 self._call(api, json.loads(body))
+            elif path.startswith("/v1/models") and server.listing:
+                self._error(api, server.listing)
+            elif not server.batching and not path.startswith("/v1/models"):
+                self._error(api, Status(404))
             elif path == "/v1/models":
                 data = [_model(api, name, server) for name in server.models]
                 self._json({"object": "list", "data": data, "has_more": False, "first_id": None, "last_id": None})

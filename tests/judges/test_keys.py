@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saebench.errors import UsageError
-from saebench.judge import JudgeError, Request, make_judge
+from saebench.judge import JudgeError, NoAnswer, Request, make_judge
 from saebench.judge_cache import ReplyCache
 from saebench.judge_session import JudgeSession
 from tests.judges.server import JudgeServer, Status, always
@@ -159,6 +159,10 @@ def test_the_key_is_nowhere(api, monkeypatch, tmp_path, capfd):
         ("ftp://host/v1", "is no address"),
         ("http://", "is no address"),
         ("http://host/v1?key=1", "is no address"),
+        ("http://host:99999", "is no address"),
+        ("http://host:abc", "is no address"),
+        ("http://[::1", "is no address"),
+        (f"http://me:{CANARY}@host:abc", "may hold no password"),
         (f"http://me:{CANARY}@host/v1", "may hold no password"),
     ],
 )
@@ -184,3 +188,32 @@ def test_the_provider_s_own_address_is_its_own():
 def test_bad_names(spec, words):
     with pytest.raises(UsageError, match=words):
         make_judge(spec)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_no_part_of_a_key_stays_where_an_error_is_cut(api, monkeypatch):
+    """Wherever the line is cut: the key is taken out before."""
+    own(api, monkeypatch)
+    part = CANARY[:6]  # nothing but a key begins so
+    asked = [request(str(n)) for n in range(215, 300, 3)]
+    with JudgeServer(lambda a: Status(400, message="x" * int(a.user) + CANARY + " y" * 200)) as server:
+        judge = server.official(api, monkeypatch)
+        said = []
+        for one in asked:
+            with pytest.raises(NoAnswer) as caught:
+                judge.complete(one)
+            said.append(str(caught.value))
+        name = judge.submit({one.user: one for one in asked}, "mark")
+        server.polls = 0
+        said += [reply.problem for reply in judge.collect(name, {one.user: one for one in asked}).values()]
+    assert len(said) == 2 * len(asked)
+    assert any(text.endswith("…") for text in said)
+    assert not [text for text in said if part in text]
+
+
+def test_a_word_too_short_for_a_key_mutilates_nothing(monkeypatch):
+    monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "1")
+    with JudgeServer(lambda _: '{"a": true, "b": 1}') as server:
+        reply = server.judge("openai").complete(request())
+        assert server.seen[-1].headers["authorization"] == "Bearer 1"
+    assert reply.text == '{"a": true, "b": 1}'

@@ -12,8 +12,10 @@ import pytest
 from saebench.plugins.judges.openai import _refused, probabilities
 
 from saebench.errors import UsageError
-from saebench.judge import JudgeError, Reply, Request, read_reply, value_places
+from saebench.judge import JudgeError, NoAnswer, Reply, Request, read_reply, value_places
+from saebench.judge_cache import ReplyCache
 from saebench.judge_session import JudgeSession
+from saebench.testing import judge_session
 from tests.judges.server import (
     Coin,
     CutBody,
@@ -146,7 +148,8 @@ def test_nobody_waits_for_a_day(api, wait):
         (Status(402), "no money left"),
     ],
 )
-def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
+def test_what_will_meet_every_call_ends_the_asking(api, fault, words, monkeypatch):
+    monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
     with JudgeServer(lambda asked: fault if asked.user == "7" else {"a": True, "b": True}) as server:
         session = JudgeSession(server.judge(api))
         with pytest.raises(JudgeError, match=words) as caught:
@@ -156,7 +159,50 @@ def test_what_will_meet_every_call_ends_the_asking(api, fault, words):
         assert session.tally.sent == len(server.asked) - 1, "what was answered is kept"
 
 
-def test_a_call_that_waits_is_not_sent_when_the_asking_ends():
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_server_that_wants_a_key_and_got_none(api, code, monkeypatch):
+    monkeypatch.delenv("SAEBENCH_JUDGE_KEY", raising=False)
+    wanted = pytest.raises(JudgeError, match="wants a key: set SAEBENCH_JUDGE_KEY")
+    with JudgeServer(lambda _: Status(code)) as server, wanted:
+        server.judge(api).complete(request())
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(("code", "then"), [(429, "later"), (500, "later"), (400, "check --judge and --judge-url")])
+def test_a_server_that_does_not_list_its_models_was_reached(api, code, then):
+    with JudgeServer(always(True)) as server:
+        server.listing = Status(code, retry_after="0.01")
+        with pytest.raises(JudgeError, match=f"does not say what models it has: .*{code}.*{then}"):
+            server.judge(api)
+        server.listing = Status(405)
+        assert server.judge(api).complete(request()).state == "ok", "it need not have a list"
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_server_that_knows_no_output_config_is_asked_in_words(code, tmp_path):
+    def answer(asked: Any) -> Any:
+        if "output_config" in asked.body:
+            return Status(code, message="output_config: Extra inputs are not permitted")
+        return {"a": True, "b": True}
+
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(answer) as server:
+        judge = server.judge("anthropic")
+        replies = JudgeSession(judge, cache).complete_all([request(str(i)) for i in range(9)])
+        assert [r.state for r in replies] == ["ok"] * 9
+        assert [r.sampling for r in replies] == [{"thinking": "disabled"}] * 9
+        assert len(server.asked) == 10
+        assert not judge.capabilities.structured
+        server.answer = lambda _: Status(code, message="thinking: unknown")
+        with pytest.raises(JudgeError, match=r"no longer takes thinking, .*--judge-cache"):
+            JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(20)])
+        assert len(server.asked) == 11
+
+
+def test_a_call_that_waits_is_not_sent_when_the_asking_ends(monkeypatch):
+    monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
+
     def answer(asked: Any) -> Any:
         if asked.user == "busy":
             return Status(429, "30")
@@ -190,11 +236,42 @@ def test_a_judge_that_raises_costs_only_that_call():
             raise ValueError("a bug")
         return {"a": True, "b": True}
 
-    from saebench.testing import judge_session
-
     replies = judge_session(answer).complete_all([request(str(i)) for i in range(5)])
     assert [reply.state for reply in replies] == ["ok", "ok", "ok", "failed", "ok"]
     assert replies[3].problem == "ValueError: a bug"
+
+
+class Stopped(BaseException):
+    """As of a thread that is told to end."""
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_that_dies_is_heard_of():
+    def answer(asked: Request) -> dict[str, bool]:
+        if asked.user == "3":
+            raise Stopped("here")
+        return {"a": True, "b": True}
+
+    asking = judge_session(answer)
+    with pytest.raises(Stopped, match="here"):
+        asking.complete_all([request(str(i)) for i in range(5)])
+    assert asking.tally.sent == 3, "what was answered is kept"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("wait", [math.inf, math.nan, 1e300, -1.0])
+def test_a_wait_that_is_no_number_of_seconds(wait, monkeypatch):
+    monkeypatch.setattr("saebench.judge_session.LONGEST_WAIT", 0.01, raising=False)
+    left = [NoAnswer("busy", wait)]
+
+    def answer(asked: Request) -> dict[str, bool]:
+        if left:
+            raise left.pop()
+        return {"a": True, "b": True}
+
+    asking = judge_session(answer)
+    asking.pause = 0.01
+    assert [r.state for r in asking.complete_all([request()])] == ["ok"]
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
@@ -317,6 +394,49 @@ def test_what_openai_does_not_know_is_not_asked_for_again(monkeypatch):
     assert not judge.capabilities.probabilities
     assert not judge.capabilities.temperature
     assert [r.sampling for r in replies] == [{"reasoning_effort": "low", "response_format": "json_schema"}] * 30
+
+
+@pytest.mark.parametrize(
+    ("message", "room", "sampling"),
+    [
+        ("Unsupported parameter: 'reasoning_effort' is not supported with this model.", 0, {}),
+        ("Unrecognized request argument supplied: reasoning_effort", 0, {}),
+        ("Unsupported value: 'reasoning_effort' does not support this", 4096, {"thinking": 4096}),
+    ],
+)
+def test_only_a_model_that_thinks_gets_room_for_it(message, room, sampling, monkeypatch, tmp_path):
+    """One that does not know the parameter does not think; one that takes none of our values may."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    cache = ReplyCache(tmp_path / "r.sqlite")
+
+    def answer(asked: Any) -> Any:
+        return Status(400, message=message) if "reasoning_effort" in asked.body else Truncated()
+
+    with JudgeServer(answer) as server:
+        for n in (1, 2):  # the second goes on as the first began
+            judge = server.official("openai", monkeypatch)
+            [*_, reply] = JudgeSession(judge, cache).complete_all([request(str(i)) for i in range(n)])
+            assert server.asked[-1].max_tokens == 64 + room
+            assert judge.headroom == room
+            assert reply.problem == f"cut at {64 + room} tokens"
+            usual = {"temperature": 0, "logprobs": True, "response_format": "json_schema"}
+            assert reply.sampling == usual | sampling
+        assert len(server.asked) == (3 if not room else 5), "asked once whether it knows it"
+
+
+@pytest.mark.parametrize("code", [400, 403])
+def test_what_is_no_longer_taken_is_named(code, tmp_path, monkeypatch):
+    """A run goes on as it began; where the provider has come to refuse that, every call would fail."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True)) as server:
+        JudgeSession(server.official("openai", monkeypatch), cache).complete_all([request("1")])
+        server.answer = lambda a: Status(code, message="You are not allowed to request logprobs from this model")
+        with pytest.raises(JudgeError, match=r"no longer takes logprobs, .*: name another file with --judge-cache"):
+            JudgeSession(server.official("openai", monkeypatch), cache).complete_all(
+                [request(str(i)) for i in range(9)]
+            )
+        assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize(

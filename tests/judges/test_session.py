@@ -66,14 +66,27 @@ def test_what_failed_is_asked_again_and_nothing_else(tmp_path):
     assert len(live.asked) == 3
 
 
-def test_asking_again_leaves_what_was_kept(tmp_path):
-    """A record must stay replayable: neither a later failure nor another opinion takes a reply's place."""
+def test_asking_again_keeps_what_is_said_now(tmp_path):
+    """The record of a live run can be replayed like any other: its replies take the place of the old ones, one by one."""
     cache = ReplyCache(tmp_path / "replies.sqlite")
     first = JudgeSession(judge(), cache).complete_all(requests(3))
     for answer in (lambda r: Reply("failed", problem="x"), lambda r: {"a": False, "b": False}):
-        other = JudgeSession(FunctionJudge(answer), cache, mode="live").complete_all(requests(3))
+        live = JudgeSession(FunctionJudge(answer), cache, mode="live")
+        other = live.complete_all(requests(3))
         assert other != first
-        assert JudgeSession(judge(), cache, mode="only").complete_all(requests(3)) == first
+        replay = JudgeSession(judge(), cache, mode="only")
+        assert replay.complete_all(requests(3)) == other
+        assert replay.about() == live.about()
+
+    def until(asked: Request) -> dict[str, bool]:
+        if asked.user == "user 1":
+            raise Killed
+        return {"a": True, "b": False}
+
+    with pytest.raises(Killed):
+        JudgeSession(FunctionJudge(until), cache, mode="live").complete_all(requests(3))
+    kept = JudgeSession(judge(), cache, mode="only").complete_all(requests(3))
+    assert [r.data["a"] for r in kept] == [True, False, False], "a kill loses nothing of what was answered before it"
 
 
 def test_two_runs_with_one_file_use_the_same_reply(tmp_path):
@@ -324,7 +337,7 @@ def test_what_a_batch_lacks_has_failed_and_the_rest_is_kept(api, tmp_path):
             "in the order of the requests, though they came back in another"
         )
         JudgeSession(server.judge(api), cache, batch=True, poll=0, pause=0.01).complete_all(requests(8))
-        assert len(server.batches["batch_2"].items) == 1, "the two that failed: one alone, one in a batch"
+        assert list(server.batches) == ["batch_1"], "the two that failed: one alone, then the other"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -349,12 +362,59 @@ def test_a_line_that_is_missing_or_strange(api, tmp_path):
 
 
 @pytest.mark.parametrize("api", APIS)
+def test_a_server_without_batches_is_said_to_have_none(api, tmp_path):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(always(True)) as server:
+        server.batching = False
+        session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
+        with pytest.raises(JudgeError, match=r"takes no batches \(404\): leave --judge-batch out"):
+            session.complete_all(requests(5))
+        assert not cache.open_batches(session.identity), "it was not taken, so there is none to wait for"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_what_a_batch_says_has_failed_costs_nothing(api):
+    """Providers charge for answers: also for one that cannot be read, taken at its most; not for an error or a missed day."""
+    with JudgeServer(
+        lambda a: {"user 1": Expired(), "user 2": Status(500)}.get(a.user) or {"a": True, "b": True}
+    ) as server:
+        real = server.results
+
+        def lossy(api: str, name: str) -> Any:
+            lines, errors = real(api, name)
+            body = {
+                "response": {"status_code": 200, "body": {}},
+                "result": {"type": "succeeded", "message": {"content": None}},
+            }
+            return [{"custom_id": lines[0]["custom_id"], **body}, *lines[2:]], errors
+
+        server.results = lossy  # type: ignore[method-assign]
+        session = JudgeSession(server.judge(api), price=PRICE, batch=True, poll=0)
+        replies = session.complete_all(requests(8))
+    assert sorted(r.state for r in replies) == ["failed"] * 4 + ["ok"] * 4
+    usages = [r.usage for r in replies if r.state == "ok" and r.usage]
+    first, *rest = [PRICE.cost(u.input_tokens, u.output_tokens) for u in usages]
+    assert session.tally.cost == pytest.approx(first + 0.5 * (sum(rest) + 2 * cost_bound(PRICE, requests(1)[0])))
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_no_batch_is_handed_over_where_calls_alone_fail(api):
+    with JudgeServer(lambda a: Status(400, message="nobody home"), polls=0) as server:
+        with pytest.raises(JudgeError, match=r"no batch was handed over, .*nobody home"):
+            JudgeSession(server.judge(api), batch=True, poll=0).complete_all(requests(9))
+        assert not server.batches
+        server.answer = lambda a: Status(400) if a.user == "user 0" else {"a": True, "b": True}
+        replies = JudgeSession(server.judge(api), batch=True, poll=0).complete_all(requests(9))
+        assert [r.state for r in replies] == ["failed"] + ["ok"] * 8, "one that nobody answers keeps no batch back"
+        assert [len(batch.items) for batch in server.batches.values()] == [7]
+
+
+@pytest.mark.parametrize("api", APIS)
 def test_a_batch_that_is_gone_is_forgotten(api, tmp_path):
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(always(True)) as server:
         judge = server.judge(api)
-        keys = [r.key(judge.identity) for r in requests(3)]
-        cache.open_batch(judge.identity, "m", keys, {})
+        cache.open_batch(judge.identity, "m", {r.key(judge.identity): r for r in requests(3)}, {})
         cache.name_batch("m", "batch_77")
         with pytest.raises(BatchLost, match="batch batch_77 is no longer at"):
             JudgeSession(judge, cache, batch=True, poll=0).complete_all(requests(3))
@@ -363,10 +423,11 @@ def test_a_batch_that_is_gone_is_forgotten(api, tmp_path):
 
 def test_somebody_else_s_batch_is_left_alone(tmp_path):
     cache = ReplyCache(tmp_path / "r.sqlite")
-    cache.open_batch({"provider": "other"}, "b", ["k"], {"x": 1})
+    [one] = requests(1)
+    cache.open_batch({"provider": "other"}, "b", {"k": one}, {"x": 1})
     with JudgeServer(always(True)) as server:
         JudgeSession(server.judge("openai"), cache, batch=True, poll=0).complete_all(requests(2))
-    assert cache.open_batches({"provider": "other"}) == [HandedOver("b", None, ["k"], {"x": 1})]
+    assert cache.open_batches({"provider": "other"}) == [HandedOver("b", None, {"k": one}, {"x": 1})]
 
 
 class Killed(BaseException):
@@ -396,6 +457,60 @@ def test_a_resumed_run_asks_one_call_alone_before_its_own_batch(api, tmp_path, m
         assert posts[0] == single, "before anything else is handed over"
         assert [len(batch.items) for batch in server.batches.values()] == [4, 3]
         assert len(server.asked) == len({asked.user for asked in server.asked}) == 9
+
+
+def begun_batch(server: JudgeServer, api: str, cache: ReplyCache, monkeypatch: Any) -> None:
+    """A batch of four handed over by a run that then ended, and finished by now."""
+    server.polls = 10**9
+    with monkeypatch.context() as patch:
+        patch.setattr("saebench.judge_session.time.sleep", dies)
+        with pytest.raises(Killed):
+            JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
+    server.polls = 0
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_all_of_a_batch_is_kept_whatever_is_wanted_of_it(api, tmp_path, monkeypatch):
+    cache = ReplyCache(tmp_path / "r.sqlite")
+    with JudgeServer(Coin()) as server:
+        begun_batch(server, api, cache, monkeypatch)
+        session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
+        session.complete_all(requests(3))
+        assert session.tally.sent == 2
+        assert not cache.open_batches(session.identity)
+        asked = len(server.asked)
+        assert len(JudgeSession(server.judge(api), cache, mode="only").complete_all(requests(5))) == 5
+        assert len(server.asked) == asked == 5
+
+
+def test_a_run_one_by_one_says_that_a_batch_holds_its_calls(tmp_path, monkeypatch):
+    class Hears:
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.said.append(text)
+
+        def begin(self, *_: Any) -> None: ...
+
+        advance = begin
+
+        def end(self) -> None: ...
+
+    cache, hears = ReplyCache(tmp_path / "r.sqlite"), Hears()
+    with JudgeServer(Coin()) as server:
+        begun_batch(server, "openai", cache, monkeypatch)
+        who = server.judge("openai")
+        JudgeSession(who, cache, listener=hears).complete_all(requests(2, user="other"))
+        assert not hears.said
+        JudgeSession(who, cache, listener=hears).complete_all(requests(4))
+        assert hears.said == [hears.said[0]]
+        assert hears.said[0].startswith("3 of 3 calls are in a batch that was handed over and not collected")
+        JudgeSession(who, cache, batch=True, poll=0).complete_all(requests(1, user="third"))
+        assert cache.open_batches(who.identity), "one of its calls has no answer"
+        JudgeSession(who, cache).complete_all(requests(5))
+        JudgeSession(who, cache, batch=True, poll=0).complete_all(requests(1, user="fourth"))
+        assert not cache.open_batches(who.identity), "each has one"
 
 
 def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):

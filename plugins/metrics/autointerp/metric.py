@@ -22,7 +22,7 @@ from .examples import Examples, Pool, choose
 from .scores import ASPECTS, CONDITIONS, EMPTY, REAL, SHUFFLED, Judged
 from .settings import Settings
 from .tables import Table, joined, size
-from .text import Decoder
+from .text import Decoder, clean
 
 # Below this share of the sampled latents with enough examples, nobody is asked.
 _LEAST = 0.25
@@ -154,7 +154,7 @@ class AutoInterp(Metric):
             one.said = reply.state
             one.sentence = asking.explanation(reply)
             if one.sentence is None:
-                one.problem = f"{reply.state}: {reply.problem}" if reply.state != "ok" else "empty"
+                one.problem = clean(f"{reply.state}: {reply.problem}") if reply.state != "ok" else "empty"
         explained = [one for one in self._judged if one.sentence is not None]
         # The sample is in random order, so the next one is a random other one.
         for one, other in zip(explained, explained[1:] + explained[:1], strict=True):

@@ -20,7 +20,9 @@ from .scores import ASPECTS, CONDITIONS, REAL, SHUFFLED, Judged
 
 def lines(judged: Sequence[Judged]) -> bytes:
     """One JSON object per sampled latent and line, in the order of the sample."""
-    return "".join(json.dumps(_latent(one), ensure_ascii=False) + "\n" for one in judged).encode()
+    # Half a surrogate pair, which a model may well say, has no bytes: it must not lose what was paid for.
+    text = "".join(json.dumps(_latent(one), ensure_ascii=False) + "\n" for one in judged)
+    return text.encode(errors="replace")
 
 
 def _latent(one: Judged) -> dict[str, Any]:
@@ -63,10 +65,12 @@ def _short(values: np.ndarray) -> list[float]:
 def page(judged: Sequence[Judged], details: Mapping[str, Any]) -> bytes:
     """Each sampled latent's explanation, strongest windows with highlighted tokens, scores and states."""
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    order = sorted(judged, key=lambda one: -(_gain(one) or -2.0))
+    order = sorted(judged, key=_last_without_gain)
     strongest = {one.latent: max((float(np.abs(w.z).max()) for w, _ in one.top), default=1.0) for one in judged}
     sections = "\n".join(_section(one, strongest[one.latent]) for one in order)
-    return html_page("Explained latents", style, _BODY.format(states=_states(details), sections=sections)).encode()
+    return html_page("Explained latents", style, _BODY.format(states=_states(details), sections=sections)).encode(
+        errors="replace"
+    )
 
 
 _BODY = """<h1>Explained latents</h1>
@@ -90,6 +94,11 @@ def _gain(one: Judged) -> float | None:
     values = _scores(one)["detection"]
     real, shuffled = values[REAL], values[SHUFFLED]
     return None if real is None or shuffled is None else real - shuffled
+
+
+def _last_without_gain(one: Judged) -> float:
+    gain = _gain(one)
+    return 2.0 if gain is None else -gain
 
 
 def _section(one: Judged, strongest: float) -> str:
