@@ -74,7 +74,7 @@ class LabelledTexts:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A .parquet or .csv file.
+    """A .parquet, .jsonl or .csv file.
 
     Raises:
         UsageError: it cannot be read, or is not UTF-8.
@@ -82,12 +82,14 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
+        if path.suffix == ".jsonl":
+            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
         # Only an empty cell is missing: "NA" or "None" may well be a label.
         return pd.read_csv(path, encoding="utf-8", keep_default_na=False, na_values=[""])
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise UsageError(f"{path}: not readable as .csv or .parquet: {one_line(error)}") from error
+        raise UsageError(f"{path}: not readable as a table: {one_line(error)}") from error
 
 
 def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> LabelledTexts:

@@ -70,8 +70,8 @@ def caption(board: Board) -> str:
 
 
 LEGEND = (
-    "#n: rank, one plus the number of SAEs that are significantly better (paired over documents, Holm, 5 %). "
-    "Below each value: its 95 % interval."
+    "#n: rank, one plus the number of SAEs that are significantly better (Holm, 5 %; paired over documents, unless each SAE has "
+    "its own latents). Below each value: its 95 % interval."
 )
 
 

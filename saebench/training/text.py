@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from saebench.corpus import documents, pack, special_ids
-from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.errors import SaebenchError, UsageError
 from saebench.labels import read_table
 from saebench.task import Task
 
@@ -99,18 +98,11 @@ def own_texts(path: Path) -> list[str]:
         raise UsageError(f"--data {path}: expected {', '.join(TABLES)} with a column text, or token ids as .npy")
     if not path.is_file():
         raise UsageError(f"--data {path}: there is no such file")
-    table = _json_lines(path) if path.suffix == ".jsonl" else read_table(path)
+    table = read_table(path)
     if "text" not in table:
         raise UsageError(f"--data {path}: has no column text: it has {', '.join(map(str, table.columns))}")
     texts = table["text"].dropna().astype(str)
     return [text for text in texts if text]
-
-
-def _json_lines(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not readable as .jsonl: {one_line(error)}") from error
 
 
 def _token_ids(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]:
