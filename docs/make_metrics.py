@@ -6,9 +6,9 @@ Run by `make docs`; a test fails where a page is not what this would write.
 import inspect
 from pathlib import Path
 
+from saebench.board.run_table import MEANING
 from saebench.metric import Env, Metric, Score
 from saebench.registry import installed
-from saebench.run_table import MEANING
 from saebench.testing import SyntheticText, random_sae
 
 FOLDER = Path(__file__).resolve().parent / "metrics"

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from saebench.board.plots import pareto
+from saebench.board.selection import sort_boards
 from saebench.leaderboard import Board, Column, boards
-from saebench.plots import pareto
 from saebench.registry import installed
 from saebench.results import load_records
-from saebench.selection import sort_boards
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/leaderboard.png"

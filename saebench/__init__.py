@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saebench.board.frame import load_results as load_results
     from saebench.checkpoint import Format as Format
     from saebench.checkpoint import LoadOptions as LoadOptions
     from saebench.checkpoint import load_sae as load_sae
     from saebench.checkpoint import save_sae as save_sae
     from saebench.errors import SaebenchError as SaebenchError
-    from saebench.frame import load_results as load_results
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
+    from saebench.judge import Judge as Judge
     from saebench.metric import Batch as Batch
     from saebench.metric import Env as Env
     from saebench.metric import Metric as Metric
@@ -32,6 +33,7 @@ _HOME = {
     "Env": "metric",
     "Format": "checkpoint",
     "HookPoint": "hookpoint",
+    "Judge": "judge",
     "Latents": "sae",
     "LoadOptions": "checkpoint",
     "Metric": "metric",
@@ -41,7 +43,7 @@ _HOME = {
     "Score": "metric",
     "hookimpl": "hookspecs",
     "load_records": "results",
-    "load_results": "frame",
+    "load_results": "board.frame",
     "load_sae": "checkpoint",
     "run": "runner",
     "save_sae": "checkpoint",

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.hub import hub_documents, hub_table
 from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
+from saebench.loading.hub import hub_documents, hub_table
 from saebench.models import fetched_folder
 from saebench.task import LabelSpec, Task
 

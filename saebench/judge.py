@@ -1,7 +1,7 @@
 """What a judge is asked, what it answers, and what a judge is: the contract of the hook `saebench_judges`.
 
 A metric that asks a judge lists its prompts in `asks`, makes `Request`s in `scores` and gives all of them to
-`env.judge.complete_all`, which replays, limits, retries and counts (judge_session.py).
+`env.judge.complete_all`, which replays, limits, retries and counts (judging/session.py).
 """
 
 import hashlib

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from saebench.judge import Calls
-    from saebench.judge_session import JudgeSession
+    from saebench.judging.session import JudgeSession
 
 T = TypeVar("T")
 Direction = Literal["higher", "lower"]

@@ -147,7 +147,7 @@ class Record:
 
     def _repr_html_(self) -> str:
         """What a notebook shows for the record."""
-        from saebench.frame import record_html
+        from saebench.board.frame import record_html
 
         return record_html(self)
 

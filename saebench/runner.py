@@ -11,11 +11,11 @@ import torch
 
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
-from saebench.judge_session import Mode
-from saebench.judging import open_session
-from saebench.measure import ModelRun, Outcome, Reporter, load_subject
-from saebench.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
+from saebench.judging.session import Mode
+from saebench.judging.setup import open_session
 from saebench.results import Record
+from saebench.running.measure import ModelRun, Outcome, Reporter, load_subject
+from saebench.running.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.sae import SAE
 
 T = TypeVar("T")

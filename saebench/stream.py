@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.ablation import Ablations
-from saebench.calibration import Calibration
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, one_line
+from saebench.forward.ablation import Ablations
+from saebench.forward.calibration import Calibration
+from saebench.forward.losses import Losses, spliced_losses
 from saebench.hookpoint import HookPoint
-from saebench.losses import Losses, spliced_losses
 from saebench.metric import Batch, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, Latents
 from saebench.subject import Copy, Subject

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saebench.allocator import keep_freed_memory
 from saebench.errors import SaebenchError, UsageError
+from saebench.forward.allocator import keep_freed_memory
+from saebench.forward.linear import linear, use_onednn
 from saebench.hookpoint import HookPoint
-from saebench.linear import linear, use_onednn
 from saebench.models import LoadedModel
 
 # Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through

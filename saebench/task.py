@@ -276,7 +276,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _is_commit(revision: Any) -> bool:
-    """A commit; its first seven digits or more will do, and are looked up (hub.py)."""
+    """A commit; its first seven digits or more will do, and are looked up (loading/hub.py)."""
     return isinstance(revision, str) and re.fullmatch("[0-9a-f]{7,40}", revision) is not None
 
 

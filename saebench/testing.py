@@ -16,7 +16,7 @@ from torch import Tensor
 from saebench.checkpoint import CheckpointError, Format, LoadOptions, read_as
 from saebench.errors import SaebenchError
 from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
-from saebench.judge_session import JudgeSession
+from saebench.judging.session import JudgeSession
 from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saebench.ablation import Ablations
-from saebench.calibration import Calibration
 from saebench.corpus import Contexts
+from saebench.forward.ablation import Ablations
+from saebench.forward.calibration import Calibration
 from saebench.hookpoint import HookPoint
 from saebench.subject import Copy, Subject
 from tests.tiny_models import VOCABULARY, contexts_of, logits_with, look, random_ids, tiny

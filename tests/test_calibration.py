@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from saebench.calibration import CONTEXTS, SAMPLE, Calibration, calibrate, check_l0
 from saebench.errors import NonFiniteError, SaebenchError
+from saebench.forward.calibration import CONTEXTS, SAMPLE, Calibration, calibrate, check_l0
 from saebench.hookpoint import HookPoint
 from saebench.subject import Subject
 from saebench.testing import random_sae

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from saebench.plugins.formats.saelens import SAELens
 from safetensors.torch import load_file, save_file
 
-import saebench.weights
+import saebench.loading.weights
 from saebench import SAE, SaebenchError, load_sae, save_sae
 from saebench.checkpoint import CheckpointError, LoadOptions
 from saebench.errors import UsageError
-from saebench.readers import MissingError, SafetensorsFile, TorchFile
+from saebench.loading.readers import MissingError, SafetensorsFile, TorchFile
 from saebench.sae import AbsTopK, Gated, GroupMax, JumpReLU, LayerNorm, ReLU, TokenScale, TopK
 from saebench.testing import check_format, random_sae
 
@@ -250,7 +250,7 @@ def test_mapped_weights_are_never_written_to(copy: Any, case: str, monkeypatch: 
     folder = copy(case)
     small = load_sae(folder)
     before = {p: p.read_bytes() for p in folder.iterdir()}
-    monkeypatch.setattr(saebench.weights, "_MAP_FROM", 0)
+    monkeypatch.setattr(saebench.loading.weights, "_MAP_FROM", 0)
     mapped = load_sae(folder)
     assert mapped.sha256() == small.sha256()
     assert {p: p.read_bytes() for p in folder.iterdir()} == before

@@ -10,8 +10,8 @@ import pytest
 
 from saebench.corpus import _labelled_table
 from saebench.errors import SaebenchError, UsageError
-from saebench.hub import full_commit, hub_table
 from saebench.labels import LabelledTexts, labelled_texts
+from saebench.loading.hub import full_commit, hub_table
 from saebench.task import CorpusSpec, LabelSpec, Task, builtin_tasks, load_task
 
 HUB_TASKS = [name for name in builtin_tasks() if name.startswith("probing-hub/")]

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saebench
+from saebench.board.plots import plots
 from saebench.cli import main
 from saebench.corpus import task_contexts
-from saebench.dry_run import dry_runs
 from saebench.errors import UsageError
 from saebench.labels import labelled_texts, read_table, split_by_group
 from saebench.leaderboard import boards
 from saebench.models import load_model
-from saebench.plan import Request
-from saebench.plots import plots
+from saebench.running.dry_run import dry_runs
+from saebench.running.plan import Request
 from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
 
 WORDS = [f"w{i}" for i in range(90)]

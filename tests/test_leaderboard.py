@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from saebench.board.compare import compare
+from saebench.board.tables import board_table, caption, clean, comparison_table, notes
 from saebench.cli import main
-from saebench.compare import compare
 from saebench.errors import SaebenchError, UsageError
 from saebench.leaderboard import Report, boards, select
 from saebench.registry import registry
 from saebench.stats import Ratio
-from saebench.tables import board_table, caption, clean, comparison_table, notes
 from tests.synthetic import Make, declared, make_record, plain, units
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saebench import losses
-from saebench.losses import log_probabilities, next_tokens, spliced_losses
+from saebench.forward import losses
+from saebench.forward.losses import log_probabilities, next_tokens, spliced_losses
 
 
 class Head:

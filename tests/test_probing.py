@@ -15,11 +15,11 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from saebench.errors import SaebenchError
 from saebench.labels import Labels
 from saebench.metric import Batch, Env, Score, get_state, set_state
-from saebench.pooling import pool_dense, pool_latents, sparse_rows
-from saebench.probes import Documents, auroc
+from saebench.probing.pooling import pool_dense, pool_latents, sparse_rows
+from saebench.probing.probes import Documents, auroc
 from saebench.random_sae import RandomSAE
+from saebench.running.state import StateFolder
 from saebench.sae import SAE, Latents
-from saebench.state import StateFolder
 from saebench.stats import ratio_interval
 from saebench.testing import identity_sae, random_sae
 

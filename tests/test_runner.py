@@ -211,14 +211,14 @@ def test_new_metric_computes_only_that(llama, tokens, two_saes, tmp_path, monkey
 
 def test_two_runs_on_one_record_at_a_time_lose_nothing(llama, tokens, two_saes, tmp_path, monkeypatch):
     """The second begins and ends while the first, which has read what there is, still computes."""
-    original = saebench.measure.finish_metric
+    original = saebench.running.measure.finish_metric
 
     def meanwhile(*args: Any) -> Any:
         monkeypatch.undo()
         measure(two_saes[0], llama, tokens, tmp_path, metrics=["sparsity"])
         return original(*args)
 
-    monkeypatch.setattr("saebench.measure.finish_metric", meanwhile)
+    monkeypatch.setattr("saebench.running.measure.finish_metric", meanwhile)
     [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["fidelity"])
     [there] = saebench.load_records([tmp_path])
     assert record.to_json() == there.to_json()
@@ -337,7 +337,7 @@ def test_records_never_hold_a_local_secret(llama, tokens, two_saes, tmp_path, mo
 
 _KILLED = """
 import os, signal, sys
-import saebench.measure as measure, saebench.stream as stream
+import saebench.running.measure as measure, saebench.stream as stream
 measure.SAVE_EVERY = 0.0
 where, after = sys.argv[1], int(sys.argv[2])
 seen = 0
@@ -396,7 +396,7 @@ def test_sigkill_and_again_gives_the_same_record(
 def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_path, monkeypatch):
     from saebench.stream import Pass
 
-    monkeypatch.setattr("saebench.measure.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("saebench.running.measure.SAVE_EVERY", 0.0)
     seen: list[int] = []
     real = Pass._update
 

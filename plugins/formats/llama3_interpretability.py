@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
 from saebench.checkpoint import MissingError, shapes_of
-from saebench.readers import torch_checkpoint, torch_file_of
+from saebench.loading.readers import torch_checkpoint, torch_file_of
 from saebench.sae import Fact, LayerNorm, Metadata, TopK
 
 _TENSORS = {"b_pre", "encoder.weight", "encoder.bias", "decoder.weight"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
 from saebench.checkpoint import CheckpointError, SafetensorsFile, shapes_of
-from saebench.readers import oriented
+from saebench.loading.readers import oriented
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU
 
 _THRESHOLD = "activation_function.threshold"

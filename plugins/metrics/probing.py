@@ -13,9 +13,9 @@ import torch
 
 from saebench import SAE, Batch, Env, Latents, Metric, SaebenchError, Score, hookimpl
 from saebench.labels import Labels, require_sides
-from saebench.pooling import POOLS, pool_dense, pool_latents, sparse_rows
-from saebench.probe_baselines import baselines
-from saebench.probes import C_ALL, Documents, Probe, auroc
+from saebench.probing.baselines import baselines
+from saebench.probing.pooling import POOLS, pool_dense, pool_latents, sparse_rows
+from saebench.probing.probes import C_ALL, Documents, Probe, auroc
 from saebench.random_sae import RandomSAE
 
 KS = (1, 2, 5, 16, 128)

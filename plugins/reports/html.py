@@ -11,10 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from saebench import hookimpl
-from saebench.html_page import html_page
+from saebench.board.html_page import html_page
+from saebench.board.plots import architecture, inline_svg, plots
+from saebench.board.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 from saebench.leaderboard import Board, Cell, Column, Report, Row
-from saebench.plots import architecture, inline_svg, plots
-from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 
 from .sae_pages import about, kept_names, page_names, sae_pages, style
 

@@ -5,11 +5,11 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from saebench.html_page import html_page
+from saebench.board.html_page import html_page
+from saebench.board.plots import architecture
+from saebench.board.tables import caption, clean, interval_text, value_text
 from saebench.leaderboard import Board, Cell, Column, Row
-from saebench.plots import architecture
 from saebench.results import Record, RecordError, slug
-from saebench.tables import caption, clean, interval_text, value_text
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from saebench import hookimpl
+from saebench.board.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 from saebench.leaderboard import Board, Cell, Column, Report, Row
-from saebench.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
 
 
 class Markdown:

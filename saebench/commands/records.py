@@ -59,7 +59,7 @@ def leaderboard(
         else:
             _write_report(found, format_, output)
         if plots:
-            from saebench.plots import write_plots
+            from saebench.board.plots import write_plots
 
             for path in write_plots(found, plots):
                 click.echo(f"plot: {path}", err=True)
@@ -68,9 +68,9 @@ def leaderboard(
 def _boards(
     folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, filters: dict[str, Any]
 ) -> "list[Board]":
+    from saebench.board.selection import keep, only_scores, sort_boards
     from saebench.leaderboard import boards, measured_l0
     from saebench.results import load_records
-    from saebench.selection import keep, only_scores, sort_boards
 
     records = load_records(folders or (Path("results"),))
     if not records:
@@ -105,8 +105,8 @@ def _write_report(found: "list[Board]", format_: str, output: Path | None) -> No
 
 
 def _print_boards(found: "list[Board]", output: Path | None) -> None:
+    from saebench.board.tables import board_table, notes
     from saebench.results import write_atomically
-    from saebench.tables import board_table, notes
 
     file = StringIO() if output else sys.stdout
     console = console_on(file)
@@ -146,14 +146,14 @@ def compare(
       saebench compare a.json b.json --score explained_variance
     """
     with errors(debug):
-        from saebench.compare import compare as compare_records
+        from saebench.board.compare import compare as compare_records
         from saebench.results import find_records
 
         found = compare_records(find_records(saes, results, task), scores)
         if as_json:
             click.echo(json.dumps([c.to_json() for c in found], indent=1, allow_nan=False))
             return
-        from saebench.tables import comparison_table
+        from saebench.board.tables import comparison_table
 
         console = console_on(sys.stdout)
         for comparison in found:
@@ -183,7 +183,7 @@ def submit(paths: tuple[Path, ...], results: Path, debug: bool) -> None:
       saebench submit theirs/results --results results
     """
     with errors(debug):
-        from saebench.submission import submit as submit_records
+        from saebench.board.submission import submit as submit_records
 
         for path, state in submit_records(paths, results):
             click.echo(f"{state}: {path}")

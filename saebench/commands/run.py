@@ -13,8 +13,8 @@ from saebench.errors import one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from saebench.plan import Request
     from saebench.results import Record
+    from saebench.running.plan import Request
 
 
 @click.command()
@@ -128,7 +128,7 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
     with errors(debug):
-        from saebench.plan import Request
+        from saebench.running.plan import Request
 
         request = Request(saes=saes, format=format_, **options)
         if dry_run:
@@ -202,7 +202,7 @@ class _Progress:
 
 def _show(records: "list[Record]", console: "Console") -> None:
     """The table at the end of a run, how to read it, and where the records lie."""
-    from saebench.run_table import reading_help, run_tables
+    from saebench.board.run_table import reading_help, run_tables
 
     if not records:
         return
@@ -216,7 +216,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 
 
 def _dry_run(request: "Request", as_json: bool) -> None:
-    from saebench.dry_run import dry_runs
+    from saebench.running.dry_run import dry_runs
 
     plans = dry_runs(request)
     if as_json:

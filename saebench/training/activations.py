@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from saebench.calibration import CONTEXTS, Calibration, calibrate
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError
+from saebench.forward.calibration import CONTEXTS, Calibration, calibrate
 from saebench.hookpoint import HookPoint
 from saebench.subject import Subject
 from saebench.training.text import Text, context_order

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from saebench.cost import ModelSize, model_size
+from saebench.forward.linear import linear
 from saebench.hookpoint import HookPoint
-from saebench.linear import linear
 from saebench.models import DTYPES, default_device, load_config
+from saebench.running.cost import ModelSize, model_size
 from saebench.training.plan import TrainRequest
 from saebench.training.run import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
 from saebench.training.shapes import check_shapes

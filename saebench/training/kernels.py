@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saebench.linear import linear as float32_linear
+from saebench.forward.linear import linear as float32_linear
 from saebench.training.ranks import all_gather_ragged, all_min, all_sum, world
 from saebench.training.selection import above, top_k
 

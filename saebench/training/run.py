@@ -18,8 +18,8 @@ from saebench.corpus import token_contexts
 from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.models import cache_folder, default_device, load_config, load_model, load_tokenizer
-from saebench.provenance import provenance
 from saebench.registry import registry
+from saebench.running.provenance import provenance
 from saebench.sae import SAE
 from saebench.subject import Subject
 from saebench.training.activations import Activations, Chunks, calibrate_on

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from saebench.cost import model_size
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
 from saebench.registry import registry
+from saebench.running.cost import model_size
 from saebench.training.baselines import BASELINES, check_baseline
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.recipe import make_settings

@@ -18,7 +18,7 @@ from saebench.plugins.metrics.autointerp.metric import AutoInterp
 from scipy import stats
 
 from saebench.judge import Judge, Reply
-from saebench.judge_session import JudgeSession
+from saebench.judging.session import JudgeSession
 from saebench.stats import ratio_interval
 from saebench.testing import FunctionJudge, judge_session, score_values
 from tests.autointerp.world import (

@@ -19,8 +19,8 @@ from saebench.plugins.metrics.autointerp.settings import Settings
 
 import saebench
 from saebench import Env, Record
+from saebench.board.compare import compare
 from saebench.cli import main
-from saebench.compare import compare
 from saebench.judge import Reply, Request, read_reply
 from saebench.leaderboard import boards
 from saebench.results import load_records

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saebench import SAE, Batch, Env, Latents
 from saebench.judge import Request
-from saebench.judge_session import JudgeSession
+from saebench.judging.session import JudgeSession
 from saebench.metric import get_state, set_state
 from saebench.testing import random_sae
 

@@ -74,7 +74,7 @@ def our_latents(data: Any) -> tuple[np.ndarray, np.ndarray]:
     import saebench
     from saebench.hookpoint import HookPoint
     from saebench.models import load_model
-    from saebench.pooling import pool_latents, sparse_rows
+    from saebench.probing.pooling import pool_latents, sparse_rows
     from saebench.subject import Subject
 
     subject = Subject(load_model("smollm2-135m-instruct"))
@@ -102,7 +102,7 @@ def accuracies(
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
     from saebench.labels import Labels
-    from saebench.probes import FOLDS, GRID, Documents
+    from saebench.probing.probes import FOLDS, GRID, Documents
 
     rng = np.random.default_rng(seed)
     found: dict[int, dict[str, list[float]]] = {k: {name: [] for name in FITS} for k in ks}
@@ -205,7 +205,7 @@ def fits() -> dict[str, float]:
     from sklearn.model_selection import cross_val_score
 
     from saebench.labels import Labels
-    from saebench.probes import C_ALL, GRID, Documents
+    from saebench.probing.probes import C_ALL, GRID, Documents
 
     rng = np.random.default_rng(0)
     n, width, classes = 5000, 2304, 10

@@ -16,8 +16,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import saebench
-from saebench.cost import model_size, pass_cost
 from saebench.hookpoint import HookPoint
+from saebench.running.cost import model_size, pass_cost
 from saebench.testing import random_sae
 
 LLAMA_1B = LlamaConfig(

@@ -10,8 +10,8 @@ import pytest
 
 from saebench.errors import UsageError
 from saebench.judge import JudgeError, NoAnswer, Request, make_judge
-from saebench.judge_cache import ReplyCache
-from saebench.judge_session import JudgeSession
+from saebench.judging.cache import ReplyCache
+from saebench.judging.session import JudgeSession
 from tests.judges.server import JudgeServer, Status, always
 
 APIS = ("openai", "anthropic")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from saebench.errors import UsageError
 from saebench.judge import Judge, JudgeError, Reply, Request, Usage, make_judge
-from saebench.judge_session import JudgeSession
+from saebench.judging.session import JudgeSession
 from saebench.testing import FunctionJudge, check_judge, tiny_llama
 from tests.judges.server import Coin, JudgeServer
 

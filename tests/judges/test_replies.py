@@ -13,8 +13,8 @@ from saebench.plugins.judges.openai import _refused, probabilities
 
 from saebench.errors import UsageError
 from saebench.judge import JudgeError, NoAnswer, Reply, Request, read_reply, value_places
-from saebench.judge_cache import ReplyCache
-from saebench.judge_session import JudgeSession
+from saebench.judging.cache import ReplyCache
+from saebench.judging.session import JudgeSession
 from saebench.testing import judge_session
 from tests.judges.server import (
     Coin,
@@ -262,7 +262,7 @@ def test_a_worker_that_dies_is_heard_of():
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("wait", [math.inf, math.nan, 1e300, -1.0])
 def test_a_wait_that_is_no_number_of_seconds(wait, monkeypatch):
-    monkeypatch.setattr("saebench.judge_session.LONGEST_WAIT", 0.01, raising=False)
+    monkeypatch.setattr("saebench.judging.session.LONGEST_WAIT", 0.01, raising=False)
     left = [NoAnswer("busy", wait)]
 
     def answer(asked: Request) -> dict[str, bool]:

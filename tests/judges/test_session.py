@@ -14,9 +14,9 @@ import pytest
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import BatchLost, Calls, JudgeError, Reply, Request, Usage, make_judge
-from saebench.judge_cache import HandedOver, ReplyCache
-from saebench.judge_session import JudgeSession
-from saebench.prices import Price, cost_bound, estimate, find_price
+from saebench.judging.cache import HandedOver, ReplyCache
+from saebench.judging.prices import Price, cost_bound, estimate, find_price
+from saebench.judging.session import JudgeSession
 from saebench.testing import FunctionJudge
 from tests.conftest import REPOSITORY
 from tests.judges.server import Coin, CutBody, Expired, Hang, JudgeServer, Status, always
@@ -246,8 +246,8 @@ import sys
 from pathlib import Path
 from importlib import import_module
 from saebench.judge import Request
-from saebench.judge_cache import HandedOver, ReplyCache
-from saebench.judge_session import JudgeSession
+from saebench.judging.cache import HandedOver, ReplyCache
+from saebench.judging.session import JudgeSession
 [kind] = import_module(f"saebench.plugins.judges.{sys.argv[1]}").saebench_judges()
 judge = kind("test-model", sys.argv[2])
 cache = ReplyCache(Path(sys.argv[3]))
@@ -444,7 +444,7 @@ def test_a_resumed_run_asks_one_call_alone_before_its_own_batch(api, tmp_path, m
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(Coin(), polls=10**9) as server:
         with monkeypatch.context() as patch:
-            patch.setattr("saebench.judge_session.time.sleep", dies)
+            patch.setattr("saebench.judging.session.time.sleep", dies)
             with pytest.raises(Killed):
                 JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
         assert [len(batch.items) for batch in server.batches.values()] == [4]
@@ -463,7 +463,7 @@ def begun_batch(server: JudgeServer, api: str, cache: ReplyCache, monkeypatch: A
     """A batch of four handed over by a run that then ended, and finished by now."""
     server.polls = 10**9
     with monkeypatch.context() as patch:
-        patch.setattr("saebench.judge_session.time.sleep", dies)
+        patch.setattr("saebench.judging.session.time.sleep", dies)
         with pytest.raises(Killed):
             JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
     server.polls = 0
@@ -517,7 +517,7 @@ def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(plain, polls=10**9) as server:
         with monkeypatch.context() as patch:
-            patch.setattr("saebench.judge_session.time.sleep", dies)
+            patch.setattr("saebench.judging.session.time.sleep", dies)
             with pytest.raises(Killed):
                 JudgeSession(server.judge("openai"), cache, batch=True).complete_all(requests(5))
         server.polls = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from saebench.html_page import html_page
+from saebench.board.html_page import html_page
 
 from .asking import Item
 from .examples import Window

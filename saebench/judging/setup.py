@@ -8,12 +8,12 @@ from typing import Any
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import Judge, make_judge
-from saebench.judge_cache import ReplyCache
-from saebench.judge_session import JudgeSession, Listener
+from saebench.judging.cache import ReplyCache
+from saebench.judging.prices import estimate, find_price, price_file
+from saebench.judging.session import JudgeSession, Listener
 from saebench.metric import Metric
 from saebench.models import cache_folder
-from saebench.plan import Request
-from saebench.prices import estimate, find_price, price_file
+from saebench.running.plan import Request
 
 Wanted = dict[str, type[Metric]]
 

@@ -1,14 +1,14 @@
 """The cost model: what a run will do, in floating-point operations, before it does it.
 
 One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
-stream the two ablations cost two contexts in all (saebench/ablation.py); elsewhere two more copies, until they are cached.
+stream the two ablations cost two contexts in all (forward/ablation.py); elsewhere two more copies, until they are cached.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saebench.calibration import CONTEXTS
+from saebench.forward.calibration import CONTEXTS
 from saebench.hookpoint import HookPoint
 
 

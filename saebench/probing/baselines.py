@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from saebench.calibration import save_in_cache
-from saebench.probes import Documents, Probe, principal_directions, random_directions
+from saebench.forward.calibration import save_in_cache
+from saebench.probing.probes import Documents, Probe, principal_directions, random_directions
 
 # Raised whenever a baseline would come out differently.
 VERSION = 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from saebench.checkpoint import load_sae
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
-from saebench.readers import MissingError
+from saebench.loading.readers import MissingError
 from saebench.sae import SAE, Fact, Metadata
 
 # Stand-ins that let the rest be read; whatever follows from one is left out of the answer.
@@ -224,8 +224,8 @@ def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
     Raises:
         UsageError: the SAE names no model or no hook point, or they do not fit it.
     """
-    from saebench.calibration import calibrate
     from saebench.corpus import task_contexts
+    from saebench.forward.calibration import calibrate
     from saebench.models import default_device, load_model
     from saebench.subject import Subject
     from saebench.task import load_task

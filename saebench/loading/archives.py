@@ -13,9 +13,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from saebench.config import CheckpointError
 from saebench.errors import one_line
-from saebench.weights import Weights
+from saebench.loading.config import CheckpointError
+from saebench.loading.weights import Weights
 
 # Random weights hardly compress: an archive that claims more than this many times its own size is lying.
 _EXPANSION_LIMIT = 50

@@ -6,9 +6,9 @@ from dataclasses import replace
 from rich.table import Table
 from rich.text import Text
 
+from saebench.board.tables import board_table, clean, interval_text, value_text
 from saebench.leaderboard import Cell, boards
 from saebench.results import Record
-from saebench.tables import board_table, clean, interval_text, value_text
 
 # What each number says, in a few words; a stranger's metric shows its unit.
 MEANING = {

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from saebench.corpus import task_contexts
-from saebench.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.judging import JudgePlan, plan_judge
-from saebench.measure import LANES, default_batch
+from saebench.judging.setup import JudgePlan, plan_judge
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
-from saebench.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.runner import check_request
+from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
+from saebench.running.measure import LANES, default_batch
+from saebench.running.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.task import Task
 
 

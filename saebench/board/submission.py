@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+from saebench.board.tables import clean
 from saebench.errors import SaebenchError, one_line
 from saebench.leaderboard import conflict
 from saebench.results import (
@@ -20,7 +21,6 @@ from saebench.results import (
     writing,
 )
 from saebench.stats import Ratio, ratio_interval
-from saebench.tables import clean
 from saebench.task import load_task
 
 # Sums of float64 in another order, on another machine.

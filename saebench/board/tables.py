@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from saebench.compare import Comparison, Line
+from saebench.board.compare import Comparison, Line
+from saebench.board.text import clean as clean
 from saebench.leaderboard import Board, Cell, Column, select
-from saebench.text import clean as clean
 
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 

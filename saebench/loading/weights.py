@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saebench.config import CheckpointError, LoadOptions
 from saebench.errors import one_line
+from saebench.loading.config import CheckpointError, LoadOptions
 
 # Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.
 _MAP_FROM = 2**28

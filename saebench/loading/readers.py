@@ -6,17 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saebench.archives import NpzFile as NpzFile
-from saebench.archives import TorchFile as TorchFile
-from saebench.config import CheckpointError as CheckpointError
-from saebench.config import Config as Config
-from saebench.config import LoadOptions as LoadOptions
-from saebench.config import MissingError as MissingError
-from saebench.config import read_json as read_json
 from saebench.errors import SaebenchError
-from saebench.weights import SafetensorsFile as SafetensorsFile
-from saebench.weights import Weights as Weights
-from saebench.weights import finite as finite
+from saebench.loading.archives import NpzFile as NpzFile
+from saebench.loading.archives import TorchFile as TorchFile
+from saebench.loading.config import CheckpointError as CheckpointError
+from saebench.loading.config import Config as Config
+from saebench.loading.config import LoadOptions as LoadOptions
+from saebench.loading.config import MissingError as MissingError
+from saebench.loading.config import read_json as read_json
+from saebench.loading.weights import SafetensorsFile as SafetensorsFile
+from saebench.loading.weights import Weights as Weights
+from saebench.loading.weights import finite as finite
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from saebench.errors import one_line
 from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, NoAnswer, Reply, Request
-from saebench.judge_cache import HandedOver, ReplyCache
-from saebench.prices import Price, cost_bound, cost_of
+from saebench.judging.cache import HandedOver, ReplyCache
+from saebench.judging.prices import Price, cost_bound, cost_of
 
 Mode = Literal["record", "live", "only"]
 # So many calls in a row without an answer mean that there will be none.

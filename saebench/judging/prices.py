@@ -72,7 +72,7 @@ def estimate(calls: Sequence[Calls], price: Price | None, batch: bool = False) -
 
 def price_file() -> str:
     """The file of prices: $SAEBENCH_PRICES, else the one that came with saebench."""
-    return os.environ.get("SAEBENCH_PRICES") or str(files("saebench").joinpath("prices.toml"))
+    return os.environ.get("SAEBENCH_PRICES") or str(files("saebench.judging").joinpath("prices.toml"))
 
 
 def _prices() -> dict[str, dict[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from saebench.board.tables import clean, interval_text, value_text
 from saebench.leaderboard import Cell
 from saebench.results import Record, load_records
-from saebench.tables import clean, interval_text, value_text
 
 # Text, then numbers: what a column is does not depend on what the records happen to hold.
 _TEXT = ("sae", "sha256", "architecture", "format", "model", "revision", "hook", "hook_out", "task", "corpus", "model_dtype",

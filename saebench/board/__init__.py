@@ -1,0 +1,1 @@
+"""From records to what is read: frames, comparisons, tables, plots, pages, submissions."""

@@ -1,0 +1,1 @@
+"""How the language model is computed: splices, ablations, losses, and the arithmetic under them."""

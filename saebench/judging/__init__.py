@@ -1,0 +1,1 @@
+"""Asking a language model: replay, limits, retries, batches, prices."""

@@ -1,0 +1,1 @@
+"""Probes on latents, and the baselines beside them."""
