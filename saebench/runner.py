@@ -11,7 +11,7 @@ import torch
 
 from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
-from saebench.judging.session import Mode
+from saebench.judging.ledger import Mode
 from saebench.judging.setup import open_session
 from saebench.results import Record
 from saebench.running.measure import ModelRun, Outcome, Reporter, load_subject
@@ -155,7 +155,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     if judge is not None:
         judge.close()
         if rank == 0:
-            reporter.message(judge.spent())
+            reporter.message(judge.ledger.spent())
     order = {job.sha256: i for i, job in enumerate(jobs)}
     outcome.records.sort(key=lambda record: order[record.sae["sha256"]])
     return outcome

@@ -9,8 +9,9 @@ from saebench import ranks
 from saebench.errors import SaebenchError, UsageError
 from saebench.judge import Judge, make_judge
 from saebench.judging.cache import ReplyCache
+from saebench.judging.ledger import Listener
 from saebench.judging.prices import estimate, find_price, price_file
-from saebench.judging.session import JudgeSession, Listener
+from saebench.judging.session import JudgeSession
 from saebench.metric import Metric
 from saebench.models import cache_folder
 from saebench.running.plan import Request
@@ -35,7 +36,7 @@ def open_session(request: Request, wanted: Sequence[Wanted], listener: Listener)
         listener=listener,
     )  # fmt: skip
     problem: SaebenchError | None = None
-    if ranks.start()[0] == 0 and judge.sends and session.mode != "only":
+    if ranks.start()[0] == 0 and judge.sends and session.ledger.mode != "only":
         try:
             session.open()
         except SaebenchError as error:

@@ -400,17 +400,17 @@ class ModelRun:
             instance = lane.metrics.get(name, metric)
             judge = self.judge if metric.asks else None
             if judge is not None:
-                judge.begin()
+                judge.ledger.begin()
             env = Env(lane.sae, self.subject.loaded.tokenizer, self.request.seed, cache_folder(), judge)
             kept[name] = finish_metric(record, instance, lane.errors.get(name), env)
             if judge is not None:
-                judged[name] = judge.about()
+                judged[name] = judge.ledger.about()
             seconds[name] = round(time.perf_counter() - begin, 3)
         timings = run["timings"] | {"scores": seconds}
         entry = {"metrics": list(job.missing), **run, "timings": timings}
         if judged and self.judge is not None:
             entry["judged"] = judged
-            timings["judge"] = self.judge.timings()
+            timings["judge"] = self.judge.ledger.timings()
         record.runs.append(entry)
         units = {name: k.units for name, k in kept.items() if k.units is not None}
         files = {name: k.files for name, k in kept.items() if k.files}

@@ -11,7 +11,7 @@ import torch
 from saebench.checkpoint import check_sae, load_sae
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
-from saebench.judging.session import Mode
+from saebench.judging.ledger import Mode
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record

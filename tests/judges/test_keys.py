@@ -137,7 +137,9 @@ def test_the_key_is_nowhere(api, monkeypatch, tmp_path, capfd):
             except JudgeError:
                 shown = traceback.format_exc()
             assert CANARY in said_by(server)
-            everything = f"{session.about()}{session._answers}{session.spent()}{vars(session)}{judge!r}"
+            ledger = session.ledger
+            held = [vars(part) for part in (session, ledger, session.calls, session.batches)]
+            everything = f"{ledger.about()}{ledger.spent()}{held}{judge!r}"
     finally:
         root.removeHandler(handler)
         root.setLevel(before)

@@ -157,7 +157,7 @@ def test_what_will_meet_every_call_ends_the_asking(api, fault, words, monkeypatc
             session.complete_all([request(str(i)) for i in range(100)])
         assert len(str(caught.value).splitlines()) == 1
         assert len(server.asked) < 30
-        assert session.tally.sent == len(server.asked) - 1, "what was answered is kept"
+        assert session.ledger.tally.sent == len(server.asked) - 1, "what was answered is kept"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -256,13 +256,13 @@ def test_a_worker_that_dies_is_heard_of():
     asking = judge_session(answer)
     with pytest.raises(Stopped, match="here"):
         asking.complete_all([request(str(i)) for i in range(5)])
-    assert asking.tally.sent == 3, "what was answered is kept"
+    assert asking.ledger.tally.sent == 3, "what was answered is kept"
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("wait", [math.inf, math.nan, 1e300, -1.0])
 def test_a_wait_that_is_no_number_of_seconds(wait, monkeypatch):
-    monkeypatch.setattr("saebench.judging.session.LONGEST_WAIT", 0.01, raising=False)
+    monkeypatch.setattr("saebench.judging.calls.LONGEST_WAIT", 0.01)
     left = [NoAnswer("busy", wait)]
 
     def answer(asked: Request) -> dict[str, bool]:
@@ -271,7 +271,7 @@ def test_a_wait_that_is_no_number_of_seconds(wait, monkeypatch):
         return {"a": True, "b": True}
 
     asking = judge_session(answer)
-    asking.pause = 0.01
+    asking.calls.pause = 0.01
     assert [r.state for r in asking.complete_all([request()])] == ["ok"]
 
 

@@ -50,7 +50,7 @@ def test_a_replay_is_what_was_recorded(tmp_path):
     session = JudgeSession(silent, cache, mode="only")
     assert session.complete_all(requests(8)) == first
     assert [first[i] for i in (1, 2, 3, 4)] == list(odd.values())
-    assert session.tally.replayed == 8
+    assert session.ledger.tally.replayed == 8
 
 
 def test_what_failed_is_asked_again_and_nothing_else(tmp_path):
@@ -76,7 +76,7 @@ def test_asking_again_keeps_what_is_said_now(tmp_path):
         assert other != first
         replay = JudgeSession(judge(), cache, mode="only")
         assert replay.complete_all(requests(3)) == other
-        assert replay.about() == live.about()
+        assert replay.ledger.about() == live.ledger.about()
 
     def until(asked: Request) -> dict[str, bool]:
         if asked.user == "user 1":
@@ -101,11 +101,11 @@ def test_two_runs_with_one_file_use_the_same_reply(tmp_path):
     late_judge = FunctionJudge(late)
     session = JudgeSession(late_judge, cache)
     assert session.complete_all(requests(2)) == [other, other]
-    session.begin()
+    session.ledger.begin()
     session.complete_all(requests(2))
     replay = JudgeSession(judge(), cache, mode="only")
     assert replay.complete_all(requests(2)) == [other, other]
-    assert session.about() == replay.about()
+    assert session.ledger.about() == replay.ledger.about()
     live = JudgeSession(late_judge, cache, mode="live")
     assert live.complete_all(requests(2))[0].data == {"a": True, "b": True}, "asked for its own opinion"
 
@@ -128,15 +128,17 @@ def test_how_it_was_sampled_is_recorded_and_replayed(tmp_path):
         session.complete_all(requests(4))
         replay = JudgeSession(make_judge("openai:test-model", server.url("openai")), cache, mode="only")
         replay.complete_all(requests(4))
-    assert session.about()["sampling"] == replay.about()["sampling"] == [{"response_format": "json_schema"}]
-    assert JudgeSession(judge()).about()["sampling"] == []
+    assert (
+        session.ledger.about()["sampling"] == replay.ledger.about()["sampling"] == [{"response_format": "json_schema"}]
+    )
+    assert JudgeSession(judge()).ledger.about()["sampling"] == []
 
 
 def test_anthropic_s_sampling_is_recorded_too():
     with JudgeServer(always(True)) as server:
         session = JudgeSession(server.judge("anthropic"))
         session.complete_all(requests(1))
-    assert session.about()["sampling"] == [{"format": "json_schema", "thinking": "disabled"}]
+    assert session.ledger.about()["sampling"] == [{"format": "json_schema", "thinking": "disabled"}]
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -150,10 +152,10 @@ def test_a_run_goes_on_sampling_as_it_began(batch, tmp_path):
         session.complete_all(requests(7))
         assert len({asked.user for asked in server.asked}) == 7
         assert not any("temperature" in asked.body for asked in server.asked[-4:])
-        assert session.about()["sampling"] == [{"response_format": "json_schema"}]
-        session.begin()
+        assert session.ledger.about()["sampling"] == [{"response_format": "json_schema"}]
+        session.ledger.begin()
         session.complete_all(requests(3, system="another score"))
-        assert session.about()["calls"] == 3
+        assert session.ledger.about()["calls"] == 3
 
 
 def test_anthropic_goes_on_as_it_began(tmp_path):
@@ -164,7 +166,7 @@ def test_anthropic_goes_on_as_it_began(tmp_path):
         server.thinking = ("disabled",)
         session = JudgeSession(server.judge("anthropic"), cache)
         session.complete_all(requests(2))
-        assert session.about()["sampling"] == [{"effort": "low", "format": "json_schema"}]
+        assert session.ledger.about()["sampling"] == [{"effort": "low", "format": "json_schema"}]
         assert "thinking" not in server.asked[-1].body
         assert server.asked[-1].max_tokens == 20 + 4096
 
@@ -178,7 +180,7 @@ def test_replies_of_two_ways_of_sampling_are_named(tmp_path):
     cache.put(who.identity, rows)
     session = JudgeSession(who, cache, mode="only")
     session.complete_all(requests(2))
-    assert session.about()["sampling"] == [{"temperature": 0}, {}]
+    assert session.ledger.about()["sampling"] == [{"temperature": 0}, {}]
 
 
 def test_a_miss_in_a_replay_is_an_error(tmp_path):
@@ -369,7 +371,7 @@ def test_a_server_without_batches_is_said_to_have_none(api, tmp_path):
         session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
         with pytest.raises(JudgeError, match=r"takes no batches \(404\): leave --judge-batch out"):
             session.complete_all(requests(5))
-        assert not cache.open_batches(session.identity), "it was not taken, so there is none to wait for"
+        assert not cache.open_batches(session.ledger.identity), "it was not taken, so there is none to wait for"
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -394,7 +396,7 @@ def test_what_a_batch_says_has_failed_costs_nothing(api):
     assert sorted(r.state for r in replies) == ["failed"] * 4 + ["ok"] * 4
     usages = [r.usage for r in replies if r.state == "ok" and r.usage]
     first, *rest = [PRICE.cost(u.input_tokens, u.output_tokens) for u in usages]
-    assert session.tally.cost == pytest.approx(first + 0.5 * (sum(rest) + 2 * cost_bound(PRICE, requests(1)[0])))
+    assert session.ledger.tally.cost == pytest.approx(first + 0.5 * (sum(rest) + 2 * cost_bound(PRICE, requests(1)[0])))
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -444,7 +446,7 @@ def test_a_resumed_run_asks_one_call_alone_before_its_own_batch(api, tmp_path, m
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(Coin(), polls=10**9) as server:
         with monkeypatch.context() as patch:
-            patch.setattr("saebench.judging.session.time.sleep", dies)
+            patch.setattr("saebench.judging.batches.time.sleep", dies)
             with pytest.raises(Killed):
                 JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
         assert [len(batch.items) for batch in server.batches.values()] == [4]
@@ -463,7 +465,7 @@ def begun_batch(server: JudgeServer, api: str, cache: ReplyCache, monkeypatch: A
     """A batch of four handed over by a run that then ended, and finished by now."""
     server.polls = 10**9
     with monkeypatch.context() as patch:
-        patch.setattr("saebench.judging.session.time.sleep", dies)
+        patch.setattr("saebench.judging.batches.time.sleep", dies)
         with pytest.raises(Killed):
             JudgeSession(server.judge(api), cache, batch=True).complete_all(requests(5))
     server.polls = 0
@@ -476,8 +478,8 @@ def test_all_of_a_batch_is_kept_whatever_is_wanted_of_it(api, tmp_path, monkeypa
         begun_batch(server, api, cache, monkeypatch)
         session = JudgeSession(server.judge(api), cache, batch=True, poll=0)
         session.complete_all(requests(3))
-        assert session.tally.sent == 2
-        assert not cache.open_batches(session.identity)
+        assert session.ledger.tally.sent == 2
+        assert not cache.open_batches(session.ledger.identity)
         asked = len(server.asked)
         assert len(JudgeSession(server.judge(api), cache, mode="only").complete_all(requests(5))) == 5
         assert len(server.asked) == asked == 5
@@ -517,7 +519,7 @@ def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):
     cache = ReplyCache(tmp_path / "r.sqlite")
     with JudgeServer(plain, polls=10**9) as server:
         with monkeypatch.context() as patch:
-            patch.setattr("saebench.judging.session.time.sleep", dies)
+            patch.setattr("saebench.judging.batches.time.sleep", dies)
             with pytest.raises(Killed):
                 JudgeSession(server.judge("openai"), cache, batch=True).complete_all(requests(5))
         server.polls = 0
@@ -599,10 +601,10 @@ def test_no_limit_is_passed(limit, batch, tmp_path):
         ):
             session.complete_all(requests(50))
         singles = 1 if batch else len(server.asked)
-        usages = [r.usage for r in session._answers.values() if r.usage]
+        usages = [r.usage for r in session.ledger.answers.values() if r.usage]
         costs = [PRICE.cost(u.input_tokens, u.output_tokens) for u in usages]
         spent = sum(costs[:singles]) + 0.5 * sum(costs[singles:])
-        assert spent == pytest.approx(session.tally.cost)
+        assert spent == pytest.approx(session.ledger.tally.cost)
         assert spent <= limit
         assert len(usages) == len(server.asked)
         bound = cost_bound(PRICE, requests(1)[0]) * (0.5 if batch else 1)
@@ -627,7 +629,7 @@ def test_an_attempt_that_may_be_billed_is_counted_at_its_most(api, fault, billed
         assert len(server.asked) == 3
     assert reply.usage is not None
     own = PRICE.cost(reply.usage.input_tokens, reply.usage.output_tokens)
-    assert session.tally.cost == pytest.approx(own + 2 * billed * cost_bound(PRICE, requests(1)[0]))
+    assert session.ledger.tally.cost == pytest.approx(own + 2 * billed * cost_bound(PRICE, requests(1)[0]))
 
 
 @pytest.mark.parametrize("fault", [CutBody(), Status(500)], ids=repr)
@@ -639,10 +641,10 @@ def test_no_limit_is_passed_by_trying_again(fault):
         if isinstance(fault, CutBody):
             with pytest.raises(JudgeError, match="stopped before passing --max-cost"):
                 session.complete_all(requests(1))
-            assert (len(server.asked), session.tally.cost) == (2, pytest.approx(2 * bound))
+            assert (len(server.asked), session.ledger.tally.cost) == (2, pytest.approx(2 * bound))
         else:
             assert session.complete_all(requests(1))[0].state == "failed"
-            assert (len(server.asked), session.tally.cost) == (4, 0)
+            assert (len(server.asked), session.ledger.tally.cost) == (4, 0)
 
 
 def test_what_could_not_be_sent_costs_nothing(monkeypatch):
@@ -653,14 +655,14 @@ def test_what_could_not_be_sent_costs_nothing(monkeypatch):
     monkeypatch.setattr(nowhere, "retries", 1)
     session = JudgeSession(nowhere, price=PRICE, pause=0.01)
     assert session.complete_all(requests(1))[0].state == "failed"
-    assert session.tally.cost == 0
+    assert session.ledger.tally.cost == 0
 
 
 def test_a_call_without_a_count_is_taken_at_its_most():
     speaker = FunctionJudge(lambda r: Reply("failed", problem="timeout"))
     session = JudgeSession(speaker, price=PRICE)
     session.complete_all(requests(2))
-    assert session.tally.cost == pytest.approx(2 * cost_bound(PRICE, requests(1)[0]))
+    assert session.ledger.tally.cost == pytest.approx(2 * cost_bound(PRICE, requests(1)[0]))
 
 
 def test_bounds_are_bounds():
@@ -706,10 +708,15 @@ def test_about_is_the_same_for_a_run_and_its_replay(tmp_path):
     abouts = []
     for session in (one, two):
         session.complete_all(requests(9))
-        session.begin()
+        session.ledger.begin()
         session.complete_all(requests(4))
-        abouts.append(session.about())
+        abouts.append(session.ledger.about())
     assert abouts[0] == abouts[1]
     assert abouts[0]["calls"] == 4
     assert abouts[0]["states"] == {"ok": 4}
-    assert (one.tally.sent, one.tally.replayed, two.tally.sent, two.tally.replayed) == (9, 0, 0, 9)
+    assert (one.ledger.tally.sent, one.ledger.tally.replayed, two.ledger.tally.sent, two.ledger.tally.replayed) == (
+        9,
+        0,
+        0,
+        9,
+    )
