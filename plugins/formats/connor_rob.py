@@ -38,6 +38,7 @@ class ConnorRob(Format):
         return file is not None and config_of(file) is not None and "W_enc" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """One `NAME.pt` and the `NAME_cfg.json` beside it, which says the architecture and where it reads."""
         source = torch_file_of(path)
         config = config_of(source) if source else None
         if source is None or config is None:

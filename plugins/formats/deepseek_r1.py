@@ -24,6 +24,7 @@ class DeepSeekR1(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """A bare state dict; the layer is read from the file name, everything else of it is always the same."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         facts = [Fact("subtracts b_dec", "false", "inferred: this format never does")]

@@ -25,6 +25,7 @@ class Goodfire(Format):
         return file is not None and "encoder_linear.weight" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """A bare state dict; model and layer are read from the file name."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder_linear.weight", 2)
         W_dec = file.transposed("decoder_linear.weight", d_in, d_sae)

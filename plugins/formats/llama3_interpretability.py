@@ -27,6 +27,7 @@ class Llama3Interpretability(Format):
         return file is not None and "b_pre" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """A bare state dict; `options.k` is required, since the file does not hold it."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         if options.k is None:

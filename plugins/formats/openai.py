@@ -28,6 +28,7 @@ class OpenAI(Format):
         return file is not None and {"pre_bias", "latent_bias"} <= shapes_of(file).keys()
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """One autoencoder, tied or not; the file says its activation, and it is ReLU where the file does not."""
         file = torch_checkpoint(path, _TENSORS | _VALUES, options, _STATISTICS)
         d_sae, d_in = file.shape("encoder.weight", 2)
         tied = "decoder.linear.weight" in file

@@ -27,6 +27,7 @@ class QwenScope(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS and config_of(file) is None
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """A bare state dict in either orientation; k is read from the name of the repository or given by `options.k`."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("b_enc", 1)[0], file.shape("b_dec", 1)[0]
         W_enc, W_dec = oriented(file, "W_enc", d_in, d_sae), oriented(file, "W_dec", d_sae, d_in)

@@ -33,6 +33,7 @@ class Transcoders(Format):
         return {"W_enc", "W_dec", "b_enc", "b_dec"} <= names or bool(split and f"W_enc_{split[1]}" in names)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """One layer of a set: a file of its own, or the encoder and decoder files of that layer."""
         source = _file(path)
         if source is None:
             raise CheckpointError(f"{path}: name one layer's file (layer_N.safetensors)")

@@ -29,6 +29,7 @@ class Anthropic(Vendor):
         return {"x-api-key": key}
 
     def open(self) -> None:
+        """Find the key and the model; a call that costs is attempted once, and again only by the session, which counts it."""
         import anthropic
 
         if self._client is not None:
@@ -94,6 +95,7 @@ class Anthropic(Vendor):
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
+        """One message; what the server says it does not take is left out from then on, and asked again."""
         while True:
             sampling = self.sampling
             try:
@@ -162,6 +164,7 @@ class Anthropic(Vendor):
             raise self._not_taken(error) from None
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
+        """The replies of a batch that has ended, from the server it was handed to."""
         import anthropic
 
         try:

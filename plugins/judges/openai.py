@@ -61,6 +61,7 @@ class OpenAI(Vendor):
         return {"authorization": f"Bearer {key}"}
 
     def open(self) -> None:
+        """Find the key and the model; a call that costs is attempted once, and again only by the session, which counts it."""
         import openai
 
         if self._client is not None:
@@ -120,6 +121,7 @@ class OpenAI(Vendor):
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
+        """One chat completion; what the server says it does not take is left out from then on, and asked again."""
         import openai
 
         while True:
@@ -215,6 +217,7 @@ class OpenAI(Vendor):
     # --- batches ------------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Mapping[str, Request], mark: str) -> str:
+        """Upload the requests as a file, then make a batch of it that carries the mark."""
         lines = [
             {
                 "custom_id": key,
@@ -245,6 +248,7 @@ class OpenAI(Vendor):
             raise JudgeError(f"batches cannot be listed: {self._problem(error)}") from None
 
     def collect(self, batch: str, requests: Mapping[str, Request]) -> Mapping[str, Reply] | None:
+        """The replies of a batch that has ended, from its file of answers and its file of errors."""
         import openai
 
         try:

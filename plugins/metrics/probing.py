@@ -53,6 +53,7 @@ class Probing(Metric):
         self._left_out: dict[str, Any] = {}
 
     def update(self, batch: Batch) -> None:
+        """Pool the latents, and the activations they are compared with, over each document."""
         scored, labels = batch.scored, batch.labels
         latents = batch.latents.select(scored)
         x = batch.x_read
@@ -88,6 +89,7 @@ class Probing(Metric):
         return self._units
 
     def scores(self, env: Env) -> list[Score]:
+        """Fit probes on the training documents, and score them on the test documents beside the baselines."""
         if not self.rows:
             raise SaebenchError("no document was seen")
         order = np.argsort(self._column("unit_id"), kind="stable")

@@ -119,6 +119,7 @@ class AutoInterp(Metric):
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def scores(self, env: Env) -> list[Score]:
+        """Explain the sampled latents, ask the judge with real, shuffled and empty explanations, and score what it said."""
         examples = self._examples()
         if env.tokenizer is None:
             raise SaebenchError(
@@ -183,6 +184,7 @@ class AutoInterp(Metric):
 
     @classmethod
     def judge_calls(cls, d_sae: int) -> list[Calls]:
+        """Calls at most: every sampled latent explained, and judged in each condition."""
         s, n = cls.settings, min(cls.settings.latents, d_sae)
         shown = 6 * s.window  # characters of a window, as it is written in a request
 
