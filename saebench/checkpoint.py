@@ -24,15 +24,23 @@ from saebench.loading.readers import finite
 from saebench.loading.readers import folder_of as folder_of
 from saebench.loading.readers import read_json as read_json
 from saebench.loading.readers import shapes_of as shapes_of
+from saebench.loading.recognise import recognise
 from saebench.loading.remote import fetch, is_remote
 from saebench.registry import registry
 from saebench.sae import SAE
 
 
 class Format(ABC):
-    """A checkpoint format: recognises its files and turns them into a canonical SAE."""
+    """A checkpoint format: recognises its files and turns them into a canonical SAE.
+
+    Attributes:
+        name: what `--format` takes.
+        files: the names that a checkpoint's folder always has together, where there are such: what an error lists
+            where one of them is missing.
+    """
 
     name: ClassVar[str]
+    files: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
@@ -79,13 +87,13 @@ def load_sae(
 
     Raises:
         UsageError: no such path, unknown format, an option that contradicts the checkpoint or that it has no use for.
-        CheckpointError: no format or several match, or the checkpoint cannot be read exactly.
+        CheckpointError: no format or several match, files are damaged or missing, or the checkpoint cannot be read exactly.
     """
     source = str(path)
     local = fetch(source) if is_remote(source) else Path(path)
     if not local.exists():
         raise UsageError(f"no such file or folder: {local}")
-    chosen: Format = registry().get("formats", format) if format else _recognise(local)
+    chosen: Format = registry().get("formats", format) if format else recognise(local)
     options = LoadOptions(k, scale, frozenset(ignore_keys))
     sae = read_as(chosen, local, options)
     meta = replace(sae.metadata, format=chosen.name, path=source)
@@ -134,41 +142,6 @@ def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
             f"{path}: cannot be read as {chosen.name}: {type(error).__name__}: {one_line(error)}"
         ) from error
     return sae
-
-
-def _matches(format: Format, path: Path) -> bool:
-    """`format.matches`, which must never raise: a stranger's that does recognises nothing."""
-    try:
-        return format.matches(path)
-    except Exception:
-        return False
-
-
-def _recognise(path: Path) -> Format:
-    formats = registry().formats
-    found = [f for f in formats.values() if _matches(f, path)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(sorted(f.name for f in found))
-        raise CheckpointError(f"{path}: could be {names}; choose one with --format")
-    inside = _inside(path, list(formats.values()))
-    if inside:
-        raise CheckpointError(f"{path}: holds no SAE itself, but {inside} does: name that folder")
-    raise CheckpointError(
-        f"{path}: no format recognises it (known: {', '.join(sorted(formats))}); "
-        "check the path, or name the format with --format"
-    )
-
-
-def _inside(path: Path, formats: list[Format]) -> Path | None:
-    """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
-    if not path.is_dir():
-        return None
-    for child in sorted(path.iterdir())[:100]:
-        if any(_matches(f, child) for f in formats):
-            return child
-    return None
 
 
 def check_sae(sae: SAE, path: Path) -> None:

@@ -50,6 +50,7 @@ class DictionaryLearning(Format):
     """dictionary_learning."""
 
     name = "dictionary_learning"
+    files = ("config.json", "ae.pt")
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, "ae.pt")

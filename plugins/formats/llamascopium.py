@@ -32,6 +32,7 @@ class Llamascopium(Format):
     """Llamascopium."""
 
     name = "llamascopium"
+    files = ("config.json", _WEIGHTS)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, _WEIGHTS)

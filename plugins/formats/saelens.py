@@ -95,6 +95,7 @@ class SAELens(Format):
     """SAELens 6, before 6, and its training checkpoints."""
 
     name = "saelens"
+    files = ("cfg.json", WEIGHTS)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, WEIGHTS)

@@ -22,6 +22,7 @@ class Sparsify(Format):
     """sparsify: SAEs, transcoders, skip transcoders; TopK and GroupMax."""
 
     name = "sparsify"
+    files = ("cfg.json", _WEIGHTS)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, _WEIGHTS)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saebench.errors import one_line
 from saebench.loading.config import CheckpointError
+from saebench.loading.damage import is_old_torch, unreadable
 from saebench.loading.weights import Weights
 
 # Random weights hardly compress: an archive that claims more than this many times its own size is lying.
@@ -77,9 +78,11 @@ def _torch_archive(path: Path) -> dict[str, Any]:
 def _stored_sizes(path: Path) -> list[int]:
     """Sizes in bytes of the archive's storages, once its members are known to be stored, not compressed."""
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: not a torch zip archive (before torch 1.6?): load it with torch and save it again"
-        )
+        if is_old_torch(path):
+            raise CheckpointError(
+                f"{path}: not a zip archive: saved before torch 1.6? (then load it with torch and save it again), or damaged"
+            )
+        raise unreadable(path, "torch weights", ValueError("no zip archive ends here"))
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
@@ -118,7 +121,7 @@ class NpzFile(Weights):
         except CheckpointError:
             raise
         except Exception as error:  # zipfile, zlib and numpy raise a dozen types for a damaged archive
-            raise CheckpointError(f"{self.path}: not readable as npz: {one_line(error, 160)}") from error
+            raise unreadable(self.path, "npz", error) from error
 
     def _header(self, member: zipfile.ZipInfo, file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
         version = npy.read_magic(file)

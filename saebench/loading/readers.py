@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saebench.errors import SaebenchError
+from saebench.errors import SaebenchError, one_line
 from saebench.loading.archives import NpzFile as NpzFile
 from saebench.loading.archives import TorchFile as TorchFile
 from saebench.loading.config import CheckpointError as CheckpointError
@@ -26,6 +26,18 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
         return dict(_shapes(path, stat.st_mtime_ns, stat.st_size))
     except (SaebenchError, OSError, ValueError):
         return {}
+
+
+def weights_problem(path: Path) -> CheckpointError | None:
+    """Why a file that is named as weights cannot be opened; None where it can, or is no such file."""
+    try:
+        stat = path.stat()
+        _shapes(path, stat.st_mtime_ns, stat.st_size)
+    except CheckpointError as error:
+        return error
+    except (OSError, ValueError) as error:
+        return CheckpointError(f"{path}: cannot be read: {one_line(error)}")
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saebench.errors import one_line
 from saebench.loading.config import CheckpointError, LoadOptions
+from saebench.loading.damage import unreadable
 
 # Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.
 _MAP_FROM = 2**28
@@ -136,7 +136,7 @@ class SafetensorsFile(Weights):
             with safe_open(str(self.path), framework="pt") as file:
                 yield file
         except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{self.path}: not readable as safetensors: {one_line(error)}") from error
+            raise unreadable(self.path, "safetensors", error) from error
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Tensor]:

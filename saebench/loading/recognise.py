@@ -1,0 +1,92 @@
+"""Which format the files at a path are of; and where none knows them, what is wrong with them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saebench.loading.damage import DamagedError
+from saebench.loading.readers import CheckpointError, weights_problem
+from saebench.registry import registry
+
+if TYPE_CHECKING:
+    from saebench.checkpoint import Format
+
+_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
+
+
+def recognise(path: Path) -> "Format":
+    """The one format of what lies at `path`.
+
+    Raises:
+        CheckpointError: none or several; or its files did not arrive whole, or not all of them.
+    """
+    formats = list(registry().formats.values())
+    found = [f for f in formats if _matches(f, path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(sorted(f.name for f in found))
+        raise CheckpointError(f"{path}: could be {names}; choose one with --format")
+    problems = _problems(path)
+    if damaged := [p for p in problems if isinstance(p, DamagedError)]:
+        raise damaged[0]
+    lacks, has_weights = _lacks(path, formats)
+    if lacks and has_weights:
+        raise CheckpointError(lacks)
+    inside = _inside(path, formats)
+    if inside:
+        raise CheckpointError(f"{path}: holds no SAE itself, but {inside} does: name that folder")
+    if lacks:
+        raise CheckpointError(lacks)
+    if problems:
+        raise problems[0]
+    names = ", ".join(sorted(f.name for f in formats))
+    raise CheckpointError(
+        f"{path}: no format recognises it (known: {names}); check the path, or name the format with --format"
+    )
+
+
+def _matches(format: "Format", path: Path) -> bool:
+    """`format.matches`, which must never raise: a stranger's that does recognises nothing."""
+    try:
+        return format.matches(path)
+    except Exception:
+        return False
+
+
+def _inside(path: Path, formats: "list[Format]") -> Path | None:
+    """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
+    if not path.is_dir():
+        return None
+    for child in sorted(path.iterdir())[:100]:
+        if any(_matches(f, child) for f in formats):
+            return child
+    return None
+
+
+def _problems(path: Path) -> list[CheckpointError]:
+    """Why files of weights at `path` cannot be opened, of each that cannot."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [weights_problem(file) for file in files if file.suffix in _WEIGHTS and file.is_file()]
+    return [problem for problem in found if problem is not None]
+
+
+def _lacks(path: Path, formats: "list[Format]") -> tuple[str, bool]:
+    """What to say where only some of the files are there that make a checkpoint; and whether its weights are."""
+    folder = path if path.is_dir() else path.parent
+    there: set[str] = set()
+    absent: list[str] = []
+    for format in formats:
+        files = getattr(format, "files", ())
+        here = {name for name in files if (folder / name).is_file()}
+        if not here or len(here) == len(files) or not (path.is_dir() or path.name in here):
+            continue
+        there |= here
+        absent += [f"{name} ({format.name})" for name in files if name not in here]
+    if not absent:
+        return "", False
+    has_weights = any(Path(name).suffix in _WEIGHTS for name in there)
+    names = " or ".join(absent)
+    return (
+        f"{folder}: no format recognises it: it holds {', '.join(sorted(there))}, but not {names}: "
+        "download what is missing, or check the path"
+    ), has_weights
