@@ -14,23 +14,11 @@ from saebench.errors import SaebenchError, UsageError
 from saebench.judging.ledger import Mode
 from saebench.judging.setup import open_session
 from saebench.results import Record
-from saebench.running.measure import ModelRun, Outcome, Reporter, load_subject
+from saebench.running.measure import ModelRun, Outcome, Reporter, Silent, load_subject
 from saebench.running.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.sae import SAE
 
 T = TypeVar("T")
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def message(self, text: str) -> None: ...
-
-    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
-
-    def advance(self, contexts: int) -> None: ...
-
-    def end(self) -> None: ...
 
 
 class RunError(SaebenchError):
@@ -79,7 +67,7 @@ def run(
     """Measure SAEs and write their records; the same as `saebench run`.
 
     Args:
-        saes: checkpoint paths, or SAEs in memory.
+        saes: checkpoint paths, or SAEs in memory. A folder of checkpoints, or a pattern like "runs/*", stands for all of them.
         names: one for each SAE; by default from their paths.
         model: alias, hub id, folder or GGUF file; by default the one each checkpoint names.
         revision: of a hub model.
@@ -133,7 +121,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     wanted = [wanted_metrics(request, task) for task in tasks]
     rank, _ = ranks.start()
     judge = open_session(request, wanted, reporter)
-    jobs, failures = make_jobs(request)
+    jobs, failures = make_jobs(request, reporter.message)
     ranks.require_same("set of SAEs that it could load", [(job.name, job.sha256, job.model) for job in jobs])
     outcome = Outcome(failures=failures)
     for model in dict.fromkeys(job.model for job in jobs):

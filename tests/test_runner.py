@@ -421,8 +421,8 @@ def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_p
 def test_request_errors_are_usage_errors(llama, tokens, two_saes, tmp_path):
     with pytest.raises(UsageError, match="did you mean 'fidelity'"):
         measure(two_saes[0], llama, tokens, tmp_path, metrics=["fidelty"])
-    with pytest.raises(UsageError, match="same SAE"):
-        measure([two_saes[0], two_saes[0]], llama, tokens, tmp_path)
+    with pytest.raises(RunError, match="the same SAE as 'first'"):
+        measure([two_saes[0], two_saes[0]], llama, tokens, tmp_path, metrics=["geometry"])
     with pytest.raises(UsageError, match="--limit"):
         measure(two_saes[0], llama, tokens, tmp_path, limit=0)
     with pytest.raises(UsageError, match="no SAE"):

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="PATH",
-    help="An SAE checkpoint; repeatable: several share one pass.",
+    help="An SAE checkpoint, a folder of them, or a quoted pattern ('runs/*'); repeatable: all share one pass.",
 )
-@click.option("--name", "names", multiple=True, help="Its name in records and tables; once for each --sae.")
+@click.option("--name", "names", multiple=True, help="Its name in records and tables; once for each SAE.")
 @click.option("--model", help="Alias, hub id, folder or .gguf. Default: the model each checkpoint names.")
 @click.option("--revision", help="Commit or branch of a hub model.")
 @click.option("--hook", help="Where the SAE reads, e.g. blocks.15.hook_resid_post. Default: what the checkpoint says.")
@@ -118,6 +118,7 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
     Examples:
       saebench run --sae results/baselines/smollm2-135m-layer15-topk-k32
       saebench run --sae a/ --sae b/ --task fidelity --limit 16
+      saebench run --sae 'runs/*'
       saebench run --sae a/ --task probing
       saebench run --sae a/ --data my.csv --text-column review --label-column stars
       saebench run --sae a/ --task autointerp-small --judge local:smollm2-135m-instruct
@@ -218,7 +219,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 def _dry_run(request: "Request", as_json: bool) -> None:
     from saebench.running.dry_run import dry_runs
 
-    plans = dry_runs(request)
+    plans = dry_runs(request, _Progress(console_on(), quiet=False))
     if as_json:
         bodies = [plan.to_json() for plan in plans]
         click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))

@@ -45,6 +45,43 @@ def recognise(path: Path) -> "Format":
     )
 
 
+def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> list[Path]:
+    """The checkpoints that a path stands for: itself, or else those among its children and theirs, sorted by name.
+
+    One whose files are damaged or missing counts, so that its error is said and not kept.
+
+    Args:
+        path: a file or a folder.
+        format: the name of the only format that counts.
+        depth: how far below.
+
+    Raises:
+        UsageError: unknown format.
+    """
+    known = registry()
+    return _checkpoints(path, [known.get("formats", format)] if format else list(known.formats.values()), depth)
+
+
+def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Path]:
+    if any(_matches(f, path) for f in formats) or any(isinstance(p, DamagedError) for p in _problems(path)):
+        return [path]
+    if not path.is_dir():
+        return []
+    lacks, has_weights = _lacks(path, formats)
+    if lacks and has_weights:
+        return [path]
+    found = [p for child in _children(path) for p in _checkpoints(child, formats, depth - 1)] if depth else []
+    return found or ([path] if lacks else [])
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in the folder and is not hidden, sorted by name; nothing where it may not be read."""
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return []
+
+
 def _matches(format: "Format", path: Path) -> bool:
     """`format.matches`, which must never raise: a stranger's that does recognises nothing."""
     try:
@@ -57,7 +94,7 @@ def _inside(path: Path, formats: "list[Format]") -> Path | None:
     """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
     if not path.is_dir():
         return None
-    for child in sorted(path.iterdir())[:100]:
+    for child in _children(path)[:100]:
         if any(_matches(f, child) for f in formats):
             return child
     return None
@@ -65,7 +102,7 @@ def _inside(path: Path, formats: "list[Format]") -> Path | None:
 
 def _problems(path: Path) -> list[CheckpointError]:
     """Why files of weights at `path` cannot be opened, of each that cannot."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = _children(path) if path.is_dir() else [path]
     found = [weights_problem(file) for file in files if file.suffix in _WEIGHTS and file.is_file()]
     return [problem for problem in found if problem is not None]
 

@@ -6,10 +6,11 @@ from typing import Any
 from saebench.corpus import task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.judging.setup import JudgePlan, plan_judge
+from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.runner import check_request
 from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
-from saebench.running.measure import LANES, default_batch
+from saebench.running.measure import LANES, Reporter, Silent, default_batch
 from saebench.running.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.task import Task
 
@@ -84,19 +85,25 @@ class DryRun:
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
 
 
-def dry_runs(request: Request) -> list[DryRun]:
+def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]:
     """Plan a request, one plan for each task of a suite. SAEs are loaded, of the model only its config.
+
+    Args:
+        reporter: hears what a folder or a pattern stands for.
 
     Raises:
         UsageError: the request makes no sense.
     """
     check_request(request)
-    return [_dry_run(request, task) for task in read_tasks(request)]
+    tasks = read_tasks(request)
+    wanted = [wanted_metrics(request, task) for task in tasks]
+    jobs, failures = make_jobs(request, (reporter or Silent()).message)
+    return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 
 
-def _dry_run(request: Request, task: Task) -> DryRun:
-    wanted = wanted_metrics(request, task)
-    jobs, failures = make_jobs(request)
+def _dry_run(
+    request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
+) -> DryRun:
     text = _text(request, task, None)
     losses = any("token_losses" in m.needs for m in wanted.values())
     groups = []

@@ -61,6 +61,18 @@ class Reporter(Protocol):
     def end(self) -> None: ...
 
 
+class Silent:
+    """A reporter that says nothing."""
+
+    def message(self, text: str) -> None: ...
+
+    def begin(self, label: str, total: int, done: int, unit: str = "contexts") -> None: ...
+
+    def advance(self, contexts: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
 @dataclass
 class Outcome:
     """What a run came to, in the order of the request."""

@@ -1,7 +1,7 @@
 """What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from saebench.checkpoint import check_sae, load_sae
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.judging.ledger import Mode
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record
+from saebench.running.sources import spread
 from saebench.sae import SAE
 from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
 
@@ -121,6 +122,11 @@ class Failure:
     name: str
     error: SaebenchError
 
+    @property
+    def left_out(self) -> str:
+        """The line that says so while the others go on."""
+        return f"left out: {self.name}: {one_line(self.error, 1000)}"
+
 
 def read_tasks(request: Request) -> list[Task]:
     """The task of a request, or those of a suite; a run on token ids is a task of its own.
@@ -157,31 +163,36 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     return wanted
 
 
-def make_jobs(request: Request) -> tuple[list[Job], list[Failure]]:
-    """Load every SAE once, and say which cannot be measured.
+def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], list[Failure]]:
+    """Load every SAE once, and say at once which cannot be measured.
+
+    Args:
+        say: hears a line for each that is left out, and how many SAEs a folder or a pattern stands for.
 
     Raises:
-        UsageError: nothing was asked for, or two SAEs are the same.
+        UsageError: nothing was asked for, or names that are not one for each.
     """
     if not request.saes:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    if request.names and len(request.names) != len(request.saes):
-        raise UsageError(f"{len(request.names)} --name for {len(request.saes)} --sae: give one for each, or none")
+    sources = spread(request.saes, request.format, say)
+    if request.names and len(request.names) != len(sources):
+        raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []
     failures: list[Failure] = []
     kept = 0
-    for i, source in enumerate(request.saes):
+    for i, source in enumerate(sources):
         name = request.names[i] if request.names else default_name(source)
         try:
             sae = _load(source, request)
             job = _job(name, source, sae, request)
+            _refuse_twin(job, jobs)
         except SaebenchError as error:
             failures.append(Failure(name, error))
+            say(failures[-1].left_out)
             continue
         kept += job.nbytes
         job.loaded = sae if kept <= _KEEP_BYTES else None
         jobs.append(job)
-    _refuse_twins(jobs)
     return jobs, failures
 
 
@@ -248,13 +259,10 @@ def _shown(path: str | None) -> str | None:
     return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 
-def _refuse_twins(jobs: list[Job]) -> None:
-    seen: dict[tuple[str, str, HookPoint], str] = {}
-    for job in jobs:
-        key = (job.sha256, job.model, job.read)
-        if key in seen:
-            raise UsageError(f"'{seen[key]}' and '{job.name}' are the same SAE: give it once")
-        seen[key] = job.name
+def _refuse_twin(job: Job, jobs: list[Job]) -> None:
+    for other in jobs:
+        if (job.sha256, job.model, job.read) == (other.sha256, other.model, other.read):
+            raise UsageError(f"the same SAE as '{other.name}': give it once")
 
 
 def default_name(source: str | Path | SAE) -> str:

@@ -1,0 +1,94 @@
+"""`--sae` with a folder of SAEs, or a pattern: it stands for all of them, and one that is damaged costs the others nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import saebench
+from saebench.cli import main
+from saebench.running.sources import spread
+from saebench.testing import random_sae
+from tests.conftest import write_sae
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three SAEs, one of them a folder deeper, as sparsify leaves them; and things that are none."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed, name in enumerate(["b", "a", "deep/layers.1"]):
+        write_sae(folder / name, random_sae(seed=seed))
+    (folder / "deep" / "config.json").write_text("{}")
+    (folder / "README.md").write_text("SAEs\n")
+    (folder / "empty").mkdir()
+    shutil.copytree(folder / "a", folder / ".hidden")
+    return folder
+
+
+def found(*sources: str | Path, format: str | None = None) -> tuple[list[str], list[str]]:
+    said: list[str] = []
+    return [str(s) for s in spread(sources, format, said.append)], said
+
+
+def test_a_folder_or_a_pattern_stands_for_the_saes_in_it_by_name(runs: Path) -> None:
+    three = [f"{runs}/a", f"{runs}/b", f"{runs}/deep/layers.1"]
+    assert found(runs) == (three, [f"{runs}: 3 SAEs"])
+    assert found(f"{runs}/*") == (three, [f"{runs}/*: 3 SAEs; no SAE: README.md, empty"])
+    assert found(f"{runs}/[ab]", f"{runs}/*")[0] == three  # none twice
+    assert found(f"{runs}/deep") == (three[2:], [f"{runs}/deep: 1 SAE"])
+    assert found(runs, format="saelens")[0] == three
+    assert found(runs, format="goodfire") == ([str(runs)], [])
+
+
+def test_what_is_one_sae_or_none_stays_as_it_is(runs: Path) -> None:
+    for source in (f"{runs}/a", f"{runs}/empty", f"{runs}/no-such", f"{runs}/no*such", "hf:owner/repo/*"):
+        assert found(source) == ([source], [])
+    sae = random_sae()
+    assert spread([sae], None, print) == [sae]
+
+
+def test_a_damaged_one_stands_for_itself(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs/a/sae_weights.safetensors").write_bytes(b"")
+    (tmp_path / "runs/b/cfg.json").unlink()
+    (tmp_path / "runs/deep/layers.1/sae_weights.safetensors").unlink()
+    expected = [f"{tmp_path}/runs/{name}" for name in ("a", "b", "deep/layers.1")]
+    assert found(tmp_path / "runs")[0] == expected
+    assert found(f"{tmp_path}/runs/*")[0] == expected
+
+
+def test_a_checkpoint_of_the_middle_of_a_run_is_not_its_end(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "a", tmp_path / "run")
+    shutil.copytree(runs / "b", tmp_path / "run/checkpoints/5")
+    assert found(tmp_path / "run") == ([f"{tmp_path}/run"], [])
+    (tmp_path / "run/sae_weights.safetensors").write_bytes(b"")
+    assert found(tmp_path / "run") == ([f"{tmp_path}/run"], [])
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["run", *map(str, args)])
+
+
+def test_one_of_them_costs_the_others_nothing(runs: Path, llama: Path, tokens: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs/a/sae_weights.safetensors").write_bytes(b"")
+    shutil.copytree(tmp_path / "runs/b", tmp_path / "runs/c")
+    rest = ("--model", llama, "--tokens", tokens, "--results", tmp_path / "r", "--metric", "geometry", "--json")
+    result = run("--sae", tmp_path / "runs", *rest)
+    assert result.exit_code == 1
+    assert [r["sae"]["name"] for r in json.loads(result.stdout)] == ["b", "deep-layers.1"]
+    assert f"{tmp_path / 'runs'}: 4 SAEs" in result.stderr.replace("\n", "")
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2
+    assert "it is empty" in errors[0]
+    assert errors[1] == "error: c: the same SAE as 'b': give it once"
+
+
+def test_names_are_counted_as_the_saes_are(runs: Path, llama: Path, tokens: Path, tmp_path: Path) -> None:
+    common = {"model": str(llama), "tokens": tokens, "results": tmp_path, "metrics": ["geometry"]}
+    records = saebench.run(runs, names=["x", "y", "z"], **common)
+    assert [r.sae["name"] for r in records] == ["x", "y", "z"]
+    with pytest.raises(saebench.SaebenchError, match="1 --name for 3 SAEs"):
+        saebench.run(runs, names=["x"], **common)
