@@ -123,20 +123,25 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request, reporter.message)
     ranks.require_same("set of SAEs that it could load", [(job.name, job.sha256, job.model) for job in jobs])
-    outcome = Outcome(failures=failures)
+    outcome = Outcome(several=len(jobs) + len(failures) > 1)
+    for failure in failures:
+        outcome.fail(failure, reporter)
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
         try:
             subject, timings = _everywhere(partial(load_subject, request, model, reporter))
         except SaebenchError as error:
-            outcome.failures += [Failure(job.name, error) for job in mine]
+            for job in mine:
+                outcome.fail(Failure(job.name, error), reporter)
             continue
         for task, metrics in zip(tasks, wanted, strict=True):
             todo = [replace(job, record=None, missing={}) for job in mine]
             try:
                 ModelRun(request, task, metrics, subject, timings, reporter, outcome, judge).run(todo)
             except SaebenchError as error:
-                outcome.failures += [Failure(job.name, error) for job in todo if job.missing or job.record is None]
+                for job in todo:
+                    if job.missing or job.record is None:
+                        outcome.fail(Failure(job.name, error), reporter)
             if rank == 0:
                 done = [job.record for job in todo if job.record is not None and job.record.path is not None]
                 outcome.records += done

@@ -117,6 +117,45 @@ def test_bad_input_is_one_line(args, code, words, two_saes, llama, tokens):
     assert words in one_line(result)
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], ["--dry-run", "--json"], []])
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--sae", "/no/such/place"], 2),
+        (["--sae", "{sae}", "--hook", "nonsense"], 2),
+        (["--sae", "{sae}", "--hook", "blocks.77.hook_resid_post"], 2),
+        (["--sae", "{sae}", "--k", "5"], 2),
+        (["--sae", "{sae}", "--sae", "/no/such/place"], 1),
+        (["--sae", "{damaged}"], 1),
+        (["--sae", "{sae}", "--model", "{damaged}"], 1),
+        (["--sae", "{sae}"], 0),
+    ],
+)
+def test_a_dry_run_ends_as_the_run_would(flags, code, more, two_saes, llama, tokens, tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{")
+    (damaged / "ae.pt").write_bytes(b"")
+    (damaged / "model.safetensors").write_bytes(b"")
+    rest = [] if "--model" in flags else ["--model", str(llama)]
+    filled = [a.format(sae=two_saes[0], damaged=damaged) for a in flags]
+    rest += ["--tokens", str(tokens), "--metric", "geometry", "--results", str(tmp_path / "r")]
+    result = call("run", *filled, *rest, *more)
+    assert result.exit_code == code, result.stdout + result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_what_is_left_out_is_said_before_the_pass(two_saes, llama, tokens, tmp_path):
+    result = run(two_saes[0], llama, tokens, tmp_path, "--sae", "/no/such/place", "--metric", "sparsity")
+    assert result.exit_code == 1
+    assert "no such file" in one_line(result)  # and again at the end
+    said = result.stderr.splitlines()
+    early = next(i for i, line in enumerate(said) if line == "left out: place: no such file or folder: /no/such/place")
+    assert early < next(i for i, line in enumerate(said) if line.startswith("loading"))
+    alone = run("/no/such/place", llama, tokens, tmp_path)
+    assert "left out" not in alone.stderr  # nothing goes on
+
+
 def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
     from huggingface_hub import errors
 

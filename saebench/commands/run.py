@@ -156,8 +156,18 @@ def _run(request: "Request", as_json: bool) -> None:
             for metric, message in record.errors.items():
                 click.echo(f"error: {record.sae['name']}: metric {metric}: {message}", err=True)
     bad = [f.error.exit_code for f in outcome.failures] + [1 for r in outcome.records if r.errors]
+    _exit(bad, some=bool(outcome.records))
+
+
+def _exit(bad: list[int], some: bool) -> None:
+    """End with 0 where nothing is bad, with 2 where the command itself is all that is wrong, else with 1.
+
+    Args:
+        bad: the exit code of each thing that failed.
+        some: whether anything did not.
+    """
     if bad:
-        sys.exit(1 if outcome.records or 1 in bad else 2)
+        sys.exit(1 if some or 1 in bad else 2)
 
 
 class _Progress:
@@ -223,7 +233,8 @@ def _dry_run(request: "Request", as_json: bool) -> None:
     if as_json:
         bodies = [plan.to_json() for plan in plans]
         click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
-        return
-    for plan in plans:
-        for line in plan.lines():
-            click.echo(line)
+    else:
+        for plan in plans:
+            for line in plan.lines():
+                click.echo(line)
+    _exit([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))

@@ -104,22 +104,37 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
 def _dry_run(
     request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
 ) -> DryRun:
-    text = _text(request, task, None)
+    text, groups, failures = _text(request, task, None), [], list(failures)
     losses = any("token_losses" in m.needs for m in wanted.values())
-    groups = []
     for model in dict.fromkeys(job.model for job in jobs):
+        of_model = [job for job in jobs if job.model == model]
         try:
-            config = load_config(model, request.revision)
-            size = model_size(config)
-        except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
-            raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
-        text = _text(request, task, model)
-        places = dict.fromkeys((j.read, j.write) for j in jobs if j.model == model)
-        for place in places:
-            mine = [j for j in jobs if j.model == model and (j.read, j.write) == place]
-            groups.append(_group(request, model, mine, size, config, text, losses))
+            size, config = _size(model, request.revision)
+            text = _text(request, task, model)
+        except SaebenchError as error:
+            failures += [Failure(job.name, error) for job in of_model]
+            continue
+        for place in dict.fromkeys((j.read, j.write) for j in of_model):
+            mine = [j for j in of_model if (j.read, j.write) == place]
+            try:
+                groups.append(_group(request, model, mine, size, config, text, losses))
+            except UsageError as error:
+                failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
     return DryRun(task.label, list(wanted), text, groups, failures, judge)
+
+
+def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
+    """The model's sizes, and its config.
+
+    Raises:
+        SaebenchError: the config is not to be had, or not one of a model that is known here.
+    """
+    try:
+        config = load_config(model, revision)
+        return model_size(config), config
+    except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
+        raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
 
 
 def _text(request: Request, task: Task, model: str | None) -> Text:

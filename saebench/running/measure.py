@@ -75,10 +75,23 @@ class Silent:
 
 @dataclass
 class Outcome:
-    """What a run came to, in the order of the request."""
+    """What a run came to, in the order of the request.
+
+    Attributes:
+        records: of what was measured.
+        failures: what could not be.
+        several: whether more than one SAE was asked for, so that others go on where one fails.
+    """
 
     records: list[Record] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    several: bool = False
+
+    def fail(self, failure: Failure, reporter: Reporter) -> None:
+        """Note what cannot be measured, and say it while the others go on."""
+        self.failures.append(failure)
+        if self.several:
+            reporter.message(f"left out: {failure.name}: {one_line(failure.error, 1000)}")
 
 
 def load_subject(request: Request, model: str, reporter: Reporter) -> tuple[Subject, dict[str, float]]:
@@ -158,7 +171,7 @@ class ModelRun:
                         self._fail(job, error)
 
     def _fail(self, job: Job, error: SaebenchError) -> None:
-        self.outcome.failures.append(Failure(job.name, error))
+        self.outcome.fail(Failure(job.name, error), self.reporter)
         job.missing = {}
 
     def _plan(self, job: Job) -> None:

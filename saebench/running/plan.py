@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saebench.checkpoint import check_sae, load_sae
-from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.judging.ledger import Mode
 from saebench.metric import Metric
@@ -122,11 +122,6 @@ class Failure:
     name: str
     error: SaebenchError
 
-    @property
-    def left_out(self) -> str:
-        """The line that says so while the others go on."""
-        return f"left out: {self.name}: {one_line(self.error, 1000)}"
-
 
 def read_tasks(request: Request) -> list[Task]:
     """The task of a request, or those of a suite; a run on token ids is a task of its own.
@@ -164,10 +159,10 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
 
 
 def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], list[Failure]]:
-    """Load every SAE once, and say at once which cannot be measured.
+    """Load every SAE once, and find which cannot be measured.
 
     Args:
-        say: hears a line for each that is left out, and how many SAEs a folder or a pattern stands for.
+        say: hears how many SAEs a folder or a pattern stands for.
 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
@@ -188,7 +183,6 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
             _refuse_twin(job, jobs)
         except SaebenchError as error:
             failures.append(Failure(name, error))
-            say(failures[-1].left_out)
             continue
         kept += job.nbytes
         job.loaded = sae if kept <= _KEEP_BYTES else None
