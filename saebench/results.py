@@ -372,17 +372,20 @@ def _is_entry(entry: Any) -> bool:
     return all(isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("file", "sha256")) for e in beside)
 
 
-def load_records(paths: Iterable[str | Path]) -> list[Record]:
-    """Every record below the given folders (or the given files), in a stable order.
+def load_records(path: str | Path | Iterable[str | Path] = "results") -> list[Record]:
+    """Every record below a folder, in a stable order.
+
+    Args:
+        path: a results folder or a record file, or several of them.
 
     Raises:
-        RecordError: a file given by name, or found in a folder, is not a valid record.
+        RecordError: no such folder, or a file in it that is not a valid record.
     """
     found = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise RecordError(f"no such file or folder: {path}")
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*@*.json") if not _hidden(p, path))
+    for root in map(Path, [path] if isinstance(path, str | Path) else path):
+        if not root.exists():
+            raise RecordError(f"no such file or folder: {root}")
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*@*.json") if not _hidden(p, root))
         found += [read_record(file) for file in files]
     return found
 

@@ -222,6 +222,43 @@ def test_load_results_is_tidy(results: Path, make: Make) -> None:
     assert set(ev["task"]) == {"fidelity@1"}
 
 
+def test_the_group_of_a_frame_says_what_is_comparable(make: Make, tmp_path: Path) -> None:
+    """Equal where a board would take both records, different wherever anything moves a number that is not the SAE."""
+    base = make("base")
+    settings = base.settings
+    alike = [
+        make("another"),
+        make("seed", settings=settings | {"seed": 3}),
+        make("read", hook="blocks.0.hook_resid_post"),
+    ]
+    others = [
+        make("weights", model=base.model | {"sha256": "other"}),
+        make("place", hook_out="blocks.2.hook_resid_post"),
+        make("version", task=base.task | {"version": 2}),
+        make("task", task=base.task | {"sha256": "other"}),
+        make("text", corpus={"fingerprint": "other"}),
+        make("dtype", settings=settings | {"model_dtype": "bfloat16"}),
+        make("norm", settings=settings | {"max_norm": None}),
+        make("judge", settings=settings | {"judge": {"model": "one"}}),
+        make("judged otherwise", settings=settings | {"judge": {"model": "two"}}),
+    ]
+    found = saebench.load_results(tmp_path).groupby("sae")["group"].agg(["first", "nunique"])
+    assert (found["nunique"] == 1).all()
+    group = found["first"]
+    assert {group[r.sae["name"]] for r in alike} == {group["base"]}
+    different = [group[r.sae["name"]] for r in others]
+    assert len({group["base"], *different}) == 1 + len(others)
+
+
+def test_one_folder_needs_no_list(results: Path) -> None:
+    expected = [r.fingerprint for r in saebench.load_records([results])]
+    assert len(expected) == 4
+    for path in (str(results), results, [str(results)]):
+        assert [r.fingerprint for r in saebench.load_records(path)] == expected
+    [one] = saebench.load_records(str(next(results.rglob("*@1.json"))))
+    assert one.fingerprint in expected
+
+
 def test_an_empty_frame_has_the_same_columns(results: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty, full = saebench.load_results(tmp_path / "empty"), saebench.load_results(results)

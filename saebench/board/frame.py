@@ -9,17 +9,17 @@ import pandas as pd
 
 from saebench.board.tables import clean, interval_text, value_text
 from saebench.leaderboard import Cell
-from saebench.results import Record, load_records
+from saebench.results import Record, fingerprint, load_records
 
 # Text, then numbers: what a column is does not depend on what the records happen to hold.
 _TEXT = ("sae", "sha256", "architecture", "format", "model", "revision", "hook", "hook_out", "task", "corpus", "model_dtype",
-         "sae_dtype", "metric", "key", "unit", "direction", "no_interval", "fingerprint", "path")  # fmt: skip
+         "sae_dtype", "metric", "key", "unit", "direction", "no_interval", "group", "fingerprint", "path")  # fmt: skip
 _FLOAT = ("at", "value", "low", "high")
 _WHOLE = ("width", "d_in", "seed", "limit", "version", "n")
 _COLUMNS = (
     "sae", "architecture", "width", "d_in", "format", "model", "revision", "hook", "hook_out", "task", "metric", "version",
     "key", "at", "value", "low", "high", "n", "unit", "direction", "no_interval", "partial", "model_dtype", "sae_dtype",
-    "seed", "limit", "corpus", "sha256", "fingerprint", "path",
+    "seed", "limit", "corpus", "group", "sha256", "fingerprint", "path",
 )  # fmt: skip
 
 
@@ -34,14 +34,14 @@ def load_results(path: str | Path | Iterable[str | Path] = "results") -> pd.Data
         (name@version), metric, version (the metric's), key, at (the place on a curve; missing for other scores), value,
         low and high (95 % interval; missing where there is none), n, unit, direction ("higher", "lower" or missing),
         no_interval (why there is none), partial (made with --limit), model_dtype, sae_dtype, seed, limit, corpus,
-        sha256 (of the SAE), fingerprint, path. Scores are comparable where model, hook_out, task, corpus, dtypes and
-        partial are equal.
+        group, sha256 (of the SAE), fingerprint, path. Scores of one metric, version and key are comparable where `group` is
+        equal: a hash of all that else moves a number (weights of the language model, place, task and its text,
+        precision, the norm above which tokens are not scored, the judge and its prompts). With --limit the text is another.
 
     Raises:
         RecordError: no such folder, or a file in it that is not a valid record.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
-    rows = [_about(record) | _score(row) for record in load_records(paths) for row in record.scores]
+    rows = [_about(record) | _score(row) for record in load_records(path) for row in record.scores]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     kinds = dict.fromkeys(_TEXT, "string") | dict.fromkeys(_FLOAT, "float64")
     kinds |= dict.fromkeys(_WHOLE, "Int64") | {"partial": "bool"}
@@ -57,7 +57,8 @@ def _about(record: Record) -> dict[str, Any]:
         "hook_out": record.hook_out, "task": record.task_label, "corpus": _text(record.corpus["fingerprint"]),
         "model_dtype": _text(settings["model_dtype"]), "sae_dtype": _text(settings["sae_dtype"]),
         "seed": _whole(settings["seed"]), "limit": _whole(settings["limit"]), "partial": record.partial,
-        "fingerprint": record.fingerprint, "path": None if record.path is None else str(record.path),
+        "group": fingerprint({"group": record.group})[:16], "fingerprint": record.fingerprint,
+        "path": None if record.path is None else str(record.path),
     }  # fmt: skip
 
 
