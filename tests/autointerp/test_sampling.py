@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from saebench.plugins.metrics.autointerp import collect
-from saebench.plugins.metrics.autointerp.examples import Examples, Window
+from saebench.plugins.metrics.autointerp.asking import Item, in_requests
+from saebench.plugins.metrics.autointerp.examples import Examples, Pool, Window
 from saebench.plugins.metrics.autointerp.hashing import Purpose, hashed
 from saebench.plugins.metrics.autointerp.text import runs
 from scipy import stats
@@ -64,13 +67,42 @@ def test_every_window_is_what_it_says(world: World, examples: list[Examples]) ->
         assert len({w.context for w in e.random + e.hard}) == SIZES.judged, "one silent window a context"
 
 
-def test_hard_negatives_hold_a_token_at_which_a_judged_window_peaks(examples: list[Examples]) -> None:
+def middle(w: Window) -> int:
+    """The token in a window's middle; those at a context's ends have it elsewhere."""
+    return int(w.tokens[SIZES.window // 2])
+
+
+def test_each_hard_negative_has_its_activating_window(examples: list[Examples]) -> None:
     for e in examples:
-        peaks = {int(w.tokens[np.abs(w.z).argmax()]) for w in e.judged}
-        for w in e.hard:
-            middle = SIZES.window // 2
+        assert len(e.hard) == len(set(e.matched)) == SIZES.judged // 2
+        assert {e.judged[i].quantile for i in e.matched} == {1, 2}, "of every quantile"
+        for i, w in zip(e.matched, e.hard, strict=True):
+            peak = int(e.judged[i].tokens[np.abs(e.judged[i].z).argmax()])
             clipped = w.start in (1, LENGTH - SIZES.window)
-            assert int(w.tokens[middle]) in peaks or (clipped and peaks & set(w.tokens.tolist()))
+            assert middle(w) == peak or (clipped and peak in w.tokens)
+
+
+def test_the_token_of_a_hard_negative_tells_nothing() -> None:
+    """Peaks on tokens of very unequal frequency: as many hard windows around each as there are peaks on it, not as it is common.
+
+    Drawn from all places together, ten of ten stood around the commonest token, so a judge that knows only which words are
+    common was right.
+    """
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(5, (400, LENGTH), p=[0.9, 0.05, 0.03, 0.015, 0.005])
+    n, full = len(tokens), np.full(400, LENGTH)
+    contexts = {"context": np.arange(n), "document": np.arange(n), "tokens": tokens,
+                "ok": np.ones_like(tokens, bool), "low": 0 * full, "high": full}  # fmt: skip
+    none = {name: np.zeros(0, np.int64) for name in ("latent", "context", "position")}
+    pool = Pool(contexts, none, SIZES.window, seed=3)
+    peaks = np.array([0, 1, 2, 3, 4] * 4 + [7])
+    found = pool.hard(0, pool.fires(0), peaks)
+    assert found[-1] is None, "it stands nowhere"
+    windows = [w for w in found if w is not None]
+    assert len({w.context for w in windows}) == 20
+    clipped = [w.start in (0, LENGTH - SIZES.window) for w in windows]
+    assert all(middle(w) == peak for w, peak, cut in zip(windows, peaks, clipped, strict=False) if not cut)
+    assert clipped.count(False) > 10
 
 
 def test_quantiles_order_the_peaks(examples: list[Examples]) -> None:
@@ -134,6 +166,25 @@ def test_each_text_comes_once_with_right_and_once_with_wrong_highlights(examples
         assert plain["positive"] == plain["moved"]
         patterns = {k: sorted(i.marks.tolist() for i in items if i.kind == k) for k in ("positive", "moved", "silent")}
         assert patterns["positive"] == patterns["moved"] == patterns["silent"]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=7), st.integers(1, 5), st.integers(0, 3))
+def test_no_request_holds_two_windows_of_one_latent(sizes: list[int], together: int, seed: int) -> None:
+    """Each window is asked about once, in as few requests as can be."""
+    nothing = Window(0, 0, 0, np.zeros(0), np.zeros(0))
+    items = {7 * x: [Item(f"{x}.{i}", "random", nothing, np.zeros(0)) for i in range(n)] for x, n in enumerate(sizes)}
+    groups = in_requests(items, together, seed)
+    assert all(0 < len(group) <= together for group in groups)
+    assert all(len({latent for latent, _ in group}) == len(group) for group in groups)
+    assert sorted(item.text for group in groups for _, item in group) == sorted(
+        i.text for mine in items.values() for i in mine
+    )
+    assert all(item in items[latent] for group in groups for latent, item in group)
+    turns = [sum(n > turn for n in sizes) for turn in range(max(sizes))]
+    assert len(groups) == sum(-(-n // together) for n in turns)
+    backwards = dict(reversed(items.items()))
+    texts = [[item.text for _, item in group] for group in groups]
+    assert texts == [[item.text for _, item in group] for group in in_requests(backwards, together, seed)]
 
 
 # --- independence of order ---------------------------------------------------------------------------------------------

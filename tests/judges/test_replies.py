@@ -425,6 +425,33 @@ def test_only_a_model_that_thinks_gets_room_for_it(message, room, sampling, monk
         assert len(server.asked) == (3 if not room else 5), "asked once whether it knows it"
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "body.reasoning_effort: Input should be 'low', 'medium' or 'high'",
+        "Unrecognized request argument: reasoning_effort",
+    ],
+)
+def test_a_model_of_another_server_is_asked_not_to_think(message):
+    """Thinking would fill a reply that has room for its form only. A server that does not know of it is asked without."""
+    for refusing in (False, True):
+
+        def answer(asked: Any, refusing: bool = refusing) -> Any:
+            return (
+                Status(400, message=message)
+                if refusing and "reasoning_effort" in asked.body
+                else {"a": True, "b": True}
+            )
+
+        with JudgeServer(answer) as server:
+            judge = server.judge("openai")
+            replies = JudgeSession(judge).complete_all([request(str(i)) for i in range(5)])
+            assert [reply.state for reply in replies] == ["ok"] * 5
+            assert len(server.asked) == 5 + refusing
+            assert server.asked[-1].body.get("reasoning_effort") == (None if refusing else "none")
+            assert (server.asked[-1].max_tokens, judge.headroom) == (64, 0)
+
+
 @pytest.mark.parametrize("code", [400, 403])
 def test_what_is_no_longer_taken_is_named(code, tmp_path, monkeypatch):
     """A run goes on as it began; where the provider has come to refuse that, every call would fail."""

@@ -11,7 +11,7 @@ import numpy as np
 from .collect import EXPLAINER, JUDGE, start_of
 from .hashing import Purpose, hashed
 from .settings import Settings
-from .tables import Table, rank_within, rows, size
+from .tables import Table, rows, size
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Examples:
     Attributes:
         explained: windows for the explainer.
         judged: activating windows for detection.
-        random, hard: silent ones; hard ones hold, in their middle, a token at which a judged window peaks.
+        random: silent windows around a random place.
+        hard: silent windows, each around the token at which one of the judged windows peaks.
+        matched: which judged window that is, for each of `hard`.
         twins: for fuzzing.
         silent: for fuzzing on silent windows, two for each pair of twins; empty where there are too few.
         top: the strongest windows of all, to look at.
@@ -78,6 +80,7 @@ class Examples:
     judged: list[Window] = field(default_factory=list)
     random: list[Window] = field(default_factory=list)
     hard: list[Window] = field(default_factory=list)
+    matched: list[int] = field(default_factory=list)
     twins: list[Twins] = field(default_factory=list)
     silent: list[Window] = field(default_factory=list)
     top: list[Window] = field(default_factory=list)
@@ -118,17 +121,27 @@ class Pool:
         order = np.argsort(hashed(self.seed, Purpose.SILENT, latent, c["context"]), kind="stable")
         return [self._at(i, start[i]) for i in order if found[i]]
 
-    def hard(self, latent: int, fires: np.ndarray, peaks: np.ndarray) -> list[Window]:
-        """Silent windows around one of these tokens, at most one a context, smallest hash first."""
+    def hard(self, latent: int, fires: np.ndarray, peaks: np.ndarray) -> list[Window | None]:
+        """For each of these tokens in turn, the silent window around it with the smallest hash, each in a context of its own.
+
+        None where the latent is silent around that token nowhere else. One for each: drawn from all of their places together,
+        the commonest token would stand in most of them, and how rare a token is would tell the windows apart.
+        """
         c = self.contexts
         row, place = np.nonzero(np.isin(c["tokens"], peaks) & c["ok"])
         start = start_of(place, c["low"][row], c["high"][row], self.window)
         found = self.silent(fires, row, start)
         row, place, start = row[found], place[found], start[found]
-        key = hashed(self.seed, Purpose.HARD, latent, c["context"][row], place)
-        first = rank_within(row, key) == 0
-        order = np.argsort(key[first], kind="stable")
-        return [self._at(row[first][i], start[first][i]) for i in order]
+        order = np.argsort(hashed(self.seed, Purpose.HARD, latent, c["context"][row], place), kind="stable")
+        row, start, token = row[order], start[order], c["tokens"][row, place][order]
+        free = np.ones(len(row), dtype=bool)
+        out: list[Window | None] = []
+        for peak in peaks.tolist():
+            mine = np.flatnonzero(free & (token == peak))
+            out.append(self._at(row[mine[0]], start[mine[0]]) if len(mine) else None)
+            if len(mine):
+                free &= row != row[mine[0]]
+        return out
 
     def _at(self, row: int, start: int) -> Window:
         c = self.contexts
@@ -183,13 +196,18 @@ def _of_latent(latent: int, mine: Table, pool: Pool, s: Settings) -> Examples:
 def _add_silent(out: Examples, peaks: np.ndarray, pool: Pool, s: Settings) -> None:
     """Silent windows: for detection as many as activating ones, half of them hard where there are enough; for fuzzing."""
     fires = pool.fires(out.latent)
-    out.hard = pool.hard(out.latent, fires, peaks)[: s.judged // 2]
+    # The judged windows lie quantile by quantile: take them in turns.
+    turns = np.arange(len(peaks)).reshape(s.quantiles, -1).T.ravel()
+    hard = [
+        (int(i), w) for i, w in zip(turns, pool.hard(out.latent, fires, peaks[turns]), strict=True) if w is not None
+    ]
+    out.matched, out.hard = [i for i, _ in hard[: s.judged // 2]], [w for _, w in hard[: s.judged // 2]]
     everywhere = pool.random(out.latent, fires)
     taken = {w.context for w in out.hard}
     out.random = [w for w in everywhere if w.context not in taken][: s.judged - len(out.hard)]
     if len(out.hard) + len(out.random) < s.judged:
         out.lacks["detection"] = f"{len(out.hard) + len(out.random)} silent windows, {s.judged} needed"
-        out.hard, out.random = [], []
+        out.hard, out.matched, out.random = [], [], []
     out.silent = everywhere[: 2 * s.places] if len(everywhere) >= 2 * s.places else []
 
 
