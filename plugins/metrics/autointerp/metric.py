@@ -17,6 +17,7 @@ from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
 from saebench.judge import Calls, Reply, Request
 
 from . import asking, collect, page, scores
+from .about import ABOUT
 from .asking import DETECTION, EXPLAIN, FUZZING, Item
 from .examples import Examples, Pool, choose
 from .scores import ASPECTS, CONDITIONS, EMPTY, REAL, SHUFFLED, Judged
@@ -43,6 +44,7 @@ class AutoInterp(Metric):
     name = "autointerp"
     version = 2
     needs = frozenset({"latents"})
+    about = ABOUT
     asks = asking.PROMPTS
     paired = False
     settings: ClassVar[Settings] = Settings()
