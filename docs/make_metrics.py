@@ -4,9 +4,9 @@ Run by `make docs`; a test fails where a page is not what this would write.
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
-from saebench.board.run_table import MEANING
 from saebench.metric import Env, Metric, Score
 from saebench.registry import installed
 from saebench.testing import SyntheticText, random_sae
@@ -48,7 +48,7 @@ def _page(metric: type[Metric]) -> str:
         parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
         what = "documents" if metric.paired else "the SAE's own sampled latents"
-        parts += [_table(_scores(metric)), f"An interval is over {what}; a score that says why has none."]
+        parts += [_table(_scores(metric), metric.about), f"An interval is over {what}; a score that says why has none."]
     if "units" in vars(metric):
         parts += ["## Units", _paragraphs(metric.units.__doc__)]
     notes = [
@@ -80,10 +80,10 @@ def _first_points(scores: list[Score]) -> list[Score]:
     return list({score.key: score for score in reversed(scores)}.values())[::-1]
 
 
-def _table(scores: list[Score]) -> str:
+def _table(scores: list[Score], about: Mapping[str, str]) -> str:
     lines = ["| score | what it says | unit | | computed as |", "| --- | --- | --- | --- | --- |"]
     for score in scores:
-        meaning = MEANING.get(score.key, "").replace("{n:,} tokens", "the tokens that were scored").replace("|", r"\|")
+        meaning = about.get(score.key, "").replace("{n:,} tokens", "the tokens that were scored").replace("|", r"\|")
         curve = " (a curve)" if score.at is not None else ""
         cells = (f"`{score.key}`{curve}", meaning, score.unit, _ARROWS[score.direction], _formula(score))
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))

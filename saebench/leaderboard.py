@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import pandas as pd
 
 from saebench.errors import SaebenchError, one_line, unknown
+from saebench.registry import installed
 from saebench.results import Record, with_metrics
 from saebench.stats import Ratio, ranks
 
@@ -387,17 +388,19 @@ def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:
 
 # --- what to look at -------------------------------------------------------------------------------------------------
 
-# What people see first, where it was measured. A metric with none of these shows all its scores that have a direction.
-HEADLINES = ("explained_variance", "loss_recovered_zero", "loss_recovered_mean", "ce_increase", "kl", "l0",
-             "dead_fraction")  # fmt: skip
-
 
 def headlines(columns: Sequence[Column]) -> list[Column]:
-    """The columns for a table that people read; curves never are."""
+    """The columns for a table that people read, metric by metric: what the metric names as its headlines, and where none of
+    them is there, or the metric is not installed, all its scores that have a direction. Curves never are.
+    """
     scalars = [c for c in columns if c.at is None]
-    known = {c.metric for c in scalars if c.key in HEADLINES}
-    first = sorted((c for c in scalars if c.key in HEADLINES), key=lambda c: HEADLINES.index(c.key))
-    return first + [c for c in scalars if c.metric not in known and c.direction is not None]
+    found = []
+    for metric in dict.fromkeys(c.metric for c in scalars):
+        keys: tuple[str, ...] = getattr(installed().metrics.get(metric), "headlines", ())
+        own = [c for c in scalars if c.metric == metric]
+        first = sorted((c for c in own if c.key in keys), key=lambda c: keys.index(c.key))
+        found += first or [c for c in own if c.direction is not None]
+    return found
 
 
 def select(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:

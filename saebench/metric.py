@@ -235,6 +235,9 @@ class Metric:
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
+        about: what a score says, in a few words, by its key, as tables show it; `{n:,}` in it is the score's n. A key that is
+            not there shows its unit.
+        headlines: the keys that people see first. Empty: all scores that have a direction.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -246,6 +249,8 @@ class Metric:
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     asks: ClassVar[tuple[str, ...]] = ()
+    about: ClassVar[Mapping[str, str]] = {}
+    headlines: ClassVar[tuple[str, ...]] = ()
     paired: ClassVar[bool] = True
 
     def __init__(self, sae: SAE) -> None:

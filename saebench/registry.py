@@ -6,7 +6,7 @@ left out whole and reported by name; `strict` makes it an error.
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -124,6 +124,9 @@ def _check_metric_class(metric: Any) -> None:
         raise TypeError(f"metric name '{metric.name}' may hold letters, digits, '-' and '_' only")
     if type(metric.version) is not int or metric.version < 1:
         raise TypeError(f"metric '{metric.name}' has version {metric.version!r}, expected a whole number from 1")
+    about = getattr(metric, "about", {})
+    if not isinstance(about, Mapping) or not all(isinstance(said, str) for said in about.values()):
+        raise TypeError(f"metric '{metric.name}': about should give a sentence for each key, as a dictionary")
     if strange := sorted(set(metric.needs) - NEEDS):
         raise TypeError(
             f"metric '{metric.name}' needs '{strange[0]}', which no batch has; known: {', '.join(sorted(NEEDS))}"

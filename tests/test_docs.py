@@ -55,6 +55,16 @@ def test_every_command_is_documented(command):
 # --- generated pages -------------------------------------------------------------------------------------------------
 
 
+def test_what_is_said_of_scores_is_of_scores_that_there_are():
+    scores_of = script("make_metrics.py")._scores
+    for name in ("fidelity", "sparsity", "geometry", "autointerp", "autointerp_small"):
+        metric = installed().metrics[name]
+        keys = {score.key for score in scores_of(metric)}
+        assert metric.about.keys() <= keys, name
+        assert set(metric.headlines) <= keys, name
+        assert len(metric.about) > 3, name
+
+
 def test_the_metric_pages_are_current():
     pages = script("make_metrics.py").pages()
     written = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "metrics").glob("*.md")}

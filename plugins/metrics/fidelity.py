@@ -12,6 +12,25 @@ import torch
 from saebench import SAE, Batch, Env, Metric, Score, hookimpl
 from saebench.metric import Rows
 
+# What each score says, in a few words.
+_ABOUT = {
+    "explained_variance": "share of the activations' variance that x̂ explains",
+    "explained_variance_all": "the same with the outliers that are not scored",
+    "mse": "mean ‖x − x̂‖²",
+    "cosine": "mean cosine of x and x̂",
+    "l2_ratio": "mean ‖x̂‖/‖x‖; below 1 is shrinkage",
+    "relative_reconstruction_bias": "E‖x̂‖²/E[x·x̂]; 1 is unbiased",
+    "normalized_mse": "error per dimension, in each token's own variance",
+    "ce_clean": "the model's loss as it is (nats per token)",
+    "ce_spliced": "its loss with x̂ in place of x",
+    "ce_zero": "its loss with 0 in place of x",
+    "ce_mean": "its loss with the mean in place of x",
+    "ce_increase": "what splicing in x̂ costs",
+    "kl": "how far the predictions move",
+    "loss_recovered_zero": "of what zeroing costs, the share x̂ recovers (flatters)",
+    "loss_recovered_mean": "of what mean ablation costs, the share x̂ recovers",
+}
+
 
 class Fidelity(Metric):
     """explained_variance, mse, cosine, l2_ratio, bias, normalized_mse, cross-entropies, loss_recovered, KL.
@@ -23,6 +42,8 @@ class Fidelity(Metric):
     name = "fidelity"
     version = 1
     needs = frozenset({"x", "reconstruction", "token_losses"})
+    headlines = ("explained_variance", "loss_recovered_zero", "loss_recovered_mean", "ce_increase", "kl")
+    about = _ABOUT
 
     def __init__(self, sae: SAE) -> None:
         self.rows = Rows()

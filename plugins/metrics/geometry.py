@@ -12,6 +12,14 @@ from saebench import SAE, Env, Metric, Score, hookimpl
 # Two latents whose decoder directions are closer than this count as duplicates.
 DUPLICATE = 0.9
 _WHY = "computed from the weights, nothing is sampled"
+# What each score says, in a few words.
+_ABOUT = {
+    "decoder_norm": "mean norm of decoder rows",
+    "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder",
+    "nearest_neighbour_cosine": "mean cosine with the nearest other latent",
+    "duplicate_fraction": "latents with a neighbour closer than 0.9",
+    "effective_rank": "dimensions the dictionary spans",
+}
 
 
 class Geometry(Metric):
@@ -19,6 +27,7 @@ class Geometry(Metric):
 
     name = "geometry"
     version = 1
+    about = _ABOUT
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, sae: SAE) -> None:

@@ -23,6 +23,17 @@ KS = (1, 2, 5, 16, 128)
 HEADLINE = ("mean", 16)
 # How many of the latents chosen for a class a record names.
 NAMED = 128
+# What each score says, in a few words.
+_ABOUT = {
+    "accuracy": "test documents whose label 16 latents a class tell",
+    "balanced_accuracy": "the same, every class counting alike",
+    "auroc": "how well they order documents; chance is a half",
+    "gap_to_dense": "accuracy less that of a probe on x itself (the ceiling)",
+    "gap_to_random_sae": "accuracy less that of a random SAE (the floor)",
+    "dense_accuracy": "accuracy of a probe on x itself",
+    "random_sae_accuracy": "accuracy of 16 latents of a random SAE",
+    "majority_rate": "accuracy of always saying the commonest label",
+}
 
 
 class Probing(Metric):
@@ -41,6 +52,7 @@ class Probing(Metric):
     name = "probing"
     version = 2
     needs = frozenset({"latents", "x_read", "labels"})
+    about = _ABOUT
 
     def __init__(self, sae: SAE) -> None:
         self.rows: list[dict[str, Any]] = []

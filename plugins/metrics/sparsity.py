@@ -15,6 +15,14 @@ from saebench.metric import Rows
 EDGES = np.arange(-7.0, 0.5, 0.5)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _ALL = "every latent is counted; over other tokens it would differ, see dead_fraction_curve"
+# What each score says, in a few words.
+_ABOUT = {
+    "l0": "latents that fire on a token",
+    "l0_sd": "its spread over tokens",
+    "l1": "Σ|z|·‖decoder row‖ on a token",
+    "dead_fraction": "latents that never fired in {n:,} tokens",
+    "dense_fraction": "latents that fire on more than a tenth of tokens",
+}
 
 
 class Sparsity(Metric):
@@ -27,6 +35,8 @@ class Sparsity(Metric):
     name = "sparsity"
     version = 1
     needs = frozenset({"latents"})
+    headlines = ("l0", "dead_fraction")
+    about = _ABOUT
 
     def __init__(self, sae: SAE) -> None:
         self.rows = Rows()
