@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saebench.board.frame import load_results as load_results
     from saebench.checkpoint import Format as Format
-    from saebench.checkpoint import LoadOptions as LoadOptions
     from saebench.checkpoint import load_sae as load_sae
     from saebench.checkpoint import save_sae as save_sae
     from saebench.errors import SaebenchError as SaebenchError
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
     from saebench.judge import Judge as Judge
+    from saebench.loading.readers import LoadOptions as LoadOptions
     from saebench.metric import Batch as Batch
     from saebench.metric import Env as Env
     from saebench.metric import Metric as Metric
@@ -35,7 +35,7 @@ _HOME = {
     "HookPoint": "hookpoint",
     "Judge": "judge",
     "Latents": "sae",
-    "LoadOptions": "checkpoint",
+    "LoadOptions": "loading.readers",
     "Metric": "metric",
     "Record": "results",
     "SAE": "sae",

@@ -12,18 +12,7 @@ from typing import ClassVar
 
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
-from saebench.loading.readers import CheckpointError as CheckpointError
-from saebench.loading.readers import Config as Config
-from saebench.loading.readers import LoadOptions as LoadOptions
-from saebench.loading.readers import MissingError as MissingError
-from saebench.loading.readers import NpzFile as NpzFile
-from saebench.loading.readers import SafetensorsFile as SafetensorsFile
-from saebench.loading.readers import TorchFile as TorchFile
-from saebench.loading.readers import Weights as Weights
-from saebench.loading.readers import finite
-from saebench.loading.readers import folder_of as folder_of
-from saebench.loading.readers import read_json as read_json
-from saebench.loading.readers import shapes_of as shapes_of
+from saebench.loading.readers import CheckpointError, LoadOptions, finite
 from saebench.loading.recognise import recognise
 from saebench.loading.remote import fetch, is_remote
 from saebench.registry import registry

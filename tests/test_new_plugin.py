@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from saebench.checkpoint import CheckpointError
 from saebench.cli import main
+from saebench.loading.readers import CheckpointError
 from saebench.registry import KINDS as REGISTERED
 from saebench.scaffold import KINDS, new_plugin
 

@@ -7,8 +7,7 @@ and an unknown one is refused.
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, TorchFile, shapes_of
-from saebench.loading.readers import torch_file_of
+from saebench.loading.readers import CheckpointError, Config, TorchFile, shapes_of, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
 _MATTERS = {"act_size", "dict_size", "act_name", "model_name", "seq_len"}

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import shapes_of
-from saebench.loading.readers import torch_checkpoint, torch_file_of
+from saebench.loading.readers import shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
 _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, MissingError, TorchFile, folder_of
+from saebench.loading.readers import CheckpointError, Config, MissingError, TorchFile, folder_of
 from saebench.sae import Activation, Fact, Gated, JumpReLU, Metadata, ReLU, TopK
 
 _TRAINER = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
+from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, NormTopK, NoTransform, ReLU, TokenScale, TopK, Transform
 
 _WEIGHTS = "sae_weights.safetensors"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
+from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import (
     AbsTopK,
     Activation,

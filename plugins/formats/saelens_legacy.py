@@ -6,7 +6,7 @@ compatibility code of sae-lens 6.54.12).
 
 from typing import Any
 
-from saebench.checkpoint import CheckpointError, Config, LoadOptions
+from saebench.loading.readers import CheckpointError, Config, LoadOptions
 
 _MATTERS = {
     "architecture", "activation_fn", "activation_fn_str", "activation_fn_kwargs", "k", "apply_b_dec_to_input",

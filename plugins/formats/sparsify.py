@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from saebench import SAE, Format, HookPoint, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, Config, MissingError, SafetensorsFile, folder_of
 from saebench.errors import UsageError
+from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, folder_of
 from saebench.sae import AbsTopK, Fact, GroupMax, Metadata, TopK
 
 _WEIGHTS = "sae.safetensors"

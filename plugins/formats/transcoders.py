@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.checkpoint import CheckpointError, SafetensorsFile, shapes_of
-from saebench.loading.readers import oriented
+from saebench.loading.readers import CheckpointError, SafetensorsFile, oriented, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU
 
 _THRESHOLD = "activation_function.threshold"
