@@ -199,6 +199,17 @@ def test_a_score_of_one_task_leaves_out_the_other_boards(results: Path, make: Ma
     assert "did you mean 'accuracy'" in wrong.stderr
 
 
+def test_a_board_without_rows_is_its_title_and_the_reason(make: Make, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make("cut", seed=seed, partial=True)
+    result = call("leaderboard", tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "tiny · blocks.1.hook_resid_post · fidelity@1 · float32/float32",
+        "note: no complete record: 2 are partial (made with --limit); run again without it",
+    ]
+
+
 # --- for notebooks ---------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,8 @@ def test_only_partial_records_make_an_empty_board_that_says_so(make: Make) -> No
     assert (board.rows, board.partial) == ([], 1)
     for name in ("markdown", "csv", "json"):
         render(name, [board])
+    assert notes(board) == ["no complete record: 1 is partial (made with --limit); run again without it"]
+    assert "|" not in render("markdown", [board])
     terminal(board_table(board))
     assert boards([]) == []
 

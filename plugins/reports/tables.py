@@ -28,12 +28,15 @@ class Markdown:
     def _board(self, board: Board) -> str:
         columns = board.shown
         names = [_escape(heading(c, columns)) for c in columns]
-        lines = [f"### {_escape(caption(board))}", "", _line(["SAE", "architecture", "latents", *names])]
-        lines.append(_line(["---", "---", *["--:"] * (len(columns) + 1)]))
+        lines = [f"### {_escape(caption(board))}", ""]
+        if board.rows:
+            lines.append(_line(["SAE", "architecture", "latents", *names]))
+            lines.append(_line(["---", "---", *["--:"] * (len(columns) + 1)]))
         for row in board.rows:
             about = [_escape(clean(row.name)), *(_escape(clean(row.record.sae.get(k) or "?")) for k in _ABOUT)]
             lines.append(_line([*about, *(_cell(row.cells[c]) for c in columns)]))
-        lines += ["", f"_{_escape(LEGEND)}_", ""]
+        if board.rows:
+            lines += ["", f"_{_escape(LEGEND)}_", ""]
         lines += [f"- {_escape(note)}" for note in notes(board)]
         return "\n".join(lines).rstrip() + "\n"
 

@@ -57,6 +57,9 @@ def heading(column: Column, columns: Sequence[Column]) -> str:
 def notes(board: Board) -> list[str]:
     """What a reader of the board must know besides its numbers, one line each."""
     lines = [clean(note, 300) for note in board.notes]
+    if board.partial and not board.rows and not lines:
+        some = "1 is" if board.partial == 1 else f"{board.partial} are"
+        return [f"no complete record: {some} partial (made with --limit); run again without it"]
     if board.partial:
         lines.insert(0, f"{board.partial} partial record(s), made with --limit, are left out")
     return lines

@@ -105,13 +105,16 @@ def _write_report(found: "list[Board]", format_: str, output: Path | None) -> No
 
 
 def _print_boards(found: "list[Board]", output: Path | None) -> None:
-    from saebench.board.tables import board_table, notes
+    from saebench.board.tables import board_table, caption, notes
     from saebench.results import write_atomically
 
     file = StringIO() if output else sys.stdout
     console = console_on(file)
     for board in found:
-        console.print(board_table(board))
+        if board.rows:
+            console.print(board_table(board))
+        else:
+            console.print(caption(board), markup=False, style="italic")
         for note in notes(board):
             console.print(f"note: {note}", markup=False)
     if output and isinstance(file, StringIO):
