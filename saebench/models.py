@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
 
 def model_title(spec: str) -> str:
     """A model's name in records: of a local path, which says nothing to others, the last part."""
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     return path.resolve().stem if path.exists() else spec
 
 
@@ -133,16 +134,22 @@ def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path
     aliases = registry().models
     if spec in aliases:
         return aliases[spec].locate(), None
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path, None
-    looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1
-    if looks_local:
-        raise UsageError(
-            f"no model '{spec}': not an alias ({', '.join(sorted(aliases)) or 'none installed'}), "
-            "a model folder, a .gguf file, or a hub id like meta-llama/Llama-3.2-1B"
-        )
+    if path.exists() or not _HUB_ID.fullmatch(spec) or path.suffix == ".gguf":
+        raise UsageError(_nowhere(spec))
     return _from_hub(spec, revision, weights)
+
+
+# OWNER/NAME, or the bare NAME of the hub's first models (gpt2).
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def _nowhere(spec: str, hub: str = "or a hub id like meta-llama/Llama-3.2-1B") -> str:
+    """That there is no such model, what it could have been, and what became of asking the hub."""
+    aliases = ", ".join(sorted(registry().models)) or "none installed"
+    return f"no model '{spec}': not an alias ({aliases}), a model folder, a .gguf file, {hub}"
 
 
 def _from_hub(spec: str, revision: str | None, weights: bool) -> tuple[Path, str]:
@@ -159,11 +166,11 @@ def _from_hub(spec: str, revision: str | None, weights: bool) -> tuple[Path, str
     except RevisionNotFoundError as error:
         raise UsageError(f"model '{spec}' has no revision '{revision}'") from error
     except RepositoryNotFoundError as error:
-        raise UsageError(
-            f"no model '{spec}' on the hub (or it is private: set HF_TOKEN); "
-            f"aliases here: {', '.join(sorted(registry().models))}"
-        ) from error
+        raise UsageError(_nowhere(spec, "and not on the hub (or it is private: set HF_TOKEN)")) from error
     except Exception as error:  # httpx, requests and OS errors all mean the same here
+        if "/" not in spec:  # most likely a misspelt alias
+            why = one_line(error, 120)
+            raise UsageError(_nowhere(spec, f"and the hub could not be asked for it ({why})")) from error
         raise SaebenchError(
             f"model '{spec}' could not be fetched and is not in the local hub cache ({one_line(error, 120)}): "
             "check the network, or pass a local folder to --model"

@@ -104,7 +104,7 @@ def test_dry_run_computes_nothing(two_saes, llama, tokens, tmp_path):
         (["run", "--sae", "{sae}", "--model", "{llama}", "--tokens", "{tokens}", "--hook", "blocks.77.hook_resid_post"], 2,
          "layers 0 to 3"),
         (["run", "--sae", "{sae}", "--model", "{llama}", "--tokens", "{tokens}", "--hook", "nonsense"], 2, "nonsense"),
-        (["run", "--sae", "{sae}", "--model", "no-such-model"], 2, "no-such-model"),
+        (["run", "--sae", "{sae}", "--model", "no/such/model"], 2, "no/such/model"),
         (["leaderboard", "/no/such/results"], 1, "no such file"),
         (["compare", "a", "b", "--results", "/no/such/results"], 1, "no such file"),
         (["rnu"], 2, "did you mean 'run'"),
@@ -175,6 +175,46 @@ def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
     result = call("run", "--sae", two_saes[0], "--model", "meta-llama/Llama-3.2-1B")
     assert result.exit_code == 1
     assert "network" in one_line(result)
+
+
+def test_a_bare_hub_id_is_asked_of_the_hub(two_saes, llama, tokens, tmp_path, monkeypatch):
+    asked = []
+
+    def download(spec: str, **_: Any) -> str:
+        asked.append(spec)
+        return str(llama)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    result = run(two_saes[0], "gpt2", tokens, tmp_path, "--metric", "geometry", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert asked == ["gpt2"]
+    assert json.loads(result.stdout)[0]["model"]["id"] == "gpt2"
+    for spec in ("no/such/model", "./gpt2", "gpt2.gguf", "gpt 2", "~gpt2", "-gpt2"):
+        assert "not an alias" in one_line(run(two_saes[0], spec, tokens, tmp_path)), spec
+    assert asked == ["gpt2"]
+
+
+@pytest.mark.parametrize("kind", ["RepositoryNotFoundError", "LocalEntryNotFoundError"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_name_that_nobody_knows_lists_the_aliases_and_says_whose_it_is(
+    kind, more, two_saes, tokens, tmp_path, monkeypatch
+):
+    from huggingface_hub import errors
+
+    def nowhere(*_: Any, **__: Any) -> None:
+        raise getattr(errors, kind).__new__(getattr(errors, kind))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nowhere)
+    common = ["run", "--sae", two_saes[0], "--tokens", tokens, "--results", tmp_path, *more]
+    said = call(*common)  # the checkpoint says "tiny"
+    given = call(*common, "--model", "tiny")
+    for result in (said, given):
+        text = result.stdout + result.stderr
+        assert result.exit_code == 2, text
+        [line] = [line for line in text.splitlines() if line.startswith(("error:", "cannot be measured:"))]
+        assert "no model 'tiny'" in line
+        assert "smollm2-135m-instruct" in line
+        assert ("is what the checkpoint calls its model: say with --model" in line) is (result is said)
 
 
 def test_a_truncated_gguf_is_one_line(two_saes, tmp_path):

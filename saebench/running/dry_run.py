@@ -11,7 +11,7 @@ from saebench.models import DTYPES, default_device, default_dtype, load_config, 
 from saebench.runner import check_request
 from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.running.measure import LANES, Reporter, Silent, default_batch
-from saebench.running.plan import Failure, Job, Request, make_jobs, read_tasks, wanted_metrics
+from saebench.running.plan import Failure, Job, Request, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
 from saebench.task import Task
 
 
@@ -109,7 +109,8 @@ def _dry_run(
     for model in dict.fromkeys(job.model for job in jobs):
         of_model = [job for job in jobs if job.model == model]
         try:
-            size, config = _size(model, request.revision)
+            with named_by_checkpoint(request, model):
+                size, config = _size(model, request.revision)
             text = _text(request, task, model)
         except SaebenchError as error:
             failures += [Failure(job.name, error) for job in of_model]

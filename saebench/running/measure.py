@@ -21,7 +21,7 @@ from saebench.judging.setup import judge_settings
 from saebench.metric import NEEDS, Env
 from saebench.models import cache_folder, default_device, default_dtype, load_model
 from saebench.results import Record, add_to_record, fingerprint, read_record, record_path
-from saebench.running.plan import Failure, Job, Request
+from saebench.running.plan import Failure, Job, Request, named_by_checkpoint
 from saebench.running.provenance import provenance
 from saebench.running.scoring import finish_metric
 from saebench.running.state import StateFolder
@@ -99,7 +99,10 @@ def load_subject(request: Request, model: str, reporter: Reporter) -> tuple[Subj
     device = ranks.own_device(request.device or default_device())
     begin = time.perf_counter()
     reporter.message(f"loading {model}")
-    loaded = load_model(model, revision=request.revision, dtype=request.dtype or default_dtype(device), device=device)
+    with named_by_checkpoint(request, model):
+        loaded = load_model(
+            model, revision=request.revision, dtype=request.dtype or default_dtype(device), device=device
+        )
     return Subject(loaded), {"load_model": time.perf_counter() - begin}
 
 

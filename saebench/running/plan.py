@@ -1,7 +1,8 @@
 """What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,24 @@ class Failure:
 
     name: str
     error: SaebenchError
+
+
+@contextmanager
+def named_by_checkpoint(request: Request, model: str) -> Iterator[None]:
+    """Whoever looks for the language model in here and finds nothing of that name says who named it.
+
+    Raises:
+        UsageError: as raised inside, with that.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if request.model is not None:
+            raise
+        raise UsageError(
+            f"{error}. '{model}' is what the checkpoint calls its model: say with --model where it is "
+            "(for example --model openai-community/gpt2 for gpt2-small)"
+        ) from error
 
 
 def read_tasks(request: Request) -> list[Task]:
