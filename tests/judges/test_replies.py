@@ -201,6 +201,24 @@ def test_a_server_that_knows_no_output_config_is_asked_in_words(code, tmp_path):
         assert len(server.asked) == 11
 
 
+def test_a_server_of_anthropic_s_protocol_that_knows_no_thinking(tmp_path):
+    """It is asked without, from the first call on, and so is a run that goes on."""
+    cache = ReplyCache(tmp_path / "r.sqlite")
+
+    def answer(asked: Any) -> Any:
+        return Status(400, message="thinking: not supported") if "thinking" in asked.body else {"a": True, "b": True}
+
+    with JudgeServer(answer) as server:
+        replies = JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(9)])
+        assert [r.state for r in replies] == ["ok"] * 9
+        assert [r.sampling for r in replies] == [{"format": "json_schema", "thinking": "unsaid"}] * 9
+        assert len(server.asked) == 10
+        more = JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(11)])
+        assert [r.state for r in more] == ["ok"] * 11
+        assert len(server.asked) == 12
+        assert {asked.max_tokens for asked in server.asked} == {64}
+
+
 def test_a_call_that_waits_is_not_sent_when_the_asking_ends(monkeypatch):
     monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
 
