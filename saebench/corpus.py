@@ -192,14 +192,14 @@ def _labelled_table(task: Task, labels: LabelSpec) -> LabelledTexts:
     return labelled_texts(_filtered(read_table(path), task, path), labels, str(path))
 
 
-def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
-    """Contexts from a .npy file of token ids [N, T], as they are; each row counts as a document of its own.
+def open_tokens(path: Path) -> np.ndarray:
+    """The whole numbers [N, T] of a .npy file, left on the disk.
 
     Raises:
-        UsageError: not such a file, or ids outside the vocabulary.
+        UsageError: not such a file.
     """
     try:
-        ids = np.load(path, allow_pickle=False)
+        ids = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
     if (
@@ -210,6 +210,16 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
         or ids.shape[1] < 2
     ):
         raise UsageError(f"{path}: expected whole numbers [contexts, tokens], at least 1 × 2")
+    return ids
+
+
+def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
+    """Contexts from a .npy file of token ids [N, T], as they are; each row counts as a document of its own.
+
+    Raises:
+        UsageError: not such a file, or ids outside the vocabulary.
+    """
+    ids = open_tokens(path)
     ids = ids.astype(np.int64)
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UsageError(

@@ -4,6 +4,7 @@ A record is one JSON file with the units of each metric (parquet) beside it. Its
 number and nothing else, so an existing record with the same fingerprint *is* the result.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from saebench.errors import SaebenchError, one_line, unknown
+from saebench.errors import SaebenchError, UsageError, one_line, unknown
 
 SCHEMA = 1
 # Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
@@ -290,10 +291,25 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run the same command again" if full else "see that its folder may be written to"
         raise SaebenchError(
-            f"{path} could not be written: {one_line(error)}; what was finished before is kept: "
-            "free some space and run the same command again"
+            f"{path} could not be written: {one_line(error)}; what was finished before is kept: {remedy}"
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a results folder and write into it, so that it is known before anything is computed that this can be done.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix="."):
+            pass
+    except OSError as error:
+        raise UsageError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error
 
 
 def read_record(path: Path) -> Record:

@@ -10,10 +10,11 @@ from typing import TypeVar
 import torch
 
 from saebench import ranks
+from saebench.corpus import open_tokens
 from saebench.errors import SaebenchError, UsageError
 from saebench.judging.ledger import Mode
 from saebench.judging.setup import open_session
-from saebench.results import Record
+from saebench.results import Record, require_writable
 from saebench.running.measure import ModelRun, Outcome, Reporter, Silent, load_subject
 from saebench.running.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
 from saebench.sae import SAE
@@ -117,6 +118,7 @@ def run(
 def execute(request: Request, reporter: Reporter) -> Outcome:
     """Run a request, every task of a suite in turn; a failing SAE does not stop the others."""
     check_request(request)
+    require_writable(request.results)
     tasks = read_tasks(request)
     wanted = [wanted_metrics(request, task) for task in tasks]
     rank, _ = ranks.start()
@@ -172,7 +174,7 @@ def _everywhere(load: Callable[[], T]) -> T:
 
 
 def check_request(request: Request) -> None:
-    """Raise UsageError for numbers that make no sense."""
+    """Raise UsageError for what makes no sense, before anything is loaded."""
     if request.results.exists() and not request.results.is_dir():
         raise UsageError(f"--results {request.results} is a file: name a folder")
     if request.device is not None:
@@ -187,3 +189,5 @@ def check_request(request: Request) -> None:
     for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")
+    if request.tokens is not None:
+        open_tokens(Path(request.tokens))

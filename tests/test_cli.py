@@ -1,16 +1,19 @@
 """The command line: answers fast, fails in one line with the right exit code, writes pure JSON."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from saebench.cli import main
-from tests.conftest import HOOK
+from saebench.testing import random_sae
+from tests.conftest import HOOK, write_sae
 
 
 def call(*args: Any) -> Result:
@@ -154,6 +157,50 @@ def test_what_is_left_out_is_said_before_the_pass(two_saes, llama, tokens, tmp_p
     assert early < next(i for i, line in enumerate(said) if line.startswith("loading"))
     alone = run("/no/such/place", llama, tokens, tmp_path)
     assert "left out" not in alone.stderr  # nothing goes on
+
+
+def test_an_error_names_the_sae_once(two_saes, llama, tokens, tmp_path):
+    unsaid = tmp_path / "unsaid"
+    shutil.copytree(two_saes[0], unsaid)
+    cfg = json.loads((unsaid / "cfg.json").read_text())
+    for key, flag in (("hook_name", "--hook"), ("model_name", "--model")):
+        cfg["metadata"].pop(key)
+        (unsaid / "cfg.json").write_text(json.dumps(cfg))
+        rest = ["--model", llama] if key == "hook_name" else []
+        line = one_line(call("run", "--sae", unsaid, *rest, "--tokens", tokens, "--results", tmp_path / "r"))
+        assert line.startswith("error: unsaid: the checkpoint does not say"), line
+        assert f"pass {flag}" in line
+    narrow = write_sae(tmp_path / "narrow", random_sae(16, 32))
+    line = one_line(run(narrow, llama, tokens, tmp_path / "r"))
+    assert line.startswith("error: narrow: the SAE reads 16"), line
+
+
+def _must_not_be_called(*_: Any, **__: Any) -> None:
+    raise AssertionError("it was loaded first")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--results", "/dev/null/x"], ["--results /dev/null/x cannot be written", "name another folder"]),
+        (["--results", "/proc/no-such"], ["--results /proc/no-such cannot be written", "name another folder"]),
+        (["--tokens", "/no-such.npy"], ["/no-such.npy: not readable as .npy"]),
+        (["--tokens", "{flat}"], ["expected whole numbers [contexts, tokens]"]),
+    ],
+)
+def test_what_cannot_be_is_found_before_anything_is_loaded(
+    flags, words, two_saes, llama, tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("saebench.running.plan.load_sae", _must_not_be_called)
+    monkeypatch.setattr("saebench.running.measure.load_model", _must_not_be_called)
+    flat = tmp_path / "flat.npy"
+    np.save(flat, np.arange(9))
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    options = {"--tokens": str(tokens), "--results": str(tmp_path / "r")} | given
+    rest = [part.format(flat=flat) for option in options.items() for part in option]
+    result = call("run", "--sae", two_saes[0], "--sae", two_saes[1], "--model", llama, *rest)
+    assert result.exit_code == 2
+    assert all(word in one_line(result) for word in words), result.stderr
 
 
 def test_hub_errors_say_what_to_do(two_saes, monkeypatch):

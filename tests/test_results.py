@@ -125,10 +125,17 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SaebenchError, match="No space left"):
+    with pytest.raises(SaebenchError, match=r"No space left.*free some space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["t@1.json"]
+
+
+def test_what_is_not_a_full_disk_is_not_called_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaebenchError, match="may be written to") as caught:
+        write_atomically(tmp_path / "file" / "inside", b"new")
+    assert "space" not in str(caught.value)
 
 
 @given(st.text(max_size=200))

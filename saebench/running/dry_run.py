@@ -1,9 +1,10 @@
 """`--dry-run`: what a run would compute and what it costs, without running the model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from saebench.corpus import task_contexts
+from saebench.corpus import open_tokens, task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.judging.setup import JudgePlan, plan_judge
 from saebench.metric import Metric
@@ -141,7 +142,7 @@ def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
 def _text(request: Request, task: Task, model: str | None) -> Text:
     """How much there is to run. Labelled texts are as long as they are, so they are tokenized; other contexts are all full."""
     if request.tokens is not None:
-        contexts, length = _token_shape(request)
+        contexts, length = open_tokens(Path(request.tokens)).shape
     else:
         contexts, length = task.contexts.count, task.contexts.length
     contexts = min(contexts, request.limit or contexts)
@@ -186,15 +187,3 @@ def _group(
         Cost(stages, parts[0].tokens, parts[0].forward),
         memory + saes,
     )
-
-
-def _token_shape(request: Request) -> tuple[int, int]:
-    import numpy as np
-
-    try:
-        shape: tuple[int, ...] = getattr(np.load(str(request.tokens), allow_pickle=False, mmap_mode="r"), "shape", ())
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{request.tokens}: not readable as .npy") from error
-    if len(shape) != 2 or min(shape) < 1:
-        raise UsageError(f"{request.tokens}: expected token ids [contexts, tokens]")
-    return int(shape[0]), int(shape[1])

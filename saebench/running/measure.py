@@ -296,7 +296,7 @@ class ModelRun:
         try:
             if (sae.d_in, sae.d_out) != widths:
                 raise UsageError(
-                    f"{job.name}: the SAE reads {sae.d_in} and writes {sae.d_out} numbers per token, but {job.read} of "
+                    f"the SAE reads {sae.d_in} and writes {sae.d_out} numbers per token, but {job.read} of "
                     f"{self.subject.loaded.id} has {widths[0]} and {job.write} {widths[1]}: check --model and --hook"
                 )
             check_l0(sae, calibration)

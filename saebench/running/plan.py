@@ -225,16 +225,16 @@ def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job
     hook = request.hook or meta.hook
     if model is None:
         raise UsageError(
-            f"{name}: the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)"
+            "the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)"
         )
     if hook is None:
         raise UsageError(
-            f"{name}: the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
+            "the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
         )
     read = HookPoint.parse(hook)
     if sae.is_transcoder and meta.hook_out is None:
         raise UsageError(
-            f"{name}: a transcoder whose checkpoint does not say where it writes: load it in Python, set its metadata's "
+            "a transcoder whose checkpoint does not say where it writes: load it in Python, set its metadata's "
             "hook_out, and save it with saebench.save_sae"
         )
     write = HookPoint.parse(meta.hook_out) if sae.is_transcoder and meta.hook_out else read
