@@ -423,6 +423,7 @@ def find_records(names: Iterable[str], results: Path, task: str | None = None) -
     All of them on one task: the one named, or the only one that every SAE was measured on.
 
     Raises:
+        UsageError: none of them is of that task; names those there are.
         RecordError: no such record, or several; names them.
     """
     several: list[list[Record]] = []
@@ -439,6 +440,9 @@ def find_records(names: Iterable[str], results: Path, task: str | None = None) -
             raise unknown("SAE", name, known)
         several.append(found)
     if task:
+        tasks = {label for found in several for r in found for label in (str(r.task["name"]), r.task_label)}
+        if task not in tasks:
+            raise unknown("task", task, tasks)
         several = [[r for r in found if task in (r.task["name"], r.task_label)] for found in several]
     groups = [{(r.group, r.partial): r for r in found} for found in several]
     if any(len(group) < len(found) for group, found in zip(groups, several, strict=True)):

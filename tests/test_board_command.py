@@ -68,7 +68,10 @@ def test_what_filters_leave_is_ranked_among_itself(results: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--architecture", "nothing"], 1, "none of 4 records passes --architecture"),
+        (["--architecture", "nothing"], 2, "unknown architecture 'nothing': known: jumprelu, topk"),
+        (["--task", "zzz"], 2, "unknown task 'zzz': known: fidelity, fidelity@1"),
+        (["--task", "fidelty"], 2, "did you mean 'fidelity'"),
+        (["--width", 3], 1, "none of 4 records passes --width"),
         (["--width", 3, "--max-l0", 1], 1, "--width, --max-l0"),
         (["--sort", "explaned_variance"], 2, "did you mean 'explained_variance'"),
         (["--format", "parkett"], 2, "did you mean 'parquet'"),
@@ -79,6 +82,12 @@ def test_bad_flags_are_one_line(results: Path, flags: list[Any], code: int, word
     assert result.exit_code == code, result.stderr
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_compare_names_the_tasks_there_are(results: Path) -> None:
+    result = call("compare", "a", "b", "--results", results, "--task", "zzz")
+    assert result.exit_code == 2
+    assert result.stderr == "error: unknown task 'zzz': known: fidelity, fidelity@1\n"
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:

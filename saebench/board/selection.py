@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from saebench.board.text import clean
 from saebench.errors import unknown
 from saebench.leaderboard import SPARSITY, Board, Cell, Column, Row, Site, called, site
 from saebench.results import Record
@@ -27,8 +28,16 @@ def keep(
         architectures: in the checkpoints' words ("topk"), whatever their case.
         widths: numbers of latents.
         max_l0: latents per token at most; an SAE whose L0 was not measured is left out.
+
+    Raises:
+        UsageError: no record is of that task or architecture; names the nearest.
     """
+    records = list(records)
     wanted = {name.lower() for name in architectures}
+    if task is not None:
+        _known("task", task, {name for r in records for name in (str(r.task["name"]), r.task_label)})
+    for name in wanted:
+        _known("architecture", name, {str(r.sae.get("architecture")).lower() for r in records})
     return [
         r
         for r in records
@@ -37,6 +46,11 @@ def keep(
         and (not widths or r.sae.get("d_sae") in widths)
         and (max_l0 is None or _value(l0.get(site(r))) <= max_l0)
     ]
+
+
+def _known(what: str, name: str, names: set[str]) -> None:
+    if names and name not in names:
+        raise unknown(what, clean(name), {clean(one) for one in names})
 
 
 def only_scores(boards: Sequence[Board], names: Sequence[str]) -> list[Board]:
