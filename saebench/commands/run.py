@@ -227,7 +227,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 
 
 def _dry_run(request: "Request", as_json: bool) -> None:
-    from saebench.running.dry_run import dry_runs
+    from saebench.running.dry_run import dry_runs, over_limit
 
     plans = dry_runs(request, _Progress(console_on(), quiet=False))
     if as_json:
@@ -237,4 +237,6 @@ def _dry_run(request: "Request", as_json: bool) -> None:
         for plan in plans:
             for line in plan.lines():
                 click.echo(line)
+    if line := over_limit(plans, request.max_cost):
+        click.echo(line, err=as_json)
     _exit([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))

@@ -1,5 +1,6 @@
 """`--dry-run`: what a run would compute and what it costs, without running the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,17 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     wanted = [wanted_metrics(request, task) for task in tasks]
     jobs, failures = make_jobs(request, (reporter or Silent()).message)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
+
+
+def over_limit(plans: Sequence[DryRun], max_cost: float | None) -> str | None:
+    """A line where the judge's calls of all tasks are estimated to cost more than they may; None where not."""
+    cost = sum(plan.judge.cost or 0.0 for plan in plans if plan.judge)
+    if max_cost is None or cost <= max_cost:
+        return None
+    return (
+        f"over --max-cost {max_cost:g}: about ${cost:.4f} in all, so the run would stop before passing it, "
+        "unless enough was answered before; what it had asked would be kept"
+    )
 
 
 def _dry_run(

@@ -160,10 +160,18 @@ def test_a_dry_run_says_what_it_costs_and_asks_nobody(call, monkeypatch):
     )
     assert words in done.stdout
     assert "(prices of 2026-04-30)" in done.stdout
+    assert "--max-cost" not in done.stdout
     [plan] = [json.loads(call("--judge", "openai:gpt-4o-mini", "--dry-run", "--json").stdout)]
     assert plan["judge"]["cost_usd"] == pytest.approx((2 * N * 64 * 0.15 + 2 * N * 5 * 0.6) / 1e6, abs=1e-6)
     half = json.loads(call("--judge", "openai:gpt-4o-mini", "--dry-run", "--json", "--judge-batch").stdout)
     assert half["judge"]["cost_usd"] == pytest.approx(plan["judge"]["cost_usd"] / 2, abs=2e-6)
+    cost = plan["judge"]["cost_usd"]
+    for limit, over in ((cost * 0.99, True), (cost * 1.01, False)):
+        flags = ("--judge", "openai:gpt-4o-mini", "--dry-run", "--max-cost", str(limit))
+        assert (f"over --max-cost {limit:g}: about ${cost:.4f} in all" in call(*flags).stdout) is over
+        as_json = call(*flags, "--json")
+        assert json.loads(as_json.stdout) == plan
+        assert ("over --max-cost" in as_json.stderr) is over
     unknown = call("--judge", "openai:who-knows", "--dry-run")
     assert "an unknown price" in unknown.stdout
     assert json.loads(call("--judge", "openai:m", "--dry-run", "--json").stdout)["judge"]["cost_usd"] == "unknown"
