@@ -238,7 +238,7 @@ def _empty(record: Record) -> Board:
         model=str(record.model["id"]),
         revision=record.model.get("revision"),
         hook=record.hook_out,
-        task=f"{record.task['name']}@{record.task['version']}",
+        task=record.task_label,
         corpus=str(record.corpus["fingerprint"])[:12],
         dtypes=dtypes,
     )

@@ -104,9 +104,12 @@ def run(
     several = [saes] if isinstance(saes, str | Path | SAE) else list(saes)
     outcome = execute(
         Request(
-            several, names, model, revision, hook, task, tokens, metrics, Path(results), batch_size, device, dtype,
-            limit, seed, force, strict, format, k, scale, ignore_keys, data, text_column, label_column, group_column,
-            judge, judge_url, judge_cache, judge_batch, replay, max_cost,
+            saes=several, names=names, model=model, revision=revision, hook=hook, task=task, tokens=tokens,
+            metrics=metrics, results=Path(results), batch_size=batch_size, device=device, dtype=dtype,
+            limit=limit, seed=seed, force=force, strict=strict, format=format, k=k, scale=scale,
+            ignore_keys=ignore_keys, data=data, text_column=text_column, label_column=label_column,
+            group_column=group_column, judge=judge, judge_url=judge_url, judge_cache=judge_cache,
+            judge_batch=judge_batch, replay=replay, max_cost=max_cost,
         ),
         reporter or Silent(),
     )  # fmt: skip

@@ -22,8 +22,7 @@ def run_tables(records: Sequence[Record]) -> list[Table]:
 
 def record_table(record: Record) -> Table:
     """Every score of one SAE that is not a point of a curve."""
-    task = f"{record.task['name']}@{record.task['version']}"
-    title = f"{clean(record.sae['name'])} · {clean(record.hook)} of {clean(record.model['id'])} · {clean(task)}"
+    title = f"{clean(record.sae['name'])} · {clean(record.hook)} of {clean(record.model['id'])} · {clean(record.task_label)}"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("score", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
