@@ -237,6 +237,6 @@ def _dry_run(request: "Request", as_json: bool) -> None:
         for plan in plans:
             for line in plan.lines():
                 click.echo(line)
-    if line := over_limit(plans, request.max_cost):
-        click.echo(line, err=as_json)
+    if over := over_limit(plans, request.max_cost):
+        click.echo(over, err=as_json)
     _exit([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))
