@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from saebench.cli import main
@@ -80,7 +81,13 @@ def test_compare_refuses_what_is_not_comparable(two_saes, llama, tokens, tmp_pat
     assert "dtypes" in one_line(result)
 
 
-def test_dry_run_computes_nothing(two_saes, llama, tokens, tmp_path):
+def test_dry_run_computes_nothing(two_saes, llama, tokens, tmp_path, monkeypatch):
+    from saebench.running import dry_run
+
+    def speed(device: str, dtype: torch.dtype) -> float:
+        return {torch.float32: 1e5, torch.bfloat16: 4e5}[dtype]
+
+    monkeypatch.setattr(dry_run, "_speed", speed)
     result = run(two_saes[0], llama, tokens, tmp_path / "r", "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "forwards" in result.stdout
@@ -94,6 +101,12 @@ def test_dry_run_computes_nothing(two_saes, llama, tokens, tmp_path):
     above = 2 * block + 32 * 97
     assert group["multiply_adds"]["above the hook, once per SAE"] == 24 * 16 * above
     assert group["multiply_adds"]["full forward"] == 24 * 16 * (4 * block + 32 * 97)
+    total = sum(group["multiply_adds"].values())
+    assert group["seconds"] == pytest.approx(2 * total / 1e5)
+    assert f"time at least about {2 * total / 1e5 / 60:.0f} min" in result.stdout
+    half = run(two_saes[0], llama, tokens, tmp_path / "r", "--dry-run", "--json", "--dtype", "bfloat16")
+    saes = group["multiply_adds"]["SAEs"]  # in float32 whatever the model is in
+    assert json.loads(half.stdout)["groups"][0]["seconds"] == pytest.approx(2 * ((total - saes) / 4e5 + saes / 1e5))
 
 
 @pytest.mark.parametrize(

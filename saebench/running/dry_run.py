@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pas
 from saebench.running.measure import LANES, Reporter, Silent, default_batch
 from saebench.running.plan import Failure, Job, Request, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
 from saebench.task import Task
+from saebench.training.estimate import matrix_speed
 
 
 @dataclass(frozen=True)
 class Group:
-    """SAEs that would share passes."""
+    """SAEs that would share passes.
+
+    Attributes:
+        memory: bytes.
+        seconds: of the passes, at least: all of `cost` at the speed of this machine's matrix products. Four runs of
+            SmolLM2-135M on two CPU cores (1 and 3 SAEs, float32 and bfloat16, with losses and without) took 1.3 to 1.7
+            times that; loading, scores and what a judge is asked come on top.
+    """
 
     model: str
     hook: str
@@ -27,6 +36,7 @@ class Group:
     passes: int
     cost: Cost
     memory: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -62,10 +72,10 @@ class DryRun:
     judge: JudgePlan | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: costs in multiply-adds, memory in bytes."""
+        """Plain values: costs in multiply-adds, memory in bytes, time in seconds."""
         groups = [
             {"model": g.model, "hook": g.hook, "saes": g.saes, "passes": g.passes, "tokens": g.cost.tokens,
-             "multiply_adds": g.cost.stages, "forwards": g.cost.forwards, "memory_bytes": g.memory}
+             "multiply_adds": g.cost.stages, "forwards": g.cost.forwards, "seconds": g.seconds, "memory_bytes": g.memory}
             for g in self.groups
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
@@ -81,6 +91,8 @@ class DryRun:
             for stage, macs in g.cost.stages.items():
                 out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
             out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
+            time = f"{g.seconds:.0f} s" if g.seconds < 90 else f"{g.seconds / 60:.0f} min"
+            out.append(f"  time at least about {time}: all of it at the speed of this machine's matrix products")
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
         if self.judge:
             out.append(self.judge.line())
@@ -198,4 +210,14 @@ def _group(
         passes,
         Cost(stages, parts[0].tokens, parts[0].forward),
         memory + saes,
+        _seconds(stages, device, request.dtype or default_dtype(device)),
     )
+
+
+def _seconds(stages: dict[str, float], device: str, dtype: str) -> float:
+    """The time of these multiply-adds; SAEs compute in float32."""
+    rates = {stage: _speed(device, DTYPES["float32" if stage == "SAEs" else dtype]) for stage in stages}
+    return sum(2 * macs / rates[stage] for stage, macs in stages.items())
+
+
+_speed = cache(matrix_speed)
