@@ -122,6 +122,16 @@ def test_a_torch_file_of_before_the_zip_archives(tmp_path: Path) -> None:
     assert "save it again" in message
 
 
+def test_a_failing_disk_is_not_called_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("saebench.loading.weights.safe_open", failing)
+    message = refusal(arrived("sparsify/topk/layers.3", tmp_path))
+    assert "cannot be read: [Errno 5] Input/output error" in message
+    assert "download" not in message
+
+
 def test_inspect_says_it_too(tmp_path: Path) -> None:
     folder = arrived("saelens/topk-none-sub", tmp_path)
     (folder / "sae_weights.safetensors").write_bytes(POINTER)

@@ -12,7 +12,7 @@ class DamagedError(CheckpointError):
     """A file of weights that did not arrive whole; to download it again is what helps."""
 
 
-def unreadable(path: Path, kind: str, error: BaseException) -> DamagedError:
+def unreadable(path: Path, kind: str, error: BaseException) -> CheckpointError:
     """What to say of a file that its reader could not open, from its first bytes and its length.
 
     Args:
@@ -23,7 +23,7 @@ def unreadable(path: Path, kind: str, error: BaseException) -> DamagedError:
     try:
         head, size = _head(path), path.stat().st_size
     except OSError as problem:
-        return DamagedError(f"{path}: cannot be read: {one_line(problem)}")
+        return CheckpointError(f"{path}: cannot be read: {one_line(problem)}")
     if size == 0:
         return DamagedError(f"{path}: cannot be read: it is empty: download it again")
     if head.startswith(_LFS):
@@ -31,6 +31,8 @@ def unreadable(path: Path, kind: str, error: BaseException) -> DamagedError:
             f"{path}: cannot be read: a git-LFS pointer in place of the weights: `git lfs pull` in its repository, "
             "or download it again"
         )
+    if isinstance(error, OSError):  # not the file's fault: no memory to map it, a disk that fails
+        return CheckpointError(f"{path}: cannot be read: {one_line(error, 160)}")
     why = one_line(error, 160)
     return DamagedError(f"{path}: cannot be read as {kind}: cut short or damaged ({why}): download it again")
 

@@ -1,5 +1,6 @@
 """Which format the files at a path are of; and where none knows them, what is wrong with them."""
 
+from os.path import isdir, isfile  # which say no where pathlib's raise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> lis
 def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Path]:
     if any(_matches(f, path) for f in formats) or any(isinstance(p, DamagedError) for p in _problems(path)):
         return [path]
-    if not path.is_dir():
+    if not isdir(path):
         return []
     lacks, has_weights = _lacks(path, formats)
     if lacks and has_weights:
@@ -92,7 +93,7 @@ def _matches(format: "Format", path: Path) -> bool:
 
 def _inside(path: Path, formats: "list[Format]") -> Path | None:
     """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
-    if not path.is_dir():
+    if not isdir(path):
         return None
     for child in _children(path)[:100]:
         if any(_matches(f, child) for f in formats):
@@ -102,20 +103,20 @@ def _inside(path: Path, formats: "list[Format]") -> Path | None:
 
 def _problems(path: Path) -> list[CheckpointError]:
     """Why files of weights at `path` cannot be opened, of each that cannot."""
-    files = _children(path) if path.is_dir() else [path]
-    found = [weights_problem(file) for file in files if file.suffix in _WEIGHTS and file.is_file()]
+    files = _children(path) if isdir(path) else [path]
+    found = [weights_problem(file) for file in files if file.suffix in _WEIGHTS and isfile(file)]
     return [problem for problem in found if problem is not None]
 
 
 def _lacks(path: Path, formats: "list[Format]") -> tuple[str, bool]:
     """What to say where only some of the files are there that make a checkpoint; and whether its weights are."""
-    folder = path if path.is_dir() else path.parent
+    folder = path if isdir(path) else path.parent
     there: set[str] = set()
     absent: list[str] = []
     for format in formats:
         files = getattr(format, "files", ())
-        here = {name for name in files if (folder / name).is_file()}
-        if not here or len(here) == len(files) or not (path.is_dir() or path.name in here):
+        here = {name for name in files if isfile(folder / name)}
+        if not here or len(here) == len(files) or not (isdir(path) or path.name in here):
             continue
         there |= here
         absent += [f"{name} ({format.name})" for name in files if name not in here]
