@@ -219,8 +219,7 @@ class TrainingRun:
                 self.step += 1
                 if self.step % self.request.log_every == 0 or self.step == self.steps:
                     self._log(clock, reporter)
-                if self.interrupt.anywhere():
-                    raise Stopped
+                self.interrupt.check()
                 started = time.perf_counter()
 
     def _step(self, batch: torch.Tensor) -> None:
@@ -396,7 +395,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     interrupt = Interrupt()
     source = Activations(
         subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
-        interrupt.between_passes,
+        interrupt.check,
     )  # fmt: skip
     chunks: Chunks = source
     if request.cache is not None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import saebench
 from saebench.errors import NonFiniteError, SaebenchError, UsageError
+from saebench.training.activations import Activations
 from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.run import prepare, train
@@ -151,6 +152,32 @@ def test_ctrl_c_keeps_everything(whole: Path, request_for: Make, tmp_path: Path)
     assert _same(out / "topk-k4", whole / "topk-k4")
 
 
+def test_ctrl_c_while_activations_are_made(
+    whole: Path, request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed in the third chunk's first forward pass: no other is made, every step is kept, and what follows is the same."""
+    passes = 0
+    original = Activations._capture
+
+    def press(self: Activations, contexts: np.ndarray) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 2 * 4 + 1:  # 30 contexts a chunk, 8 a pass
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, contexts)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Activations, "_capture", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(request_for(epochs=3), out, Heard())
+    assert passes == 9
+    heard = Heard()
+    train(request_for(epochs=3), out, heard)
+    assert heard.steps[0] == 2 * 30 * 15 // 32
+    assert _same(out / "topk-k4", whole / "topk-k4")
+
+
 def test_a_finished_run_has_nothing_to_do(whole: Path, request_for: Make) -> None:
     heard = Heard()
     train(request_for(epochs=3), whole, heard)
@@ -224,8 +251,6 @@ def test_a_cache_changes_nothing_in_the_first_epoch(
     flipped[-5] ^= 1
     shards[3].write_bytes(flipped)
     made: list[int] = []
-    from saebench.training.activations import Activations
-
     original = Activations.chunk
     monkeypatch.setattr(Activations, "chunk", lambda self, n: made.append(n) or original(self, n))
     train(request_for(cache=cache), tmp_path / "again", Heard())
