@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from saebench.corpus import Contexts
-from saebench.errors import NonFiniteError, SaebenchError
+from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.forward.calibration import CONTEXTS, Calibration, calibrate
 from saebench.hookpoint import HookPoint
 from saebench.subject import Subject
@@ -77,7 +77,9 @@ class Activations:
         while True:
             try:
                 return self._gather([self._pass(rows) for rows in self._share(contexts)])
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch == 1 or dist.is_initialized():  # alone, a rank cannot go back: others wait for its rows
                     raise SaebenchError(
                         f"{self.batch} contexts of {self.text.length} tokens do not fit into the memory of "

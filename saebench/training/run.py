@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from saebench import ranks
 from saebench.checkpoint import save_sae
 from saebench.corpus import token_contexts
-from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
+from saebench.errors import NonFiniteError, SaebenchError, UsageError, is_out_of_memory, one_line
 from saebench.hookpoint import HookPoint
 from saebench.models import cache_folder, default_device, load_config, load_model, load_tokenizer
 from saebench.registry import registry
@@ -231,10 +231,8 @@ class TrainingRun:
                 lane.meter.add(lane.trainer.step(mine))
             except NonFiniteError as error:
                 raise self._diverged(f"{lane.spec.name}: {error}") from error
-            except torch.OutOfMemoryError as error:
-                raise _no_memory(self.request.batch_size) from error
-            except RuntimeError as error:
-                if "not enough memory" in str(error):
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
                     raise _no_memory(self.request.batch_size) from error
                 raise
             spent = time.perf_counter() - started
@@ -356,12 +354,14 @@ def make_trainer(spec: SaeSpec, d_in: int, steps: int, device: str) -> Trainable
         recipe = registry().get("recipes", spec.recipe)
         settings = make_settings(recipe, spec.settings)
         return Trainer(recipe, settings, d_in, width=spec.width, seed=spec.seed, steps=steps, device=device)
-    except torch.OutOfMemoryError as error:
-        raise SaebenchError(
-            f"{spec.name}: {spec.width:,} latents do not fit into memory: {one_line(error, 80)}"
-        ) from error
     except UsageError as error:
         raise UsageError(f"{spec.name}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise SaebenchError(
+                f"{spec.name}: {spec.width:,} latents do not fit into memory: choose a smaller width, or fewer SAEs at once"
+            ) from error
+        raise
 
 
 def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun:

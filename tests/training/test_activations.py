@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from saebench.errors import SaebenchError
 from saebench.forward.calibration import Calibration
 from saebench.hookpoint import HookPoint
 from saebench.training.activations import Activations
@@ -38,6 +40,27 @@ def source(model: Any, interrupt: Interrupt) -> Activations:
     calibration = Calibration(1.0, torch.inf, torch.zeros(2), torch.zeros(1, 2))
     hook = HookPoint.parse("blocks.0.hook_resid_post")
     return Activations(model, hook, text, calibration, 10, 2, 0, interrupt.check)
+
+
+class Limited(Numbered):
+    """A model that asks for more memory than there is, from so many contexts on."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def capture(self, ids: torch.Tensor, hook: HookPoint) -> tuple[torch.Tensor, None]:
+        if len(ids) > self.most:
+            torch.empty(2**50)
+        return super().capture(ids, hook)
+
+
+def test_forward_passes_shrink_until_they_fit_into_memory() -> None:
+    made = source(Limited(1), Interrupt())
+    torch.testing.assert_close(made.chunk(0), source(Numbered(), Interrupt()).chunk(0))
+    assert made.batch == 1
+    with pytest.raises(SaebenchError, match=r"1 contexts of 4 tokens do not fit.*smaller context_batch"):
+        source(Limited(0), Interrupt()).chunk(0)
 
 
 def _worker(rank: int, rendezvous: str, queue: Any) -> None:

@@ -21,7 +21,7 @@ from saebench.errors import NonFiniteError, SaebenchError, UsageError
 from saebench.training.activations import Activations
 from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
-from saebench.training.run import prepare, train
+from saebench.training.run import make_trainer, prepare, train
 
 from .conftest import HOOK, Heard
 
@@ -454,13 +454,22 @@ def test_it_says_how_long_the_model_took(request_for: Make, tmp_path: Path) -> N
 
 def test_out_of_memory_suggests_a_batch(request_for: Make, tmp_path: Path) -> None:
     run = prepare(request_for(), tmp_path / "run", Heard())
-
-    def step(x: torch.Tensor) -> dict:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    run.lanes[0].trainer.step = step  # type: ignore[method-assign]
+    run.lanes[0].trainer.step = lambda x: {"loss": torch.empty(2**50)}  # type: ignore[method-assign]
     with pytest.raises(SaebenchError, match="--batch-size 16"):
         run.go(Heard())
+
+
+def test_what_is_no_lack_of_memory_is_not_called_one(request_for: Make, tmp_path: Path) -> None:
+    run = prepare(request_for(), tmp_path / "run", Heard())
+    run.lanes[0].trainer.step = lambda x: {"loss": x @ x[1:]}  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run.go(Heard())
+
+
+@pytest.mark.parametrize("recipe", ["topk", "random"])
+def test_an_sae_that_does_not_fit_into_memory_is_named(recipe: str) -> None:
+    with pytest.raises(SaebenchError, match=r"a: 17,592,186,044,416 latents do not fit into memory.*smaller width"):
+        make_trainer(SaeSpec("a", recipe, 2**44, 0, {"k": 4}), 32, 10, "cpu")
 
 
 def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
