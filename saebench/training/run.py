@@ -5,7 +5,9 @@ checkpoint with the same batches, and ends with the same SAEs as one that was no
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -261,39 +263,46 @@ class TrainingRun:
             self.folder.save({"step": self.step, "buffer": buffer.state(), "saes": saes, "meters": meters})
 
     def _diverged(self, what: str) -> NonFiniteError:
-        kept = (
-            f"the checkpoint before it is kept in {self.folder.path}"
-            if self.folder.checkpoint.exists()
-            else "no checkpoint yet"
-        )
         cached = "it takes the activations in --cache again" if self.request.cache else "--cache DIR keeps activations"
         return NonFiniteError(
-            f"{what} ({kept}): with a smaller learning rate (--set lr=…, or lr in the file), or without this SAE, it is "
-            f"another run: give that one an --out of its own; {cached}"
+            f"{what} ({self.folder.kept}): with a smaller learning rate (--set lr=…, or lr in the file), or without this SAE, "
+            f"it is another run: give that one an --out of its own; {cached}"
         )
 
     def _finish(self, buffer: Buffer, reporter: Reporter) -> list[Path]:
-        """Write every SAE that can be written; where one cannot, the checkpoint stays."""
+        """Write every SAE that can be written; where one cannot, the checkpoint stays.
+
+        Raises:
+            SaebenchError: something could not be written; all that could be is there.
+        """
         paths = [self.folder.path / lane.spec.name for lane in self.lanes]
         if self.rank > 0:
             return paths
-        self._save(buffer)
+        unsaved = _problem(lambda: self._save(buffer))  # three times as large as the SAEs, which may still find room
         failed = []
         for lane, path in zip(self.lanes, paths, strict=True):
-            try:
-                save_sae(self.named(lane.trainer.sae()), path)
-            except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
-                failed.append(f"{lane.spec.name} ({one_line(error, 200)})")
-        self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}])
+            if problem := _problem(partial(self._write, lane, path)):
+                failed.append(f"{lane.spec.name} ({one_line(problem, 200)})")
+        unlogged = _problem(lambda: self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}]))
         if failed:
+            others = f"the others are in {self.folder.path}"
+            kept = unsaved or "and so is a checkpoint: the same command tries again without training"
             raise SaebenchError(
-                f"{len(failed)} of {len(paths)} SAE(s) could not be written: {', '.join(failed)}; the others and the last "
-                f"checkpoint are in {self.folder.path}: the same command tries again without training"
+                f"{len(failed)} of {len(paths)} SAE(s) could not be written: {', '.join(failed)}; {others}; {kept}"
             )
         self.folder.finish()
         if self.train_seconds:  # a run that only had its SAEs left to write has no share to speak of
             reporter.message(self._share())
+        if problem := unsaved or unlogged:
+            what = "last checkpoint" if unsaved else "end of the log"
+            raise SaebenchError(
+                f"the {what} could not be written: {one_line(problem.__cause__ or problem)}; every SAE is, in "
+                f"{self.folder.path}: there is nothing to do again"
+            )
         return paths
+
+    def _write(self, lane: Lane, path: Path) -> None:
+        save_sae(self.named(lane.trainer.sae()), path)
 
     def _share(self) -> str:
         """How much of the time the language model took."""
@@ -318,6 +327,15 @@ class TrainingRun:
         """Where the time went, of this process since it was last started."""
         spent = {"activations": self.capture_seconds, **self.train_seconds}
         return {name: round(value, 2) for name, value in spent.items()}
+
+
+def _problem(write: Callable[[], None]) -> Exception | None:
+    """What keeps something from being written; None once it is."""
+    try:
+        write()
+    except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
+        return error
+    return None
 
 
 class _Clock:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -395,7 +396,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(request_for: Make, whol
     before = folder.checkpoint.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("saebench.training.checkpoints.save_file", _no_space)
-        with pytest.raises(SaebenchError, match="the last checkpoint is kept: free"):
+        with pytest.raises(SaebenchError, match=r"the checkpoint before it is kept in .*: free"):
             folder.save({"step": 4, "x": torch.zeros(4)})
     assert folder.checkpoint.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
@@ -437,6 +438,52 @@ def test_one_sae_that_cannot_be_written_costs_no_other(request_for: Make, tmp_pa
     assert _same(out / "a", tmp_path / "whole" / "a")
     assert RunFolder(out).finished
     assert not RunFolder(out).checkpoint.exists()
+
+
+class Limited(Heard):
+    """Files may have so many bytes after the last step: the kernel refuses more, as a full disk does."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def end(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def unlimited() -> Iterator[None]:
+    """No limit is left behind."""
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_saes_are_written_where_the_last_checkpoint_does_not_fit(
+    request_for: Make, tmp_path: Path, unlimited: None
+) -> None:
+    """The SAE has 13 kB, a checkpoint three times as many."""
+    train(request_for(), tmp_path / "whole", Heard())
+    out = tmp_path / "run"
+    with pytest.raises(
+        SaebenchError, match=r"last checkpoint could not be written: .*File too large.*every SAE is, in"
+    ):
+        train(request_for(checkpoint_every=10_000), out, Limited(20_000))
+    assert _same(out / "topk-k4", tmp_path / "whole" / "topk-k4")
+    heard = Heard()
+    assert train(request_for(checkpoint_every=10_000), out, heard) == [out / "topk-k4"]
+    assert not heard.steps, "it trained again"
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"), [(10_000, "no checkpoint yet"), (15, "the checkpoint before it is kept in")]
+)
+def test_a_disk_without_room_for_anything_says_what_is_left(
+    every: int, kept: str, request_for: Make, tmp_path: Path, unlimited: None
+) -> None:
+    with pytest.raises(SaebenchError, match=rf"1 of 1 SAE.*File too large.*\({kept}.*run the same command again"):
+        train(request_for(checkpoint_every=every), tmp_path / "run", Limited(5_000))
+    assert not RunFolder(tmp_path / "run").finished
+    assert RunFolder(tmp_path / "run").checkpoint.exists() == (every == 15)
 
 
 def _not_finite() -> saebench.SAE:
