@@ -12,6 +12,7 @@ from saebench.errors import SaebenchError, UsageError, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from saebench.training.checkpoints import RunFolder
     from saebench.training.plan import TrainRequest
 
 _OF_ONE_SAE = ("width", "k", "sets")
@@ -133,8 +134,6 @@ def _dry_run(request: "TrainRequest", as_json: bool) -> None:
 def _train(request: "TrainRequest", out: Path) -> None:
     from saebench import ranks
     from saebench.models import default_device
-    from saebench.training.checkpoints import RunFolder
-    from saebench.training.curves import draw
     from saebench.training.run import train as run_training
 
     console = console_on()
@@ -142,8 +141,6 @@ def _train(request: "TrainRequest", out: Path) -> None:
     paths = run_training(request, out, _Progress(console, quiet=rank > 0))
     if rank > 0:
         return
-    draw(RunFolder(out).read_log(), out / "curves.png")
-    console.print(f"curves: {out / 'curves.png'}", markup=False, soft_wrap=True)
     for path in paths:
         console.print(f"SAE: {path}", markup=False, soft_wrap=True)
     console.print(f"measure it: saebench run --sae {paths[0]}", markup=False, soft_wrap=True)
@@ -207,7 +204,8 @@ class _Progress:
                 self.printed = step
                 for line in lines:
                     figures = ", ".join(f"{key} {line[key]:{form}}" for key, form in self._COLUMNS if key in line)
-                    self.console.print(f"{title}: {line['sae']}: {figures}", markup=False, soft_wrap=True)
+                    said = ": ".join(filter(None, (title, line["sae"], figures)))  # a baseline has no figures
+                    self.console.print(said, markup=False, soft_wrap=True)
             return
         table = Table(title=title, title_justify="left")
         table.add_column("SAE")
@@ -221,3 +219,10 @@ class _Progress:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+    def logged(self, folder: "RunFolder") -> None:
+        from saebench.training.curves import draw
+
+        picture = folder.path / "curves.png"
+        if draw(folder.read_log(), picture):
+            self.console.print(f"curves: {picture}", markup=False, soft_wrap=True)

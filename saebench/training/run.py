@@ -57,6 +57,8 @@ class Reporter(Protocol):
 
     def end(self) -> None: ...
 
+    def logged(self, folder: RunFolder) -> None: ...
+
 
 def run_dtype(device: str, asked: str | None) -> str:
     """The model's precision: bfloat16 wherever the machine multiplies it faster than float32."""
@@ -283,7 +285,12 @@ class TrainingRun:
         for lane, path in zip(self.lanes, paths, strict=True):
             if problem := _problem(partial(self._write, lane, path)):
                 failed.append(f"{lane.spec.name} ({one_line(problem, 200)})")
-        unlogged = _problem(lambda: self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}]))
+        ended = [{"step": self.step, "sae": "", "seconds": self.seconds()}]
+        beside = {
+            "the last checkpoint": unsaved,
+            "the end of the log": _problem(lambda: self.folder.append(ended)),
+            "the picture of the curves": _problem(lambda: reporter.logged(self.folder)),
+        }
         if failed:
             others = f"the others are in {self.folder.path}"
             kept = unsaved or "and so is a checkpoint: the same command tries again without training"
@@ -293,12 +300,12 @@ class TrainingRun:
         self.folder.finish()
         if self.train_seconds:  # a run that only had its SAEs left to write has no share to speak of
             reporter.message(self._share())
-        if problem := unsaved or unlogged:
-            what = "last checkpoint" if unsaved else "end of the log"
-            raise SaebenchError(
-                f"the {what} could not be written: {one_line(problem.__cause__ or problem)}; every SAE is, in "
-                f"{self.folder.path}: there is nothing to do again"
-            )
+        for what, problem in beside.items():
+            if problem:
+                raise SaebenchError(
+                    f"{what} could not be written: {one_line(problem.__cause__ or problem)}; every SAE is, in "
+                    f"{self.folder.path}: there is nothing to do again"
+                )
         return paths
 
     def _write(self, lane: Lane, path: Path) -> None:

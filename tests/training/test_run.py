@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import saebench
+from saebench.cli import main
 from saebench.errors import NonFiniteError, SaebenchError, UsageError
 from saebench.training.activations import Activations
 from saebench.training.checkpoints import RunFolder
@@ -303,6 +306,39 @@ def test_random_weights_are_unit_and_remade(request_for: Make, tmp_path: Path) -
     weights = _weights(tmp_path / "a" / "random")
     torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(48))
     torch.testing.assert_close(weights["W_enc"], weights["W_dec"].T)
+
+
+def _command(recipe: str, model: Path, ids: Path, out: Path) -> list[str]:
+    options = {
+        "model": model,
+        "hook": HOOK,
+        "width": 48,
+        "k": 4,
+        "data": ids,
+        "batch-size": 1000,
+        "device": "cpu",
+        "out": out,
+    }
+    return ["train", recipe, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def test_baselines_have_no_curves_and_no_figures(llama: Path, ids: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, _command("pca", llama, ids, tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    assert "curves:" not in done.stderr
+    assert not (tmp_path / "run" / "curves.png").exists()
+    assert re.search(r"tokens/s: pca-k4$", done.stderr, re.MULTILINE)
+
+
+def test_curves_are_drawn_where_an_sae_cannot_be_written(
+    llama: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.training.run.Trainer.sae", lambda self: _not_finite())
+    done = CliRunner().invoke(main, _command("topk", llama, ids, tmp_path / "run"))
+    assert done.exit_code == 1
+    assert "1 of 1 SAE(s) could not be written" in done.stderr
+    assert f"curves: {tmp_path / 'run' / 'curves.png'}" in done.stderr
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- what can go wrong --------------------------------------------------------------------------------------------------
