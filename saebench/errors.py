@@ -34,7 +34,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine: on a CPU, PyTorch says so in words only."""
     from torch import OutOfMemoryError  # not at the top: `saebench --help` needs no torch
 
-    said = ("can't allocate memory", "not enough memory", "std::bad_alloc")  # Linux and macOS, Windows, its libraries
+    # Linux and macOS, Windows, the C++ library, and more bytes than can be counted.
+    said = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Storage size calculation overflowed")
     return isinstance(error, OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     )

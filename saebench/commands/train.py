@@ -148,6 +148,7 @@ def _train(request: "TrainRequest", out: Path) -> None:
 
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
     from saebench.registry import registry
+    from saebench.training.plan import require_whole
     from saebench.training.recipe import make_settings
     from saebench.training.toy import toy
 
@@ -155,12 +156,14 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     if given or dry_run:
         option = given[0].replace("_", "-") if given else "dry-run"
         raise UsageError(f"--{option} means nothing with --toy: it takes a recipe, --seed, --k, --set and --out")
+    seed = options["seed"] or 0
+    require_whole("--seed", seed, 0)
     recipe = registry().get("recipes", name)
     settings = dict(_setting(text) for text in options["sets"])
     if options["k"] is not None:
         settings["k"] = options["k"]
     make_settings(recipe, settings)  # what the recipe does not have must not be taken for the toy's own
-    found = toy(recipe, seed=options["seed"] or 0, **settings)
+    found = toy(recipe, seed=seed, **settings)
     picture = (out or Path()) / "toy.png"
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -204,5 +204,7 @@ def make_settings(recipe: Recipe, given: Mapping[str, Any]) -> Any:
             raise UsageError(
                 f"recipe {recipe.name}: {name} is {value!r}, expected {'a whole number' if wanted is int else wanted.__name__}"
             )
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"recipe {recipe.name}: {name} is {value}, expected a whole number below 2^63")
         values[name] = value
     return recipe.settings(**values)

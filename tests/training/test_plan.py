@@ -134,6 +134,11 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = 5', "an SAE is named 5"),
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = "run.json"', "as a file of the run is"),
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nk = []', "k is an empty list"),
+        (
+            f'model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nseed = {10**20}',
+            "seed of topk is 1000.*below",
+        ),
+        (f'model = "m"\nhook = "h"\nseed = {2**63}\n[[saes]]\nrecipe = "topk"\nwidth = 8', "seed is 92233720368"),
     ],
 )
 def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -159,6 +164,15 @@ def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> No
         (["train", "--toy", "--dry-run"], "--dry-run means nothing with --toy"),
         (["train", "--toy", "--set", "steps=3"], "unknown setting of recipe topk 'steps'"),
         (["train", "--toy", "--k", "0"], "k is 0"),
+        (["train", "--toy", "--seed", str(2**63)], "--seed is 9223372036854775808"),
+        (
+            ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--seed", str(2**64)],
+            "seed is 18446744073709551616, expected a whole number below 2^63",
+        ),
+        (
+            ["train", str(FOLDER / "smollm2-135m.toml"), "--seed", "-1"],
+            "seed of smollm2-135m-layer15-topk-k16 is -1, expected a whole number from 0",
+        ),
         (["train", "topk", "--json"], "--json goes with --dry-run"),
     ],
 )

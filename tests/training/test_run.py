@@ -385,6 +385,12 @@ def test_an_unknown_setting_is_named(request_for: Make, tmp_path: Path) -> None:
         train(request_for(saes=(SaeSpec("a", "topk", 48, 0, {"auxq": 5}),)), tmp_path / "run", Heard())
 
 
+def test_a_setting_larger_than_torch_takes_is_named() -> None:
+    spec = SaeSpec("a", "topk", 48, 0, {"k": 4, "dead_after": 2**63})
+    with pytest.raises(UsageError, match=r"a: recipe topk: dead_after is 9223372036854775808, .* below 2\^63"):
+        make_trainer(spec, 32, 10, "cpu")
+
+
 def test_another_runs_folder_is_left_alone(whole: Path, request_for: Make) -> None:
     before = (whole / "run.json").read_bytes()
     with pytest.raises(UsageError, match=r"holds another run \(seed is 0 there and 1 here\)"):
@@ -549,10 +555,10 @@ def test_what_is_no_lack_of_memory_is_not_called_one(request_for: Make, tmp_path
         run.go(Heard())
 
 
-@pytest.mark.parametrize("recipe", ["topk", "random"])
-def test_an_sae_that_does_not_fit_into_memory_is_named(recipe: str) -> None:
-    with pytest.raises(SaebenchError, match=r"a: 17,592,186,044,416 latents do not fit into memory.*smaller width"):
-        make_trainer(SaeSpec("a", recipe, 2**44, 0, {"k": 4}), 32, 10, "cpu")
+@pytest.mark.parametrize(("recipe", "width"), [("topk", 2**44), ("random", 2**44), ("topk", 2**62)])
+def test_an_sae_that_does_not_fit_into_memory_is_named(recipe: str, width: int) -> None:
+    with pytest.raises(SaebenchError, match=rf"a: {width:,} latents do not fit into memory.*smaller width"):
+        make_trainer(SaeSpec("a", recipe, width, 0, {"k": 4}), 32, 10, "cpu")
 
 
 def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
