@@ -432,21 +432,19 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
         "dtype": dtype, "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
         "chunk_contexts": source.contexts, "context_batch": batch, "cached": request.cache is not None,
     }  # fmt: skip
-    if problem := ranks.first(_claim(folder, identity, subject, request, d_in) if rank == 0 else None):
-        raise UsageError(problem)
+    ranks.decide(lambda: _claim(folder, identity, subject, request, d_in))
     return TrainingRun(request, subject, hook, text, chunks, steps, lanes, folder, interrupt, rank, world)
 
 
-def _claim(
-    folder: RunFolder, identity: dict[str, Any], subject: Subject, request: TrainRequest, d_in: int
-) -> str | None:
-    """Make the folder this run's own; what is wrong with that."""
-    try:
-        folder.begin(identity, provenance(subject.device))
-        folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
-    except SaebenchError as error:
-        return str(error)
-    return None
+def _claim(folder: RunFolder, identity: dict[str, Any], subject: Subject, request: TrainRequest, d_in: int) -> None:
+    """Make the folder this run's own.
+
+    Raises:
+        UsageError: it holds something else.
+        SaebenchError: it cannot be written, or there is too little space.
+    """
+    folder.begin(identity, provenance(subject.device))
+    folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
 
 
 def checkpoint_bytes(request: TrainRequest, d_in: int) -> int:

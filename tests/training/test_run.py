@@ -428,8 +428,15 @@ def test_a_full_disk_is_said_before_anything_is_computed(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("saebench.training.checkpoints.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(SaebenchError, match="GiB free and this run needs"):
+    with pytest.raises(SaebenchError, match="GiB free and this run needs") as caught:
         train(request_for(), tmp_path / "run", Heard())
+    assert caught.value.exit_code == 1, "the command was right"
+
+
+def test_a_folder_that_cannot_be_written_is_no_wrong_command(request_for: Make) -> None:
+    with pytest.raises(SaebenchError, match=r"/proc/nope/run.json could not be written") as caught:
+        train(request_for(), Path("/proc/nope"), Heard())
+    assert caught.value.exit_code == 1
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(request_for: Make, whole: Path, tmp_path: Path) -> None:
