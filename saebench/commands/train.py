@@ -97,6 +97,8 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
         if value is None:
             raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
     settings = dict(_setting(text) for text in own["sets"])
+    if twice := settings.keys() & ({"recipe", "width"} | ({"k"} if own["k"] is not None else set())):
+        raise UsageError(f"--set {min(twice)}=… would say once more what the command says already: leave it out")
     entry = {"recipe": what, "width": own["width"], "seed": options["seed"] or 0} | settings
     if own["k"] is not None:
         entry["k"] = own["k"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.errors import UsageError, one_line, unknown
-from saebench.task import ContextSpec, CorpusSpec, Task
+from saebench.task import ContextSpec, CorpusSpec, Task, read_corpus
 
 # The model's precision, as `saebench.models.DTYPES` has it.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -186,13 +186,19 @@ def read_request(path: Path, seed: int = 0) -> TrainRequest:
     prefix = raw.pop("prefix", "")
     try:
         if "corpus" in raw:
-            raw |= {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent}
-        saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand({"seed": seed} | entry, prefix))
+            raw |= {"corpus": read_corpus(raw.pop("corpus")), "folder": path.parent}
+        saes = tuple(sae for entry in _tables(raw.pop("saes", [])) for sae in expand({"seed": seed} | entry, prefix))
         return TrainRequest(saes=saes, **raw)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (TypeError, AttributeError, KeyError) as error:
         raise UsageError(f"{path}: not a training run: {one_line(error)}; tasks/train/ has examples") from error
+
+
+def _tables(saes: Any) -> list[dict[str, Any]]:
+    if not isinstance(saes, list) or not all(isinstance(entry, dict) for entry in saes):
+        raise UsageError("saes is no list of tables: each SAE's begins with [[saes]], in double brackets")
+    return saes
 
 
 def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
