@@ -66,6 +66,42 @@ def test_full_size_dry_run(file: str, size: str, d_in: int, width: int, layers: 
     assert found["seconds"] > 0
 
 
+# GiB at the fullest as the kernel counted them (VmHWM), of whole runs on two cores: 8,192 rows, 16,384 latents, d_in 32.
+@pytest.mark.parametrize(("recipe", "peak"), [("gated", 4.05), ("jumprelu", 2.94), ("relu", 2.42)])
+def test_memory_of_dense_recipes_is_what_they_took(recipe: str, peak: float, llama: Path) -> None:
+    request = TrainRequest(
+        model=str(llama), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 16_384),), dtype="float32",
+        device="cpu", batch_size=8192,
+    )  # fmt: skip
+    assert 1 / 1.2 < estimate(request).memory / 2**30 / peak < 1.2
+
+
+@pytest.mark.parametrize(("recipe", "seconds"), [("gated", 13.9), ("matryoshka", 2.35)])
+def test_time_of_saes_is_what_they_took(
+    recipe: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps of 4,096 at d_in 576 with 9,216 latents, on a machine with these rates of matrix products."""
+    rates = {torch.float32: 4.3e11, torch.bfloat16: 8.6e11}
+    monkeypatch.setattr("saebench.training.estimate.matrix_speed", lambda device, dtype: rates[dtype])
+    LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2).save_pretrained(tmp_path)
+    request = TrainRequest(
+        model=str(tmp_path), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 9216),), device="cpu",
+        batch_size=4096, tokens=40_960,
+    )  # fmt: skip
+    found = estimate(request).seconds
+    assert found is not None
+    assert 1 / 1.5 < found[1] / seconds < 1.5
+
+
+def test_the_fullest_step_counts_not_the_widest(llama: Path) -> None:
+    wide, dense = SaeSpec("a", "topk", 8192), SaeSpec("b", "gated", 4096)
+    both = TrainRequest(
+        model=str(llama), hook="blocks.1.hook_resid_post", saes=(wide, dense), device="cpu", batch_size=4096
+    )
+    alone = estimate(with_options(both, {"saes": (dense,)}))
+    assert estimate(both).memory - alone.memory == pytest.approx(4 * 4 * 2 * 32 * 8192), "only the topk SAE's own state"
+
+
 def test_dry_run_says_it_in_words(tmp_path: Path) -> None:
     model = _model(tmp_path / "1B", "1B")
     done = CliRunner().invoke(main, ["train", str(FOLDER / "llama-3.2-1b.toml"), "--model", str(model), "--dry-run"])
