@@ -135,6 +135,8 @@ class Score:
         at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
         num, den: columns of the units: value = offset + scale · Σnum / Σden.
         count: the column of the units whose sum is n; None counts the rows.
+        within: the least and the most that a score with columns can be, if there are: an accuracy lies in [0, 1], the gap between
+            two in [-1, 1], and so does the truth. An interval is cut there.
         value, n: for a plain score.
         no_interval: why a plain score has no interval.
         low, high: the interval of a plain score that brings its own.
@@ -149,6 +151,7 @@ class Score:
     offset: float = 0.0
     scale: float = 1.0
     count: str | None = None
+    within: tuple[float, float] | None = None
     value: float | None = None
     n: int | None = None
     no_interval: str | None = None
@@ -167,10 +170,11 @@ class Score:
         unit: str = "",
         direction: Direction | None = None,
         count: str | None = None,
+        within: tuple[float, float] | None = None,
         at: float | None = None,
     ) -> "Score":
         """offset + scale · Σnum/Σden over the rows of `units()`: interval, paired difference and rank come by themselves."""
-        return cls(key, unit, direction, at, num, den, offset, scale, count)
+        return cls(key, unit, direction, at, num, den, offset, scale, count, within)
 
     @classmethod
     def plain(

@@ -335,6 +335,8 @@ _NEEDED = {
 }  # fmt: skip
 _SCORE_KEYS = {"metric", "version", "key", "at", "value", "low", "high", "n", "unit", "direction", "no_interval",
                "num", "den", "offset", "scale"}  # fmt: skip
+# Records of before it was declared lack it.
+_NEWER = {"within"}
 
 
 def _validate(record: Record, path: Path) -> None:
@@ -349,7 +351,7 @@ def _validate(record: Record, path: Path) -> None:
         if not _is_entry(entry):
             raise RecordError(f"{path}: metric {name[:80]!r} should have a version, and units or none")
     for i, row in enumerate(record.scores):
-        if not isinstance(row, dict) or set(row) != _SCORE_KEYS:
+        if not isinstance(row, dict) or set(row) - _NEWER != _SCORE_KEYS:
             raise RecordError(f"{path}: score {i} does not have the keys of a score")
         if not isinstance(row["metric"], str) or not isinstance(row["key"], str) or type(row["version"]) is not int:
             raise RecordError(f"{path}: score {i}: metric and key must be text, version a whole number")
@@ -359,6 +361,15 @@ def _validate(record: Record, path: Path) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise RecordError(f"{path}: score {i} ({row['key']}): {name} is not a finite number")
+        if not _is_range(row.get("within")):
+            raise RecordError(f"{path}: score {i} ({row['key']}): within is not two numbers, the least first")
+
+
+def _is_range(ends: Any) -> bool:
+    if ends is None:
+        return True
+    numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    return numbers and all(map(math.isfinite, ends)) and ends[0] <= ends[1]
 
 
 def _is_entry(entry: Any) -> bool:

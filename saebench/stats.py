@@ -46,17 +46,20 @@ class Declared(Protocol):
     def scale(self) -> float: ...
     @property
     def count(self) -> str | None: ...
+    @property
+    def within(self) -> tuple[float, float] | None: ...
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A declared score without its name: offset + scale · Σnum/Σden; n = Σcount, or the number of units."""
+    """A declared score without its name: offset + scale · Σnum/Σden; n = Σcount, or the number of units; see `Score`."""
 
     num: str
     den: str
     offset: float = 0.0
     scale: float = 1.0
     count: str | None = None
+    within: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
     if reason := est.no_interval():
         return Interval(value, None, None, n, est.clusters, reason)
     half = _half(est.psi[0], est.noise[0], est.weight[0], score.scale, level)
-    least, most = _possible(units, score)
+    least, most = score.within or (-np.inf, np.inf)
     return Interval(value, max(value - half, least), min(value + half, most), n, est.clusters)
 
 
@@ -265,19 +268,6 @@ def _sums(frames: Sequence[pd.DataFrame], score: Declared) -> _Sums:
         return np.stack([np.bincount(codes, c, len(names)) for c in columns])
 
     return _Sums(total(nums), total(dens), total([np.abs(c) for c in nums]), score.den)
-
-
-def _possible(units: pd.DataFrame, score: Declared) -> tuple[float, float]:
-    """The values that the score can have at all: limits only where every unit is a yes or a no, or the difference of two.
-
-    An accuracy (num is 0 or den) lies in [0, 1], the gap between two (num is -den, 0 or den) in [-1, 1], and so does the truth:
-    what an interval would claim beyond that is nothing.
-    """
-    num, den = _column(units, str(score.num)), _column(units, str(score.den))
-    if not ((num == 0) | (np.abs(num) == den)).all():
-        return -np.inf, np.inf
-    ends = [score.offset + score.scale * end for end in (-1.0 if (num < 0).any() else 0.0, 1.0)]
-    return min(ends), max(ends)
 
 
 def _shared(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -316,6 +316,9 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     again = load_sae(tmp_path / "new" / "folder")
     assert torch.equal(again.encode(x).dense(), sae.encode(x).dense())
     assert torch.equal(again(x), sae(x))
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in (tmp_path / "new" / "folder").iterdir()), (
+        "others may read"
+    )
 
 
 CASES = sorted(p.parent for p in REFERENCE.glob("*/*/expected.safetensors"))

@@ -420,17 +420,18 @@ def test_pairs_that_are_refused() -> None:
 
 
 def test_an_interval_ends_where_its_score_does() -> None:
-    """Units that are a yes or a no make a share: no interval leaves [0, 1], and a paired gap of two none leaves [-1, 1]."""
+    """A share's does not leave [0, 1], a gap's not [-1, 1]; nothing is concluded from what happened to be drawn."""
     groups = np.repeat(np.arange(4), 25)
-    share = ratio_interval(frame((groups != 0) * 1.0, np.ones(100), groups), RATIO)
-    assert (share.value, share.high) == (0.75, 1.0)
+    right = frame((groups != 0) * 1.0, np.ones(100), groups)
+    share = ratio_interval(right, Ratio("num", "den", within=(0, 1)))
     half = scipy_stats.t(3).ppf(0.975) * np.std([0, 1, 1, 1], ddof=1) / 2  # equal groups: a t interval of their means
-    assert share.low == pytest.approx(max(0.0, 0.75 - half), abs=1e-9)
-    weighted = frame((groups != 0) * 0.5, np.full(100, 0.5), groups)
-    assert ratio_interval(weighted, RATIO).high == 1.0
-    assert ratio_interval(weighted, Ratio("num", "den", 1.0, -1.0)).low == 0.0
-    gap = ratio_interval(frame(np.where(groups == 0, 0.0, -1.0), np.ones(100), groups), RATIO)
-    assert gap.low == -1.0
-    free = ratio_interval(frame(np.where(groups == 0, 0.1, 1.0), np.ones(100), groups), RATIO)
-    assert free.high is not None
-    assert free.high > 1
+    assert (share.value, share.low, share.high) == (0.75, pytest.approx(max(0.0, 0.75 - half), abs=1e-9), 1.0)
+    assert ratio_interval(right, Ratio("num", "den", 1.0, -1.0, within=(0, 1))).low == 0.0
+    free = ratio_interval(right, RATIO)
+    assert (free.low, free.high) == pytest.approx((0.75 - half, 0.75 + half), abs=1e-9)
+    # Gains of six zeros, a half and a one: that none is negative does not say that none can be.
+    gains = frame([0, 0, 0, 0, 0, 0, 0.5, 1], np.ones(8), range(8))
+    gain = ratio_interval(gains, Ratio("num", "den", within=(-1, 1)))
+    assert gain.low is not None
+    assert gain.low < 0
+    assert ratio_interval(gains.assign(num=-gains["num"] * 3), Ratio("num", "den", within=(-1, 1))).low == -1.0

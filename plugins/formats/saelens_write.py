@@ -56,6 +56,7 @@ def _replace(target: Path, write_to: Callable[[Path], Any]) -> None:
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write_to(fresh)
+        fresh.chmod(0o644)  # safetensors' own lets its owner alone read it
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Re
 
 from .vendor import NO_SERVICE, Vendor, in_words
 
+_UNSAID = "unsaid"
+
 
 class Anthropic(Vendor):
     """Anthropic's API (key in ANTHROPIC_API_KEY), or with --judge-url a server that speaks it; gives no probabilities."""
@@ -20,7 +22,7 @@ class Anthropic(Vendor):
     def __init__(self, model: str, url: str | None = None) -> None:
         super().__init__(model, url)
         self.capabilities = Capabilities(structured=True, batch=True)
-        # How thinking is turned off; None: it cannot be, and takes tokens.
+        # How thinking is turned off; None: it cannot be, and takes tokens; `_UNSAID`: another server knows no such thing.
         self._thinking: str | None = "disabled"
         self._resumed = False  # as an earlier run asked, and not answered since
         self._settled = False  # once a call was answered, nothing about the asking changes any more
@@ -108,7 +110,7 @@ class Anthropic(Vendor):
             return replace(reply, sampling=sampling)
 
     def _settle(self, name: str | None, tried: Mapping[str, Any]) -> bool:
-        """After a call in which this parameter was refused: ask in words where that is the form. False: that is not it.
+        """After a call in which this parameter was refused: ask without it, and for a form in words. False: that is not it.
 
         Only of another server: what the provider's own models take is known from its list of them.
 
@@ -117,9 +119,14 @@ class Anthropic(Vendor):
         """
         if name is not None and self._resumed:
             raise self._no_longer(name)
-        if name != "output_config" or self.url is None or self._settled or "format" not in tried:
+        if self.url is None or self._settled:
             return False
-        self.capabilities = replace(self.capabilities, structured=False)
+        if name == "output_config" and "format" in tried:
+            self.capabilities = replace(self.capabilities, structured=False)
+        elif name == "thinking" and tried.get("thinking", _UNSAID) != _UNSAID:
+            self._thinking = _UNSAID
+        else:
+            return False
         return True
 
     def _body(self, request: Request) -> dict[str, Any]:
@@ -135,7 +142,7 @@ class Anthropic(Vendor):
         }
         if output:
             body["output_config"] = output
-        if self._thinking:
+        if self._thinking and self._thinking != _UNSAID:
             body["thinking"] = {"type": self._thinking}
         return body
 

@@ -22,6 +22,8 @@ _OFFICIAL: dict[str, tuple[Any, ...]] = {
     "response_format": ("json_schema",),
 }
 _OTHERS: dict[str, tuple[Any, ...]] = {
+    # Ollama and llama.cpp keep a model from thinking by it; the room for a reply is the form's.
+    "reasoning_effort": ("none", None),
     "response_format": ("json_schema", None),
     "temperature": (0, None),
     "logprobs": (True, None),
@@ -53,7 +55,8 @@ class OpenAI(Vendor):
         self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
         self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
         self._lock = threading.Lock()
-        self._thoughtless = False  # it knows no reasoning_effort at all
+        # It knows no reasoning_effort at all; of another server's model no thoughts are waited for.
+        self._thoughtless = self.url is not None
         self._resumed = False  # as an earlier run asked, and not answered since
         self._settled = False  # once a call was answered, nothing about the asking changes any more
 

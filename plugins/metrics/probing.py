@@ -39,7 +39,7 @@ class Probing(Metric):
     """
 
     name = "probing"
-    version = 1
+    version = 2
     needs = frozenset({"latents", "x_read", "labels"})
 
     def __init__(self, sae: SAE) -> None:
@@ -168,8 +168,8 @@ class Probing(Metric):
         yield _share("accuracy", f"{pool}_sae_{k}", "one", direction="higher")
         yield _share("balanced_accuracy", f"{pool}_sae_{k}_balanced", "weight", direction="higher")
         yield self._auroc("auroc", (pool, "sae", k), documents, clusters, direction="higher")
-        yield _share("gap_to_dense", f"{pool}_gap_dense_{k}", "one", direction="higher")
-        yield _share("gap_to_random_sae", f"{pool}_gap_random_sae_{k}", "one", direction="higher")
+        yield _gap("gap_to_dense", f"{pool}_gap_dense_{k}", direction="higher")
+        yield _gap("gap_to_random_sae", f"{pool}_gap_random_sae_{k}", direction="higher")
         yield _share("dense_accuracy", f"{pool}_dense_{self._d_in}", "one")
         yield _share("random_sae_accuracy", f"{pool}_random_sae_{k}", "one")
         yield _share("majority_rate", "majority", "one")
@@ -183,7 +183,7 @@ class Probing(Metric):
         for pool in POOLS:
             for rival in ("dense", "random_sae"):
                 for k in (*ks, self._d_sae):
-                    yield _share(f"{pool}_gap_to_{rival}", f"{pool}_gap_{rival}_{k}", "one", float(k))
+                    yield _gap(f"{pool}_gap_to_{rival}", f"{pool}_gap_{rival}_{k}", float(k))
 
     def _auroc(
         self, key: str, probe: tuple[str, str, int], documents: Documents, clusters: np.ndarray, at: float | None = None,
@@ -224,7 +224,11 @@ def few_groups(labels: Labels) -> str | None:
 
 
 def _share(key: str, num: str, den: str, at: float | None = None, direction: Any = None) -> Score:
-    return Score.ratio(key, num, den, unit="fraction", direction=direction, at=at)
+    return Score.ratio(key, num, den, unit="fraction", direction=direction, at=at, within=(0, 1))
+
+
+def _gap(key: str, num: str, at: float | None = None, direction: Any = None) -> Score:
+    return Score.ratio(key, num, "one", unit="fraction", direction=direction, at=at, within=(-1, 1))
 
 
 @hookimpl

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from saebench.board.tables import clean
 from saebench.errors import SaebenchError, one_line
@@ -117,13 +118,19 @@ def _units(record: Record) -> Iterator[str]:
             continue
         for row in rows:
             try:
-                found = ratio_interval(units, Ratio(row["num"], row["den"], row["offset"], row["scale"]))
+                found = ratio_interval(units, _declared(row))
             except (SaebenchError, KeyError, TypeError, ValueError, AttributeError) as error:
                 yield f"{clean(row['key'])} cannot be computed from its units: {one_line(error)}"
                 continue
             for name in ("value", "low", "high"):
                 if not _same(row[name], getattr(found, name)):
                     yield f"{clean(row['key'])}: {name} is {row[name]}, its units give {getattr(found, name)}"
+
+
+def _declared(row: dict[str, Any]) -> Ratio:
+    within = row.get("within")
+    ends = None if within is None else (within[0], within[1])
+    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=ends)
 
 
 def _same(a: float | None, b: float | None) -> bool:

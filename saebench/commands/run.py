@@ -177,7 +177,7 @@ class _Progress:
         if self.quiet:
             return
         if not self.console.is_terminal:
-            self.message(f"{label}: {total - done} {unit}")
+            self.message(f"{label}: {total} {unit}" + (f", {done} of them done before" if done else ""))
             return
         columns = (
             TextColumn("{task.description}"),

@@ -106,4 +106,5 @@ def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
         "den": score.den,
         "offset": score.offset,
         "scale": score.scale,
+        "within": None if score.within is None else list(score.within),
     }

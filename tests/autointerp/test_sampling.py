@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from saebench.plugins.metrics.autointerp import collect
-from saebench.plugins.metrics.autointerp.examples import Examples, Window
+from saebench.plugins.metrics.autointerp.asking import Item, in_requests
+from saebench.plugins.metrics.autointerp.examples import Examples, Pool, Window
 from saebench.plugins.metrics.autointerp.hashing import Purpose, hashed
 from saebench.plugins.metrics.autointerp.text import runs
 from scipy import stats
@@ -64,13 +67,35 @@ def test_every_window_is_what_it_says(world: World, examples: list[Examples]) ->
         assert len({w.context for w in e.random + e.hard}) == SIZES.judged, "one silent window a context"
 
 
-def test_hard_negatives_hold_a_token_at_which_a_judged_window_peaks(examples: list[Examples]) -> None:
+def test_each_hard_negative_has_its_activating_window(examples: list[Examples]) -> None:
+    """The token at which that one peaks stands in it too, as far from its beginning: which token it is tells nothing."""
     for e in examples:
-        peaks = {int(w.tokens[np.abs(w.z).argmax()]) for w in e.judged}
-        for w in e.hard:
-            middle = SIZES.window // 2
-            clipped = w.start in (1, LENGTH - SIZES.window)
-            assert int(w.tokens[middle]) in peaks or (clipped and peaks & set(w.tokens.tolist()))
+        assert len(e.hard) == len(set(e.matched)) == SIZES.judged // 2
+        assert {e.judged[i].quantile for i in e.matched} == {1, 2}, "of every quantile"
+        for i, w in zip(e.matched, e.hard, strict=True):
+            peak = int(np.abs(e.judged[i].z).argmax())
+            assert w.tokens[peak] == e.judged[i].tokens[peak]
+
+
+def test_hard_negatives_of_a_rare_token() -> None:
+    """Tokens of very unequal frequency: there is one as long as the token stands in a context that is not taken."""
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(5, (400, LENGTH), p=[0.9, 0.05, 0.03, 0.019, 0.001])
+    n, full = len(tokens), np.full(400, LENGTH)
+    contexts = {"context": np.arange(n), "document": np.arange(n), "tokens": tokens,
+                "ok": np.ones_like(tokens, bool), "low": 0 * full, "high": full}  # fmt: skip
+    none = {name: np.zeros(0, np.int64) for name in ("latent", "context", "position")}
+    pool = Pool(contexts, none, SIZES.window, seed=3)
+    taken: set[int] = set()
+    for offset in (8, 3):
+        rare = np.flatnonzero((tokens[:, offset : LENGTH - SIZES.window + offset + 1] == 4).any(1))
+        while (w := pool.hard(0, pool.fires(0), 4, offset, taken)) is not None:
+            assert w.tokens[offset] == 4
+            assert w.context in set(rare) - taken
+            taken.add(w.context)
+        assert set(rare) <= taken
+    assert len(taken) > 10
+    assert pool.hard(0, pool.fires(0), 7, 8, set()) is None, "it stands nowhere"
 
 
 def test_quantiles_order_the_peaks(examples: list[Examples]) -> None:
@@ -134,6 +159,25 @@ def test_each_text_comes_once_with_right_and_once_with_wrong_highlights(examples
         assert plain["positive"] == plain["moved"]
         patterns = {k: sorted(i.marks.tolist() for i in items if i.kind == k) for k in ("positive", "moved", "silent")}
         assert patterns["positive"] == patterns["moved"] == patterns["silent"]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=7), st.integers(1, 5), st.integers(0, 3))
+def test_no_request_holds_two_windows_of_one_latent(sizes: list[int], together: int, seed: int) -> None:
+    """Each window is asked about once, in as few requests as can be."""
+    nothing = Window(0, 0, 0, np.zeros(0), np.zeros(0))
+    items = {7 * x: [Item(f"{x}.{i}", "random", nothing, np.zeros(0)) for i in range(n)] for x, n in enumerate(sizes)}
+    groups = in_requests(items, together, seed)
+    assert all(0 < len(group) <= together for group in groups)
+    assert all(len({latent for latent, _ in group}) == len(group) for group in groups)
+    assert sorted(item.text for group in groups for _, item in group) == sorted(
+        i.text for mine in items.values() for i in mine
+    )
+    assert all(item in items[latent] for group in groups for latent, item in group)
+    turns = [sum(n > turn for n in sizes) for turn in range(max(sizes))]
+    assert len(groups) == sum(-(-n // together) for n in turns)
+    backwards = dict(reversed(items.items()))
+    texts = [[item.text for _, item in group] for group in groups]
+    assert texts == [[item.text for _, item in group] for group in in_requests(backwards, together, seed)]
 
 
 # --- independence of order ---------------------------------------------------------------------------------------------

@@ -175,8 +175,8 @@ def judging(answer: Callable[[str, str, int], bool]) -> Judging:
     def judge(request: Request) -> Answers:
         if "explanation" in request.fields:
             return explain(request)
-        body = json.loads(request.user)
-        return {f: answer(body["explanation"], body["windows"][f], i) for i, f in enumerate(request.fields)}
+        asked = json.loads(request.user)["windows"]
+        return {f: answer(asked[f]["explanation"], asked[f]["text"], i) for i, f in enumerate(request.fields)}
 
     return judge
 

@@ -201,6 +201,24 @@ def test_a_server_that_knows_no_output_config_is_asked_in_words(code, tmp_path):
         assert len(server.asked) == 11
 
 
+def test_a_server_of_anthropic_s_protocol_that_knows_no_thinking(tmp_path):
+    """It is asked without, from the first call on, and so is a run that goes on."""
+    cache = ReplyCache(tmp_path / "r.sqlite")
+
+    def answer(asked: Any) -> Any:
+        return Status(400, message="thinking: not supported") if "thinking" in asked.body else {"a": True, "b": True}
+
+    with JudgeServer(answer) as server:
+        replies = JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(9)])
+        assert [r.state for r in replies] == ["ok"] * 9
+        assert [r.sampling for r in replies] == [{"format": "json_schema", "thinking": "unsaid"}] * 9
+        assert len(server.asked) == 10
+        more = JudgeSession(server.judge("anthropic"), cache).complete_all([request(str(i)) for i in range(11)])
+        assert [r.state for r in more] == ["ok"] * 11
+        assert len(server.asked) == 12
+        assert {asked.max_tokens for asked in server.asked} == {64}
+
+
 def test_a_call_that_waits_is_not_sent_when_the_asking_ends(monkeypatch):
     monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
 
@@ -423,6 +441,33 @@ def test_only_a_model_that_thinks_gets_room_for_it(message, room, sampling, monk
             usual = {"temperature": 0, "logprobs": True, "response_format": "json_schema"}
             assert reply.sampling == usual | sampling
         assert len(server.asked) == (3 if not room else 5), "asked once whether it knows it"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "body.reasoning_effort: Input should be 'low', 'medium' or 'high'",
+        "Unrecognized request argument: reasoning_effort",
+    ],
+)
+def test_a_model_of_another_server_is_asked_not_to_think(message):
+    """Thinking would fill a reply that has room for its form only. A server that does not know of it is asked without."""
+    for refusing in (False, True):
+
+        def answer(asked: Any, refusing: bool = refusing) -> Any:
+            return (
+                Status(400, message=message)
+                if refusing and "reasoning_effort" in asked.body
+                else {"a": True, "b": True}
+            )
+
+        with JudgeServer(answer) as server:
+            judge = server.judge("openai")
+            replies = JudgeSession(judge).complete_all([request(str(i)) for i in range(5)])
+            assert [reply.state for reply in replies] == ["ok"] * 5
+            assert len(server.asked) == 5 + refusing
+            assert server.asked[-1].body.get("reasoning_effort") == (None if refusing else "none")
+            assert (server.asked[-1].max_tokens, judge.headroom) == (64, 0)
 
 
 @pytest.mark.parametrize("code", [400, 403])

@@ -128,9 +128,8 @@ def test_how_it_was_sampled_is_recorded_and_replayed(tmp_path):
         session.complete_all(requests(4))
         replay = JudgeSession(make_judge("openai:test-model", server.url("openai")), cache, mode="only")
         replay.complete_all(requests(4))
-    assert (
-        session.ledger.about()["sampling"] == replay.ledger.about()["sampling"] == [{"response_format": "json_schema"}]
-    )
+    sampling = [{"reasoning_effort": "none", "response_format": "json_schema"}]
+    assert session.ledger.about()["sampling"] == replay.ledger.about()["sampling"] == sampling
     assert JudgeSession(judge()).ledger.about()["sampling"] == []
 
 
@@ -152,7 +151,7 @@ def test_a_run_goes_on_sampling_as_it_began(batch, tmp_path):
         session.complete_all(requests(7))
         assert len({asked.user for asked in server.asked}) == 7
         assert not any("temperature" in asked.body for asked in server.asked[-4:])
-        assert session.ledger.about()["sampling"] == [{"response_format": "json_schema"}]
+        assert session.ledger.about()["sampling"] == [{"reasoning_effort": "none", "response_format": "json_schema"}]
         session.ledger.begin()
         session.complete_all(requests(3, system="another score"))
         assert session.ledger.about()["calls"] == 3
@@ -526,7 +525,9 @@ def test_a_batch_that_was_collected_alone_needs_no_call(tmp_path, monkeypatch):
         server.asked.clear()
         replies = JudgeSession(server.judge("openai"), cache, batch=True, poll=0).complete_all(requests(5))
         assert len(server.asked) == 4
-    assert [reply.sampling for reply in replies] == [{"response_format": "json_schema"}] * 5, "known of the batch too"
+    assert [reply.sampling for reply in replies] == [
+        {"reasoning_effort": "none", "response_format": "json_schema"}
+    ] * 5, "known of the batch too"
 
 
 def test_a_batch_whose_id_was_never_heard_is_found_again(tmp_path, monkeypatch):

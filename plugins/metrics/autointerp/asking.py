@@ -6,10 +6,12 @@ user's message is data only, as JSON.
 
 import json
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ from .examples import Examples, Window
 from .hashing import Purpose, hashed
 from .text import Decoder, clean, highlighted, plain, runs
 
-EXPLAIN, DETECTION, FUZZING = "explain@1", "detection@1", "fuzzing@1"
+EXPLAIN, DETECTION, FUZZING = "explain@1", "detection@2", "fuzzing@2"
 PROMPTS = (EXPLAIN, DETECTION, FUZZING)
 # What a judged window is: an activating one; silent, chosen at random; silent around a token that activates elsewhere; an
 # activating one with its highlights moved; a silent one with the highlights of an activating one.
@@ -43,9 +45,9 @@ class Item:
     Attributes:
         text: as the judge sees it.
         kind, quantile: see `Kind` and `Window`.
-        place: windows of one place are not put into one request, where that can be helped.
         window: the window itself.
         marks: [W] the tokens that are highlighted.
+        matched: whether this activating window has a hard one around the same token.
         answers, probabilities, states: by the explanation it was judged with. An item without an answer has none.
     """
 
@@ -53,7 +55,7 @@ class Item:
     kind: Kind
     window: Window
     marks: np.ndarray
-    place: int
+    matched: bool = False
     answers: dict[str, bool] = field(default_factory=dict)
     probabilities: dict[str, float] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
@@ -107,9 +109,12 @@ def _first_sentence(cut: str) -> str | None:
 def detection_items(e: Examples, decoder: Decoder) -> list[Item]:
     """Activating and silent windows, without highlights."""
     kinds: list[tuple[Kind, list[Window]]] = [("positive", e.judged), ("random", e.random), ("hard", e.hard)]
-    found = [(kind, w) for kind, windows in kinds for w in windows]
     none = np.zeros(0, dtype=bool)
-    return [Item(plain(decoder.pieces(w.tokens)), kind, w, none, i) for i, (kind, w) in enumerate(found)]
+    return [
+        Item(plain(decoder.pieces(w.tokens)), kind, w, none, kind == "positive" and i in e.matched)
+        for kind, windows in kinds
+        for i, w in enumerate(windows)
+    ]
 
 
 def fuzzing_items(e: Examples, decoder: Decoder) -> list[Item]:
@@ -122,27 +127,42 @@ def fuzzing_items(e: Examples, decoder: Decoder) -> list[Item]:
         ]  # fmt: skip
         if e.silent:
             shown += [("silent", e.silent[2 * i], one.fires), ("silent", e.silent[2 * i + 1], two.fires)]
-        out += [Item(highlighted(decoder.pieces(w.tokens), m), kind, w, m, i) for kind, w, m in shown]
+        out += [Item(highlighted(decoder.pieces(w.tokens), m), kind, w, m) for kind, w, m in shown]
     return out
 
 
-def in_requests(items: Sequence[Item], together: int, seed: int, latent: int) -> list[list[Item]]:
-    """Items in a random order, so many a request; no two of one place in one request, unless there is no other way."""
-    shuffled = np.argsort(hashed(seed, Purpose.ORDER, latent, np.arange(len(items))), kind="stable")
-    groups: list[list[Item]] = [[] for _ in range(-(-len(items) // together))]
-    for i in shuffled:
-        item = items[i]
-        with_room = [g for g in groups if len(g) < together]
-        apart = [g for g in with_room if all(other.place != item.place for other in g)]
-        (apart or with_room)[0].append(item)
+def in_requests(items: Mapping[int, Sequence[Item]], together: int, seed: int) -> list[list[tuple[int, Item]]]:
+    """(latent, item) in a random order, so many a request, and never two of one latent in one request.
+
+    Windows of one latent would give each other away: what several of them have in common is what it fires on, explanation or
+    not.
+
+    Args:
+        items: of each latent.
+    """
+    waiting = {
+        latent: deque(
+            mine[i] for i in np.argsort(hashed(seed, Purpose.ORDER, latent, np.arange(len(mine))), kind="stable")
+        )
+        for latent, mine in items.items()
+    }
+    groups: list[list[tuple[int, Item]]] = []
+    for turn in count():
+        left = np.array([latent for latent, mine in waiting.items() if mine], dtype=np.int64)
+        if not len(left):
+            return groups
+        order = left[np.argsort(hashed(seed, Purpose.TURN, turn, left), kind="stable")].tolist()
+        for first in range(0, len(order), together):
+            groups.append([(latent, waiting[latent].popleft()) for latent in order[first : first + together]])
     return groups
 
 
-def judge_request(name: str, sentence: str, items: Sequence[Item]) -> Request:
-    """One question about a few windows; each answers to an id of its own."""
-    windows = {f"w{i}": item.text for i, item in enumerate(items, 1)}
-    body = _user({"explanation": sentence, "windows": windows})
-    return Request(prompt(name), body, dict.fromkeys(windows, "boolean"), name, 32 + _ANSWER * len(items))
+def judge_request(name: str, asked: Sequence[tuple[str, str]]) -> Request:
+    """One question about a few (explanation, text); each answers to an id of its own."""
+    windows = {f"w{i}": {"explanation": sentence, "text": text} for i, (sentence, text) in enumerate(asked, 1)}
+    return Request(
+        prompt(name), _user({"windows": windows}), dict.fromkeys(windows, "boolean"), name, 32 + _ANSWER * len(asked)
+    )
 
 
 def read_answers(reply: Reply, items: Sequence[Item], condition: str) -> None:

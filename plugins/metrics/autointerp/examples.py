@@ -11,7 +11,7 @@ import numpy as np
 from .collect import EXPLAINER, JUDGE, start_of
 from .hashing import Purpose, hashed
 from .settings import Settings
-from .tables import Table, rank_within, rows, size
+from .tables import Table, rows, size
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Examples:
     Attributes:
         explained: windows for the explainer.
         judged: activating windows for detection.
-        random, hard: silent ones; hard ones hold, in their middle, a token at which a judged window peaks.
+        random: silent windows around a random place.
+        hard: silent windows, each with the token at which one of the judged windows peaks at the same place.
+        matched: which judged window that is, for each of `hard`.
         twins: for fuzzing.
         silent: for fuzzing on silent windows, two for each pair of twins; empty where there are too few.
         top: the strongest windows of all, to look at.
@@ -78,6 +80,7 @@ class Examples:
     judged: list[Window] = field(default_factory=list)
     random: list[Window] = field(default_factory=list)
     hard: list[Window] = field(default_factory=list)
+    matched: list[int] = field(default_factory=list)
     twins: list[Twins] = field(default_factory=list)
     silent: list[Window] = field(default_factory=list)
     top: list[Window] = field(default_factory=list)
@@ -118,17 +121,24 @@ class Pool:
         order = np.argsort(hashed(self.seed, Purpose.SILENT, latent, c["context"]), kind="stable")
         return [self._at(i, start[i]) for i in order if found[i]]
 
-    def hard(self, latent: int, fires: np.ndarray, peaks: np.ndarray) -> list[Window]:
-        """Silent windows around one of these tokens, at most one a context, smallest hash first."""
+    def hard(self, latent: int, fires: np.ndarray, token: int, offset: int, taken: set[int]) -> Window | None:
+        """The silent window with the smallest hash that has this token at this distance from its beginning; None: there is none.
+
+        Args:
+            taken: contexts that it must not be in.
+        """
         c = self.contexts
-        row, place = np.nonzero(np.isin(c["tokens"], peaks) & c["ok"])
-        start = start_of(place, c["low"][row], c["high"][row], self.window)
+        row, place = np.nonzero((c["tokens"] == token) & c["ok"])
+        start = place - offset
+        fits = (start >= c["low"][row]) & (start + self.window <= c["high"][row])
+        fits &= ~np.isin(c["context"][row], list(taken))
+        row, place, start = row[fits], place[fits], start[fits]
         found = self.silent(fires, row, start)
+        if not found.any():
+            return None
         row, place, start = row[found], place[found], start[found]
-        key = hashed(self.seed, Purpose.HARD, latent, c["context"][row], place)
-        first = rank_within(row, key) == 0
-        order = np.argsort(key[first], kind="stable")
-        return [self._at(row[first][i], start[first][i]) for i in order]
+        first = int(hashed(self.seed, Purpose.HARD, latent, c["context"][row], place).argmin())
+        return self._at(row[first], start[first])
 
     def _at(self, row: int, start: int) -> Window:
         c = self.contexts
@@ -170,7 +180,7 @@ def _of_latent(latent: int, mine: Table, pool: Pool, s: Settings) -> Examples:
         return out
     out.explained = [_centred(half[EXPLAINER], i, s.window, q) for i, q in explained]
     out.judged = [_centred(half[JUDGE], i, s.window, q) for i, q in judged]
-    _add_silent(out, half[JUDGE]["tokens"][[i for i, _ in judged], s.window - 1], pool, s)
+    _add_silent(out, half[JUDGE], [i for i, _ in judged], pool, s)
     out.twins = _all_twins(half[JUDGE], s, pool.seed)
     if len(out.twins) < s.places:
         out.lacks["fuzzing"] = (
@@ -180,16 +190,29 @@ def _of_latent(latent: int, mine: Table, pool: Pool, s: Settings) -> Examples:
     return out
 
 
-def _add_silent(out: Examples, peaks: np.ndarray, pool: Pool, s: Settings) -> None:
-    """Silent windows: for detection as many as activating ones, half of them hard where there are enough; for fuzzing."""
+def _add_silent(out: Examples, half: Table, judged: list[int], pool: Pool, s: Settings) -> None:
+    """Silent windows: for detection as many as activating ones, half of them hard where there are enough; for fuzzing.
+
+    Each hard one has its own activating window, whose peak's token it holds at the same place: drawn from all places of those
+    tokens together, the commonest would stand in most, and how rare a token is would tell the windows apart.
+    """
     fires = pool.fires(out.latent)
-    out.hard = pool.hard(out.latent, fires, peaks)[: s.judged // 2]
+    # The judged windows lie quantile by quantile: take them in turns.
+    for i in np.arange(len(judged)).reshape(s.quantiles, -1).T.ravel().tolist():
+        row = judged[i]
+        token, offset = int(half["tokens"][row, s.window - 1]), int(half["peak"][row] - half["start"][row])
+        hard = pool.hard(out.latent, fires, token, offset, {w.context for w in out.hard})
+        if hard is not None:
+            out.hard.append(hard)
+            out.matched.append(i)
+        if len(out.hard) == s.judged // 2:
+            break
     everywhere = pool.random(out.latent, fires)
     taken = {w.context for w in out.hard}
     out.random = [w for w in everywhere if w.context not in taken][: s.judged - len(out.hard)]
     if len(out.hard) + len(out.random) < s.judged:
         out.lacks["detection"] = f"{len(out.hard) + len(out.random)} silent windows, {s.judged} needed"
-        out.hard, out.random = [], []
+        out.hard, out.matched, out.random = [], [], []
     out.silent = everywhere[: 2 * s.places] if len(everywhere) >= 2 * s.places else []
 
 

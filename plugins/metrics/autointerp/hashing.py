@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     HARD = 7
     TWINS = 8
     ORDER = 9
+    TURN = 10
 
 
 def _mix(h: np.ndarray) -> np.ndarray:

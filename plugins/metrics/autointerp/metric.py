@@ -7,14 +7,14 @@ what a judge scores with those it does not owe to the explanation. How to run it
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
-from saebench.judge import Calls
+from saebench.judge import Calls, Reply, Request
 
 from . import asking, collect, page, scores
 from .asking import DETECTION, EXPLAIN, FUZZING, Item
@@ -33,15 +33,15 @@ _SLACK = 2
 class AutoInterp(Metric):
     """Balanced accuracy of detection and fuzzing with the explanation, and what it has over a shuffled one.
 
-    `detection` sets activating windows against random silent ones, `detection_hard` against silent windows around a token at
-    which an activating one peaks. `fuzzing` sets right highlights against the same highlights moved onto silent tokens of the
-    same text, `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at, and
-    `…_auroc_gain` the same of the area under the ROC curve, for judges that give probabilities; `…_recall` is the share of
-    activating windows found, by quantile of activation; `…_coverage` the share of sampled latents that have a score.
+    `detection` sets activating windows against random silent ones, `detection_hard` against silent ones around the same tokens,
+    one for one. `fuzzing` sets right highlights against the same highlights moved onto silent tokens of the same text,
+    `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at, and `…_auroc_gain` the
+    same of the area under the ROC curve, for judges that give probabilities; `…_recall` is the share of activating windows found,
+    by quantile of activation; `…_coverage` the share of sampled latents that have a score.
     """
 
     name = "autointerp"
-    version = 1
+    version = 2
     needs = frozenset({"latents"})
     asks = asking.PROMPTS
     paired = False
@@ -151,36 +151,49 @@ class AutoInterp(Metric):
     def _explain(self, env: Env, decoder: Decoder) -> None:
         able = [one for one in self._judged if one.examples.explained]
         requests = [asking.explain_request(one.examples.explained, decoder) for one in able]
-        for one, reply in zip(able, env.judge.complete_all(requests, "explain"), strict=True):  # type: ignore[union-attr]
+        replies = env.judge.complete_all(requests, "explain")  # type: ignore[union-attr]
+        for one, reply in zip(able, replies, strict=True):
             one.said = reply.state
             one.sentence = asking.explanation(reply)
             if one.sentence is None:
                 one.problem = clean(f"{reply.state}: {reply.problem}") if reply.state != "ok" else "empty"
         explained = [one for one in self._judged if one.sentence is not None]
+        if not explained:
+            raise _useless(f"explained none of {len(able)} latents", replies)
         # The sample is in random order, so the next one is a random other one.
         for one, other in zip(explained, explained[1:] + explained[:1], strict=True):
             one.shuffled = other.latent if len(explained) > 1 else None
 
     def _judge(self, env: Env, decoder: Decoder) -> None:
-        sentences = {one.latent: one.sentence for one in self._judged}
-        questions: list[tuple[str, str, str, list[Item]]] = []  # prompt, explanation, condition, items
         makers: dict[str, tuple[str, Callable[[Examples, Decoder], list[Item]]]] = {
             "detection": (DETECTION, asking.detection_items), "fuzzing": (FUZZING, asking.fuzzing_items),
         }  # fmt: skip
-        for one in self._judged:
-            if one.sentence is None:
-                continue
-            given = {REAL: one.sentence, SHUFFLED: sentences.get(one.shuffled), EMPTY: ""}  # type: ignore[arg-type]
-            for aspect, (prompt, make) in makers.items():
-                if aspect in one.examples.lacks:
-                    continue
-                one.items[aspect] = make(one.examples, decoder)
-                for group in asking.in_requests(one.items[aspect], self.settings.together, env.seed, one.latent):
-                    questions += [(prompt, text, c, group) for c, text in given.items() if text is not None]
-        requests = [asking.judge_request(prompt, text, group) for prompt, text, _, group in questions]
-        replies = env.judge.complete_all(requests, "judge")  # type: ignore[union-attr]
-        for (_, _, condition, group), reply in zip(questions, replies, strict=True):
-            asking.read_answers(reply, group, condition)
+        sentence = {one.latent: one.sentence for one in self._judged}
+        other = {one.latent: None if one.shuffled is None else sentence[one.shuffled] for one in self._judged}
+        given: dict[str, dict[int, str | None]] = {
+            REAL: sentence, SHUFFLED: other, EMPTY: {x: None if said is None else "" for x, said in sentence.items()},
+        }  # fmt: skip
+        questions: list[tuple[Request, str, list[Item]]] = []  # the condition, and the items in the request's order
+        for aspect, (prompt, make) in makers.items():
+            able = [one for one in self._judged if aspect not in one.examples.lacks]
+            items = {one.latent: make(one.examples, decoder) for one in able}
+            # Dealt with those that have no explanation, so that a later run which gets one asks the others as before.
+            for group in asking.in_requests(items, self.settings.together, env.seed):
+                for condition, texts in given.items():
+                    asked = [(text, item) for x, item in group if (text := texts[x]) is not None]
+                    if asked:
+                        request = asking.judge_request(prompt, [(text, item.text) for text, item in asked])
+                        questions.append((request, condition, [item for _, item in asked]))
+            for one in able:
+                if one.sentence is not None:
+                    one.items[aspect] = items[one.latent]
+        replies = env.judge.complete_all([request for request, _, _ in questions], "judge")  # type: ignore[union-attr]
+        for (_, condition, items_asked), reply in zip(questions, replies, strict=True):
+            asking.read_answers(reply, items_asked, condition)
+        if replies and not any(
+            item.answers for one in self._judged for items_of in one.items.values() for item in items_of
+        ):
+            raise _useless("answered nothing", replies)
 
     @classmethod
     def judge_calls(cls, d_sae: int) -> list[Calls]:
@@ -189,8 +202,9 @@ class AutoInterp(Metric):
         shown = 6 * s.window  # characters of a window, as it is written in a request
 
         def judged(name: str, windows: int) -> Calls:
-            count = n * len(CONDITIONS) * -(-windows // s.together)
-            return Calls(name, count, len(asking.prompt(name)) + 150 + s.together * shown, 6 + 5 * s.together)
+            count = windows * len(CONDITIONS) * -(-n // s.together)
+            each = min(n, s.together)
+            return Calls(name, count, len(asking.prompt(name)) + 50 + each * (shown + 170), 6 + 5 * each)
 
         explain = Calls(EXPLAIN, n, len(asking.prompt(EXPLAIN)) + s.explained * (shown + 60), 40)
         return [explain, judged(DETECTION, 2 * s.judged), judged(FUZZING, 6 * s.places)]
@@ -221,6 +235,19 @@ class AutoInterp(Metric):
     def files(self) -> dict[str, bytes]:
         """Every sampled latent with its windows, answers, scores and states: `jsonl` to work with, `html` to look at."""
         return {"jsonl": page.lines(self._judged), "html": page.page(self._judged, self.details())}
+
+
+def _useless(what: str, replies: Sequence[Reply]) -> SaebenchError:
+    """A judge of whose replies none could be used measures nothing: an error rather than a coverage of 0."""
+    states = Counter(reply.state for reply in replies)
+    said = ", ".join(f"{n} {state}" for state, n in states.most_common())
+    last = f"; the last: {clean(replies[-1].problem)}" if replies[-1].problem else ""
+    advice = (
+        "run the same command again"
+        if set(states) == {"failed"}
+        else "keep a model that thinks first from thinking, or take another, and add --replay live, since its replies are kept"
+    )
+    return SaebenchError(f"the judge {what} ({said}{last}): {advice}")
 
 
 class AutoInterpSmall(AutoInterp):

@@ -51,7 +51,9 @@ def _place(w: Window) -> dict[str, Any]:
 
 
 def _item(item: Item) -> dict[str, Any]:
-    about = {"kind": item.kind, "quantile": item.quantile, "text": item.text, "states": item.states}
+    about: dict[str, Any] = {"kind": item.kind, "quantile": item.quantile, "text": item.text, "states": item.states}
+    if item.matched:
+        about["matched"] = True
     return _place(item.window) | about | {"answers": item.answers, "probabilities": item.probabilities}
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 
 from saebench import Score
+from saebench.metric import Direction
 
 from .asking import Item, Kind
 from .examples import Examples, Window
@@ -60,36 +60,36 @@ class Judged:
             return UNEXPLAINED
         return SCORED if self.accuracy(aspect, aspect, REAL) is not None else UNJUDGED
 
-    def answers(self, aspect: str, kind: Kind, condition: str) -> np.ndarray:
-        """The answers to windows of that kind, those that there are."""
-        items = self.items.get(aspect, [])
-        return np.array([i.answers[condition] for i in items if i.kind == kind and condition in i.answers], dtype=bool)
+    def shown(self, aspect: str, key: str) -> tuple[list[Item], list[Item]]:
+        """The windows that one score sets against each other: (activating or rightly highlighted, the others).
+
+        Hard windows are set against the activating ones around the same tokens: so the token alone tells nothing.
+        """
+        items, other = self.items.get(aspect, []), ASPECTS[aspect][key]
+        positive = [i for i in items if i.kind == "positive" and (other != "hard" or i.matched)]
+        return positive, [i for i in items if i.kind == other]
 
     def accuracy(self, aspect: str, key: str, condition: str) -> float | None:
         """Balanced accuracy of one score; None where too little was answered, or nothing was asked."""
         shares = []
-        for kind in ("positive", ASPECTS[aspect][key]):
-            asked = sum(item.kind == kind for item in self.items.get(aspect, []))
-            answers = self.answers(aspect, kind, condition)
-            if not asked or len(answers) < asked / 2:
+        for items in self.shown(aspect, key):
+            answers = [item.answers[condition] for item in items if condition in item.answers]
+            if not items or len(answers) < len(items) / 2:
                 return None
-            shares.append(float(answers.mean()))
+            shares.append(sum(answers) / len(answers))
         return (shares[0] + 1 - shares[1]) / 2
 
     def auroc(self, aspect: str, key: str, condition: str = REAL) -> float | None:
         """Chance that P(true) of an activating window is above that of another; None where the judge gives no probabilities."""
-        items = [i for i in self.items.get(aspect, []) if i.kind in ("positive", ASPECTS[aspect][key])]
-        if self.accuracy(aspect, key, condition) is None or not all(
-            condition in i.probabilities for i in items if condition in i.answers
-        ):
+        positive, other = ([i for i in items if condition in i.answers] for items in self.shown(aspect, key))
+        both = positive + other
+        if self.accuracy(aspect, key, condition) is None or not all(condition in i.probabilities for i in both):
             return None
         from scipy.stats import rankdata  # half a second that every other command would wait for
 
-        items = [i for i in items if condition in i.answers]
-        positive = np.array([i.kind == "positive" for i in items])
-        place = rankdata([i.probabilities[condition] for i in items])
-        n, m = int(positive.sum()), int((~positive).sum())
-        return float((place[positive].sum() - n * (n + 1) / 2) / (n * m))
+        n, m = len(positive), len(other)
+        place = rankdata([i.probabilities[condition] for i in both])
+        return float((place[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def units(judged: Sequence[Judged], quantiles: int) -> pd.DataFrame:
@@ -116,7 +116,8 @@ def _unit(one: Judged, quantiles: int) -> dict[str, object]:
                 row[name], row[f"{name}_n"] = value or 0.0, float(value is not None)
         for q in range(1, quantiles + 1):
             said = [i.answers[REAL] for i in items if i.kind == "positive" and i.quantile == q and REAL in i.answers]
-            row[f"{aspect}_recall_{q}"], row[f"{aspect}_recall_{q}_n"] = float(sum(said)), float(len(said))
+            name = f"{aspect}_recall_{q}"
+            row[name], row[f"{name}_n"], row[f"{name}_has"] = float(sum(said)), float(len(said)), float(bool(said))
     return row
 
 
@@ -128,17 +129,19 @@ def declared(quantiles: int) -> Iterator[Score]:
     """Every score there can be."""
     for aspect, keys in ASPECTS.items():
         for key in keys:
-            yield _mean(f"{key}_gain", direction="higher")
-            yield _mean(key, direction="higher")
-            yield _mean(f"{key}_{SHUFFLED}")
-            yield _mean(f"{key}_{EMPTY}")
-            yield _mean(f"{key}_auroc", unit="area")
-            yield _mean(f"{key}_auroc_gain", unit="area", direction="higher")
+            yield _mean(f"{key}_gain", (-1, 1), direction="higher")
+            yield _mean(key, (0, 1), direction="higher")
+            yield _mean(f"{key}_{SHUFFLED}", (0, 1))
+            yield _mean(f"{key}_{EMPTY}", (0, 1))
+            yield _mean(f"{key}_auroc", (0, 1), unit="area")
+            yield _mean(f"{key}_auroc_gain", (-1, 1), unit="area", direction="higher")
         yield _count(f"{aspect}_coverage")
         yield _count(f"{aspect}_answered")
         for q in range(1, quantiles + 1):
             name = f"{aspect}_recall_{q}"
-            yield Score.ratio(f"{aspect}_recall", name, f"{name}_n", unit="fraction", at=float(q))
+            yield Score.ratio(
+                f"{aspect}_recall", name, f"{name}_n", unit="fraction", at=float(q), count=f"{name}_has", within=(0, 1)
+            )
 
 
 # Scores that count what became of this sample: of which column of the units, and out of which.
@@ -161,9 +164,11 @@ def counted(score: Score, units: pd.DataFrame) -> Score:
     return replace(score, value=num / den if den else 0.0, n=int(den))
 
 
-def _mean(key: str, direction: str | None = None, unit: str = "balanced accuracy") -> Score:
+def _mean(
+    key: str, within: tuple[float, float], direction: Direction | None = None, unit: str = "balanced accuracy"
+) -> Score:
     """The mean over the latents that have it."""
-    return Score.ratio(key, key, f"{key}_n", unit=unit, direction=direction, count=f"{key}_n")  # type: ignore[arg-type]
+    return Score.ratio(key, key, f"{key}_n", unit=unit, direction=direction, count=f"{key}_n", within=within)
 
 
 def states(judged: Sequence[Judged], dead: int) -> dict[str, dict[str, int]]:

@@ -17,7 +17,7 @@ class Settings:
         reservoir: windows kept of each latent and each side of the split.
         top: strongest windows kept for the page; nobody is asked about them.
         pool: contexts kept for silent windows.
-        together: windows a request.
+        together: windows a request, each of another latent.
     """
 
     latents: int = 100
