@@ -30,6 +30,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine: on a CPU, PyTorch says so in words only."""
+    from torch import OutOfMemoryError  # not at the top: `saebench --help` needs no torch
+
+    # Linux and macOS, Windows, the C++ library, and more bytes than can be counted.
+    said = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Storage size calculation overflowed")
+    return isinstance(error, OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """A UsageError for a misspelt name, with the nearest known one."""
     names = sorted(known)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.errors import SaebenchError, UsageError, is_out_of_memory, one_line
 from saebench.registry import registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,9 +87,11 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
         model = model.to(device).eval().requires_grad_(False)
     except SaebenchError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise SaebenchError(f"model '{spec}' does not fit into the memory of {device}: try --dtype bfloat16") from error
     except Exception as error:  # a damaged file makes transformers raise almost anything
+        if is_out_of_memory(error):
+            raise SaebenchError(
+                f"model '{spec}' does not fit into the memory of {device}: try --dtype bfloat16"
+            ) from error
         raise SaebenchError(f"model '{spec}' at {path} cannot be loaded: {one_line(error)}") from error
     return LoadedModel(model, tokenizer, model_title(spec), sha, revision)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saebench.corpus import Contexts
-from saebench.errors import NonFiniteError, SaebenchError, one_line
+from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
 from saebench.forward.losses import Losses, spliced_losses
@@ -130,7 +130,9 @@ class Pass:
             rows = np.arange(self.done, min(self.done + batch_size, len(self.contexts)))
             try:
                 batch, seen, losses = self._compute(rows)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if batch_size == 1:
                     raise SaebenchError(
                         f"not even one context with {len(self.lanes)} SAEs fits into the memory of "
@@ -249,9 +251,9 @@ class Pass:
             reconstruction = lane.sae.decode(latents, x_read)
             if not bool(torch.isfinite(reconstruction).all()):
                 raise SaebenchError("the reconstruction is not finite")
-        except torch.OutOfMemoryError:
-            raise
         except (SaebenchError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             lane.fail(one_line(error), frozenset({"latents", "reconstruction", "token_losses"}))
             return _Seen()
         return _Seen(latents, reconstruction)

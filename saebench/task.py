@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -200,21 +200,45 @@ def _read(path: Path) -> Task:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as a task: {one_line(error)}") from error
     try:
-        corpus = CorpusSpec(**raw.pop("corpus"))
-        contexts = ContextSpec(**raw.pop("contexts"))
         labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
+        corpus = read_corpus(raw.pop("corpus"), labels)
+        contexts = ContextSpec(**raw.pop("contexts"))
         metrics = raw.pop("metrics")
         if not isinstance(metrics, list):
             raise TypeError("metrics must be a list of names")
         task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, labels=labels, **raw)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
     _check(task, path)
     return task
 
 
+def read_corpus(raw: Any, labels: LabelSpec | None = None) -> CorpusSpec:
+    """A [corpus] table, of a task or of a training run.
+
+    Args:
+        labels: what a task says of its labels, if it has some.
+
+    Raises:
+        UsageError: a key or a value of it means nothing, or it names no text, or two.
+    """
+    if not isinstance(raw, dict):
+        raise UsageError(f"corpus is {raw!r}, expected a table: [corpus]")
+    known = {f.name for f in fields(CorpusSpec)}
+    for key in raw:
+        if key not in known:
+            raise unknown("key of [corpus]", key, known)
+    corpus = CorpusSpec(**raw)
+    for problem, holds in _corpus_problems(corpus, labels).items():
+        if holds:
+            raise UsageError(problem)
+    return corpus
+
+
 def _check(task: Task, path: Path) -> None:
-    corpus, contexts = task.corpus, task.contexts
+    contexts = task.contexts
     problems = {
         "name and version must be a string and a whole number from 1": not (
             isinstance(task.name, str) and _whole(task.version, 1)
@@ -226,20 +250,6 @@ def _check(task: Task, path: Path) -> None:
         "title, description and licence must be text": not all(
             isinstance(text, str) for text in (task.title, task.description, task.licence)
         ),
-        "corpus names must be text": not all(
-            isinstance(v, str | None)
-            for k, v in vars(corpus).items()
-            if k not in ("where", "documents", "fetched", "subsets")
-        ),
-        "corpus.where must be a table of column = value": not isinstance(corpus.where, dict | None),
-        "corpus.fetched is true or left away, and goes with a file": corpus.fetched is not None
-        and not (corpus.fetched is True and corpus.file),
-        "corpus.subsets must be a table of label = subset of a labelled hub data set": corpus.subsets is not None
-        and not (_is_text_table(corpus.subsets) and corpus.hub and task.labels),
-        "corpus.documents must be 1 or more": not _whole(corpus.documents, 1),
-        "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
-        "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
-        "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
         "contexts.length must be 2 or more": not _whole(contexts.length, 2),
         "contexts.count must be 1 or more": not _whole(contexts.count, 1),
         **_label_problems(task.labels),
@@ -249,6 +259,25 @@ def _check(task: Task, path: Path) -> None:
     for problem, holds in problems.items():
         if holds:
             raise UsageError(f"{path}: {problem}")
+
+
+def _corpus_problems(corpus: CorpusSpec, labels: LabelSpec | None) -> dict[str, bool]:
+    return {
+        "corpus names must be text": not all(
+            isinstance(v, str | None)
+            for k, v in vars(corpus).items()
+            if k not in ("where", "documents", "fetched", "subsets")
+        ),
+        "corpus.where must be a table of column = value": not isinstance(corpus.where, dict | None),
+        "corpus.fetched is true or left away, and goes with a file": corpus.fetched is not None
+        and not (corpus.fetched is True and corpus.file),
+        "corpus.subsets must be a table of label = subset of a labelled hub data set": corpus.subsets is not None
+        and not (_is_text_table(corpus.subsets) and corpus.hub and labels),
+        "corpus.documents must be 1 or more": not _whole(corpus.documents, 1),
+        "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
+        "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
+        "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
+    }
 
 
 def _label_problems(labels: LabelSpec | None) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from saebench.sae import JumpReLU
 from saebench.training.auxk import auxk_loss
 from saebench.training.dictionary import Dictionary
 from saebench.training.kernels import Codes
-from saebench.training.recipe import Batch, Loss, Recipe, Settings
+from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class BatchTopK(Recipe):
     name = "batchtopk"
     architecture = "batchtopk"
     settings = BatchTopKSettings
+    cost = StepCost(held=1, products=2, elementwise=900)
 
     def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         return threshold_buffer()

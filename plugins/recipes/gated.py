@@ -9,7 +9,7 @@ from torch import Tensor
 from saebench import hookimpl
 from saebench.sae import Gated as GatedActivation
 from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings
+from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Gated(Recipe):
     name = "gated"
     architecture = "gated"
     settings = GatedSettings
+    cost = StepCost(held=7, products=8, elementwise=5800)
 
     def parameters(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         return {name: torch.zeros(width) for name in ("r_mag", "b_gate", "b_mag")}

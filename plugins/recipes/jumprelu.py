@@ -9,7 +9,7 @@ from torch import Tensor
 from saebench import hookimpl
 from saebench.sae import JumpReLU as JumpReLUActivation
 from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings
+from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class JumpReLU(Recipe):
     name = "jumprelu"
     architecture = "jumprelu"
     settings = JumpReLUSettings
+    cost = StepCost(held=5, products=6, elementwise=3500)
 
     def parameters(self, settings: JumpReLUSettings, d_in: int, width: int) -> dict[str, Tensor]:
         return {"log_threshold": torch.zeros(width)}

@@ -11,7 +11,7 @@ from saebench.errors import UsageError
 from saebench.sae import JumpReLU
 from saebench.training.auxk import auxk_loss
 from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe
+from saebench.training.recipe import Batch, Loss, Recipe, StepCost
 
 from .batchtopk import BatchTopKSettings, inference, learn_threshold, threshold_buffer
 
@@ -50,6 +50,7 @@ class Matryoshka(Recipe):
     name = "matryoshka"
     architecture = "matryoshka_batchtopk"
     settings = MatryoshkaSettings
+    cost = StepCost(held=1, products=2, elementwise=1000)
 
     def buffers(self, settings: Any, d_in: int, width: int) -> dict[str, Tensor]:
         return threshold_buffer()

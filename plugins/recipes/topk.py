@@ -6,7 +6,7 @@ from saebench import hookimpl
 from saebench.sae import TopK as TopKActivation
 from saebench.training.auxk import auxk_loss
 from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings
+from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class TopK(Recipe):
     name = "topk"
     architecture = "topk"
     settings = TopKSettings
+    cost = StepCost(held=1, products=2, elementwise=500)
 
     def loss(self, sae: Dictionary, batch: Batch, settings: TopKSettings) -> Loss:
         """L = ‖x − x̂‖²/Var(x) + α·‖e − ê‖²/Var(e), with e = x − x̂ and ê from the `auxk` best dead latents."""

@@ -12,6 +12,7 @@ from saebench.errors import SaebenchError, UsageError, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from saebench.training.checkpoints import RunFolder
     from saebench.training.plan import TrainRequest
 
 _OF_ONE_SAE = ("width", "k", "sets")
@@ -96,6 +97,8 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
         if value is None:
             raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
     settings = dict(_setting(text) for text in own["sets"])
+    if twice := settings.keys() & ({"recipe", "width"} | ({"k"} if own["k"] is not None else set())):
+        raise UsageError(f"--set {min(twice)}=… would say once more what the command says already: leave it out")
     entry = {"recipe": what, "width": own["width"], "seed": options["seed"] or 0} | settings
     if own["k"] is not None:
         entry["k"] = own["k"]
@@ -133,8 +136,6 @@ def _dry_run(request: "TrainRequest", as_json: bool) -> None:
 def _train(request: "TrainRequest", out: Path) -> None:
     from saebench import ranks
     from saebench.models import default_device
-    from saebench.training.checkpoints import RunFolder
-    from saebench.training.curves import draw
     from saebench.training.run import train as run_training
 
     console = console_on()
@@ -142,8 +143,6 @@ def _train(request: "TrainRequest", out: Path) -> None:
     paths = run_training(request, out, _Progress(console, quiet=rank > 0))
     if rank > 0:
         return
-    draw(RunFolder(out).read_log(), out / "curves.png")
-    console.print(f"curves: {out / 'curves.png'}", markup=False, soft_wrap=True)
     for path in paths:
         console.print(f"SAE: {path}", markup=False, soft_wrap=True)
     console.print(f"measure it: saebench run --sae {paths[0]}", markup=False, soft_wrap=True)
@@ -151,6 +150,7 @@ def _train(request: "TrainRequest", out: Path) -> None:
 
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
     from saebench.registry import registry
+    from saebench.training.plan import require_whole
     from saebench.training.recipe import make_settings
     from saebench.training.toy import toy
 
@@ -158,12 +158,14 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     if given or dry_run:
         option = given[0].replace("_", "-") if given else "dry-run"
         raise UsageError(f"--{option} means nothing with --toy: it takes a recipe, --seed, --k, --set and --out")
+    seed = options["seed"] or 0
+    require_whole("--seed", seed, 0)
     recipe = registry().get("recipes", name)
     settings = dict(_setting(text) for text in options["sets"])
     if options["k"] is not None:
         settings["k"] = options["k"]
     make_settings(recipe, settings)  # what the recipe does not have must not be taken for the toy's own
-    found = toy(recipe, seed=options["seed"] or 0, **settings)
+    found = toy(recipe, seed=seed, **settings)
     picture = (out or Path()) / "toy.png"
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,8 @@ class _Progress:
                 self.printed = step
                 for line in lines:
                     figures = ", ".join(f"{key} {line[key]:{form}}" for key, form in self._COLUMNS if key in line)
-                    self.console.print(f"{title}: {line['sae']}: {figures}", markup=False, soft_wrap=True)
+                    said = ": ".join(filter(None, (title, line["sae"], figures)))  # a baseline has no figures
+                    self.console.print(said, markup=False, soft_wrap=True)
             return
         table = Table(title=title, title_justify="left")
         table.add_column("SAE")
@@ -221,3 +224,10 @@ class _Progress:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+    def logged(self, folder: "RunFolder") -> None:
+        from saebench.training.curves import draw
+
+        picture = folder.path / "curves.png"
+        if draw(folder.read_log(), picture):
+            self.console.print(f"curves: {picture}", markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saebench.corpus import Contexts
-from saebench.errors import NonFiniteError, SaebenchError
+from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.hookpoint import HookPoint
 from saebench.sae import SAE
 from saebench.subject import Subject
@@ -76,7 +76,9 @@ def calibrate(
     while result is None:
         try:
             result = _calibrate(subject, head, read, write, max_norm, batch_size)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if batch_size == 1:
                 raise SaebenchError(f"not even one context fits into the memory of {subject.device}") from error
             batch_size //= 2

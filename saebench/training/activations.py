@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from saebench.corpus import Contexts
-from saebench.errors import NonFiniteError, SaebenchError
+from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.forward.calibration import CONTEXTS, Calibration, calibrate
 from saebench.hookpoint import HookPoint
 from saebench.subject import Subject
@@ -45,7 +45,8 @@ class Activations:
         contexts: how many contexts a chunk has.
         batch: contexts a forward pass; halved for good when memory runs out.
         seed: of the order of contexts.
-        between: called between forward passes; may raise.
+        between: called before each forward pass, equally often by every process (some have no pass left in the last round):
+            it may ask them all, and raise on all of them.
     """
 
     subject: Subject
@@ -75,8 +76,10 @@ class Activations:
         """
         while True:
             try:
-                return self._gather([self._capture(rows) for rows in self._share(contexts)])
-            except torch.OutOfMemoryError as error:
+                return self._gather([self._pass(rows) for rows in self._share(contexts)])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch == 1 or dist.is_initialized():  # alone, a rank cannot go back: others wait for its rows
                     raise SaebenchError(
                         f"{self.batch} contexts of {self.text.length} tokens do not fit into the memory of "
@@ -86,12 +89,22 @@ class Activations:
                 torch.cuda.empty_cache()
 
     def _share(self, contexts: np.ndarray) -> list[np.ndarray]:
-        """This process's forward passes over a chunk: every R-th."""
+        """This process's forward passes over a chunk: every R-th; as many as any other's, the last of no contexts if need be."""
         batches = [contexts[i : i + self.batch] for i in range(0, len(contexts), self.batch)]
-        return batches[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else batches
+        if not dist.is_initialized():
+            return batches
+        batches += [contexts[:0]] * (-len(batches) % dist.get_world_size())
+        return batches[dist.get_rank() :: dist.get_world_size()]
+
+    def _pass(self, contexts: np.ndarray) -> Tensor:
+        """[n, d_in] the rows of one forward pass; none of no contexts."""
+        self.between()
+        if len(contexts):
+            return self._capture(contexts)
+        dtype = next(self.subject.model.parameters()).dtype
+        return torch.empty(0, self.subject_width, dtype=dtype, device=self.subject.device)
 
     def _capture(self, contexts: np.ndarray) -> Tensor:
-        self.between()
         device = self.subject.device
         ids = torch.from_numpy(self.text.token_ids[contexts].astype(np.int64)).to(device)
         special = torch.from_numpy(self.text.special(contexts)).to(device)
@@ -108,21 +121,16 @@ class Activations:
         """Every process's rows in the order of the chunk, on every process."""
         if not dist.is_initialized():
             return torch.cat(mine)
-        world = dist.get_world_size()
-        width, dtype = self.subject_width, next(self.subject.model.parameters()).dtype
-        empty = torch.empty(0, width, dtype=dtype, device=self.subject.device)
-        sizes: list[list[int]] = [[] for _ in range(world)]
+        own = torch.cat(mine)
+        sizes: list[list[int]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(sizes, [len(m) for m in mine])
-        longest = max(sum(s) for s in sizes)
-        padded = torch.zeros(longest, width, dtype=dtype, device=self.subject.device)
-        own = torch.cat([empty, *mine])
+        padded = torch.zeros(max(map(sum, sizes)), own.shape[1], dtype=own.dtype, device=own.device)
         padded[: len(own)] = own
         # As bytes: gloo has no bfloat16.
-        parts = [torch.empty_like(padded).view(torch.uint8) for _ in range(world)]
+        parts = [torch.empty_like(padded).view(torch.uint8) for _ in sizes]
         dist.all_gather(parts, padded.view(torch.uint8))
-        split = [p.view(dtype)[: sum(s)].split(s) if s else () for p, s in zip(parts, sizes, strict=True)]
-        rounds = range(max(map(len, split)))
-        return torch.cat([pieces[i] for i in rounds for pieces in split if i < len(pieces)])
+        split = [p.view(own.dtype)[: sum(s)].split(s) for p, s in zip(parts, sizes, strict=True)]
+        return torch.cat([piece for passes in zip(*split, strict=True) for piece in passes])
 
     @property
     def subject_width(self) -> int:

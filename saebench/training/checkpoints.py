@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def kept(self) -> str:
+        """What there is to go on from when something fails, in words."""
+        return f"the checkpoint before it is kept in {self.path}" if self.checkpoint.exists() else "no checkpoint yet"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
@@ -98,7 +103,7 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
             size = sum(t.nbytes for t in tensors.values()) / 2**30
             raise SaebenchError(
-                f"{self.checkpoint} could not be written: {one_line(error)}; the last checkpoint is kept: "
+                f"{self.checkpoint} could not be written: {one_line(error)} ({self.kept}): "
                 f"free {size:.1f} GiB and run the same command again"
             ) from error
 
@@ -143,7 +148,7 @@ class RunFolder:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
         except OSError as error:
             raise SaebenchError(
-                f"{self.log} could not be written: {one_line(error)}; the last checkpoint is kept: "
+                f"{self.log} could not be written: {one_line(error)} ({self.kept}): "
                 "free some space and run the same command again"
             ) from error
 

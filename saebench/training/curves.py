@@ -16,11 +16,15 @@ _PANELS = (
 )
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss, explained variance, L0 and dead fraction of every SAE against tokens, as PNG; nothing where nothing was logged."""
+def draw(lines: list[dict[str, Any]], path: Path) -> bool:
+    """Loss, explained variance, L0 and dead fraction of every SAE against tokens, as PNG.
+
+    Returns:
+        Whether there was anything to draw: baselines have no loss.
+    """
     names = list(dict.fromkeys(line["sae"] for line in lines if "loss" in line))
     if not names:
-        return
+        return False
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     for (key, title), axis in zip(_PANELS, axes.flat, strict=True):
         for i, name in enumerate(names):
@@ -35,3 +39,4 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     axes.flat[1].legend(fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    return True

@@ -1,6 +1,7 @@
 """`--dry-run`: tokens, steps, memory, disk and time of a training run, from the model's config and a moment of this machine."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,19 @@ import torch
 from saebench.forward.linear import linear
 from saebench.hookpoint import HookPoint
 from saebench.models import DTYPES, default_device, load_config
+from saebench.registry import registry
 from saebench.running.cost import ModelSize, model_size
-from saebench.training.plan import TrainRequest
+from saebench.training.baselines import BASELINES
+from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.recipe import StepCost, make_settings
 from saebench.training.run import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
 from saebench.training.shapes import check_shapes
 
-# Dense products of [batch, d_in] × [d_in, width] in a step: encoder, the code's gradient, and what the rest amounts to.
-_PRODUCTS = 4
+# Python, torch and transformers themselves, in a process that uses no GPU.
+_PROCESS = 0.5 * 2**30
+# Tensors [batch, d_in] of a step (activations as they come and scaled, x̂, the error, gradients): what a topk step took of memory
+# at d_in 576 beside its weights and its codes.
+_ROWS = 13
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,14 @@ def estimate(
     tokens = tokens or request.tokens
     steps = steps or (tokens // request.batch_size if tokens else None)
     model_flops = 2 * size.below(hook)
-    sae_flops = sum(2.0 * _PRODUCTS * d_in * sae.width for sae in request.saes)
+    sae_flops = sum(2.0 * _cost(sae)[0].products * d_in * sae.width for sae in request.saes)
     seconds = None
     if tokens is not None:
-        rate, rate32 = matrix_speed(device, DTYPES[dtype]), matrix_speed(device, torch.float32)
-        seconds = (tokens * model_flops / rate, tokens * sae_flops / rate32)
+        rates = {name: matrix_speed(device, DTYPES[name]) for name in {dtype, "float32", "bfloat16"}}
+        seconds = (
+            tokens * model_flops / rates[dtype],
+            tokens * sum(_sae_seconds(s, d_in, rates) for s in request.saes),
+        )
     chunk = chunk_contexts(request, d_in, itemsize, length) * length
     state = checkpoint_bytes(request, d_in)
     return Estimate(
@@ -116,14 +126,29 @@ def estimate(
 def _memory(
     request: TrainRequest, size: ModelSize, config: Any, d_in: int, itemsize: int, device: str, chunk: int, length: int
 ) -> float:
-    """Weights, one forward pass's widest layer, the buffer twice over (as it is filled), the SAEs, one step's dense codes."""
+    """Weights, one forward pass's widest layer, the buffer twice over (as it is filled), the SAEs, the fullest of their steps."""
     text = config.get_text_config()
     batch = (request.context_batch or default_context_batch(device)) * length
     wide = 3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 4 * text.hidden_size
     model = size.parameters * itemsize + batch * wide * itemsize
     saes = sum(4 * 4 * (2 * d_in * sae.width) for sae in request.saes)
-    step = 3 * 4 * request.batch_size * max(sae.width for sae in request.saes)
-    return float(model + 2 * chunk * d_in * itemsize + saes + step)
+    step = 4 * request.batch_size * max(_cost(sae)[0].held * sae.width + _ROWS * d_in for sae in request.saes)
+    process = _PROCESS if device.startswith("cpu") else 0
+    return float(process + model + 2 * chunk * d_in * itemsize + saes + step)
+
+
+def _cost(sae: SaeSpec) -> tuple[StepCost, str]:
+    """What a step of an SAE takes, and the dtype of its products."""
+    if sae.recipe in BASELINES:
+        return StepCost(held=0, products=1, elementwise=0), "float32"  # pca's covariance; random makes no step
+    recipe = registry().get("recipes", sae.recipe)
+    return recipe.cost, make_settings(recipe, sae.settings).dtype
+
+
+def _sae_seconds(sae: SaeSpec, d_in: int, rates: Mapping[str, float]) -> float:
+    """The time of an SAE's step for each of its tokens, at these floating-point operations a second."""
+    cost, dtype = _cost(sae)
+    return 2 * sae.width * (cost.products * d_in / rates[dtype] + cost.elementwise / rates["float32"])
 
 
 def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run between two steps, when there is something whole to save."""
+"""Ctrl-C ends a run between two steps or two forward passes, when there is something whole to save."""
 
 import signal
 import threading
@@ -35,17 +35,15 @@ class Interrupt:
         self.noted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def anywhere(self) -> bool:
-        """Whether any process was interrupted; every process asks at the same place, and all get the same answer."""
+    def check(self) -> None:
+        """Raise Stopped on every process where any was interrupted; all of them ask at the same places."""
         if not dist.is_initialized():
-            return self.noted
-        flag = torch.tensor([float(self.noted)])
-        if dist.get_backend() == "nccl":
-            flag = flag.cuda()
-        dist.all_reduce(flag)
-        return bool(flag.item())
-
-    def between_passes(self) -> None:
-        """Raise Stopped where a process is alone: others would wait for it."""
-        if self.noted and not dist.is_initialized():
+            interrupted = self.noted
+        else:
+            flag = torch.tensor([float(self.noted)])
+            if dist.get_backend() == "nccl":
+                flag = flag.cuda()
+            dist.all_reduce(flag)
+            interrupted = bool(flag.item())
+        if interrupted:
             raise Stopped

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.errors import UsageError, one_line, unknown
-from saebench.task import ContextSpec, CorpusSpec, Task
+from saebench.task import ContextSpec, CorpusSpec, Task, read_corpus
 
 # The model's precision, as `saebench.models.DTYPES` has it.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -86,12 +86,12 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "checkpoint_every", "log_every"):
-            _require_whole(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name), 1)
         for name in ("tokens", "chunk_contexts", "context_batch"):
             if getattr(self, name) is not None:
-                _require_whole(name, getattr(self, name), 1)
-        _require_whole("context_length", self.context_length, 2)
-        _require_whole("seed", self.seed, 0)
+                require_whole(name, getattr(self, name), 1)
+        require_whole("context_length", self.context_length, 2)
+        require_whole("seed", self.seed, 0)
         _require_plain(self)
         if not self.saes:
             raise UsageError("nothing to train: name a recipe, or a TOML file with [[saes]]")
@@ -102,8 +102,8 @@ class TrainRequest:
             _require_name(sae.name)
             if not isinstance(sae.recipe, str):
                 raise UsageError(f"recipe of {sae.name} is {sae.recipe!r}, expected a name (saebench list recipes)")
-            _require_whole(f"width of {sae.name}", sae.width, 1)
-            _require_whole(f"seed of {sae.name}", sae.seed, 0)
+            require_whole(f"width of {sae.name}", sae.width, 1)
+            require_whole(f"seed of {sae.name}", sae.seed, 0)
 
     def task(self) -> Task:
         """The text as a task has it."""
@@ -127,9 +127,12 @@ class TrainRequest:
         return plain
 
 
-def _require_whole(name: str, value: Any, least: int) -> None:
+def require_whole(name: str, value: Any, least: int) -> None:
+    """Raise UsageError unless a value is a whole number, and one that torch takes."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {least}")
+    if value >= 2**63:
+        raise UsageError(f"{name} is {value}, expected a whole number below 2^63")
 
 
 def _require_plain(request: TrainRequest) -> None:
@@ -183,13 +186,19 @@ def read_request(path: Path, seed: int = 0) -> TrainRequest:
     prefix = raw.pop("prefix", "")
     try:
         if "corpus" in raw:
-            raw |= {"corpus": CorpusSpec(**raw.pop("corpus")), "folder": path.parent}
-        saes = tuple(sae for entry in raw.pop("saes", []) for sae in expand({"seed": seed} | entry, prefix))
+            raw |= {"corpus": read_corpus(raw.pop("corpus")), "folder": path.parent}
+        saes = tuple(sae for entry in _tables(raw.pop("saes", [])) for sae in expand({"seed": seed} | entry, prefix))
         return TrainRequest(saes=saes, **raw)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (TypeError, AttributeError, KeyError) as error:
         raise UsageError(f"{path}: not a training run: {one_line(error)}; tasks/train/ has examples") from error
+
+
+def _tables(saes: Any) -> list[dict[str, Any]]:
+    if not isinstance(saes, list) or not all(isinstance(entry, dict) for entry in saes):
+        raise UsageError("saes is no list of tables: each SAE's begins with [[saes]], in double brackets")
+    return saes
 
 
 def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:

@@ -5,7 +5,9 @@ checkpoint with the same batches, and ends with the same SAEs as one that was no
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ from safetensors import SafetensorError
 from saebench import ranks
 from saebench.checkpoint import save_sae
 from saebench.corpus import token_contexts
-from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
+from saebench.errors import NonFiniteError, SaebenchError, UsageError, is_out_of_memory, one_line
 from saebench.hookpoint import HookPoint
 from saebench.models import cache_folder, default_device, load_config, load_model, load_tokenizer
 from saebench.registry import registry
@@ -54,6 +56,8 @@ class Reporter(Protocol):
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None: ...
 
     def end(self) -> None: ...
+
+    def logged(self, folder: RunFolder) -> None: ...
 
 
 def run_dtype(device: str, asked: str | None) -> str:
@@ -219,8 +223,7 @@ class TrainingRun:
                 self.step += 1
                 if self.step % self.request.log_every == 0 or self.step == self.steps:
                     self._log(clock, reporter)
-                if self.interrupt.anywhere():
-                    raise Stopped
+                self.interrupt.check()
                 started = time.perf_counter()
 
     def _step(self, batch: torch.Tensor) -> None:
@@ -232,10 +235,8 @@ class TrainingRun:
                 lane.meter.add(lane.trainer.step(mine))
             except NonFiniteError as error:
                 raise self._diverged(f"{lane.spec.name}: {error}") from error
-            except torch.OutOfMemoryError as error:
-                raise _no_memory(self.request.batch_size) from error
-            except RuntimeError as error:
-                if "not enough memory" in str(error):
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
                     raise _no_memory(self.request.batch_size) from error
                 raise
             spent = time.perf_counter() - started
@@ -264,39 +265,51 @@ class TrainingRun:
             self.folder.save({"step": self.step, "buffer": buffer.state(), "saes": saes, "meters": meters})
 
     def _diverged(self, what: str) -> NonFiniteError:
-        kept = (
-            f"the checkpoint before it is kept in {self.folder.path}"
-            if self.folder.checkpoint.exists()
-            else "no checkpoint yet"
-        )
         cached = "it takes the activations in --cache again" if self.request.cache else "--cache DIR keeps activations"
         return NonFiniteError(
-            f"{what} ({kept}): with a smaller learning rate (--set lr=…, or lr in the file), or without this SAE, it is "
-            f"another run: give that one an --out of its own; {cached}"
+            f"{what} ({self.folder.kept}): with a smaller learning rate (--set lr=…, or lr in the file), or without this SAE, "
+            f"it is another run: give that one an --out of its own; {cached}"
         )
 
     def _finish(self, buffer: Buffer, reporter: Reporter) -> list[Path]:
-        """Write every SAE that can be written; where one cannot, the checkpoint stays."""
+        """Write every SAE that can be written; where one cannot, the checkpoint stays.
+
+        Raises:
+            SaebenchError: something could not be written; all that could be is there.
+        """
         paths = [self.folder.path / lane.spec.name for lane in self.lanes]
         if self.rank > 0:
             return paths
-        self._save(buffer)
+        unsaved = _problem(lambda: self._save(buffer))  # three times as large as the SAEs, which may still find room
         failed = []
         for lane, path in zip(self.lanes, paths, strict=True):
-            try:
-                save_sae(self.named(lane.trainer.sae()), path)
-            except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
-                failed.append(f"{lane.spec.name} ({one_line(error, 200)})")
-        self.folder.append([{"step": self.step, "sae": "", "seconds": self.seconds()}])
+            if problem := _problem(partial(self._write, lane, path)):
+                failed.append(f"{lane.spec.name} ({one_line(problem, 200)})")
+        ended = [{"step": self.step, "sae": "", "seconds": self.seconds()}]
+        beside = {
+            "the last checkpoint": unsaved,
+            "the end of the log": _problem(lambda: self.folder.append(ended)),
+            "the picture of the curves": _problem(lambda: reporter.logged(self.folder)),
+        }
         if failed:
+            others = f"the others are in {self.folder.path}"
+            kept = unsaved or "and so is a checkpoint: the same command tries again without training"
             raise SaebenchError(
-                f"{len(failed)} of {len(paths)} SAE(s) could not be written: {', '.join(failed)}; the others and the last "
-                f"checkpoint are in {self.folder.path}: the same command tries again without training"
+                f"{len(failed)} of {len(paths)} SAE(s) could not be written: {', '.join(failed)}; {others}; {kept}"
             )
         self.folder.finish()
         if self.train_seconds:  # a run that only had its SAEs left to write has no share to speak of
             reporter.message(self._share())
+        for what, problem in beside.items():
+            if problem:
+                raise SaebenchError(
+                    f"{what} could not be written: {one_line(problem.__cause__ or problem)}; every SAE is, in "
+                    f"{self.folder.path}: there is nothing to do again"
+                )
         return paths
+
+    def _write(self, lane: Lane, path: Path) -> None:
+        save_sae(self.named(lane.trainer.sae()), path)
 
     def _share(self) -> str:
         """How much of the time the language model took."""
@@ -321,6 +334,15 @@ class TrainingRun:
         """Where the time went, of this process since it was last started."""
         spent = {"activations": self.capture_seconds, **self.train_seconds}
         return {name: round(value, 2) for name, value in spent.items()}
+
+
+def _problem(write: Callable[[], None]) -> Exception | None:
+    """What keeps something from being written; None once it is."""
+    try:
+        write()
+    except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
+        return error
+    return None
 
 
 class _Clock:
@@ -357,12 +379,14 @@ def make_trainer(spec: SaeSpec, d_in: int, steps: int, device: str) -> Trainable
         recipe = registry().get("recipes", spec.recipe)
         settings = make_settings(recipe, spec.settings)
         return Trainer(recipe, settings, d_in, width=spec.width, seed=spec.seed, steps=steps, device=device)
-    except torch.OutOfMemoryError as error:
-        raise SaebenchError(
-            f"{spec.name}: {spec.width:,} latents do not fit into memory: {one_line(error, 80)}"
-        ) from error
     except UsageError as error:
         raise UsageError(f"{spec.name}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise SaebenchError(
+                f"{spec.name}: {spec.width:,} latents do not fit into memory: choose a smaller width, or fewer SAEs at once"
+            ) from error
+        raise
 
 
 def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun:
@@ -396,7 +420,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     interrupt = Interrupt()
     source = Activations(
         subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
-        interrupt.between_passes,
+        interrupt.check,
     )  # fmt: skip
     chunks: Chunks = source
     if request.cache is not None:
@@ -408,21 +432,19 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
         "dtype": dtype, "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
         "chunk_contexts": source.contexts, "context_batch": batch, "cached": request.cache is not None,
     }  # fmt: skip
-    if problem := ranks.first(_claim(folder, identity, subject, request, d_in) if rank == 0 else None):
-        raise UsageError(problem)
+    ranks.decide(lambda: _claim(folder, identity, subject, request, d_in))
     return TrainingRun(request, subject, hook, text, chunks, steps, lanes, folder, interrupt, rank, world)
 
 
-def _claim(
-    folder: RunFolder, identity: dict[str, Any], subject: Subject, request: TrainRequest, d_in: int
-) -> str | None:
-    """Make the folder this run's own; what is wrong with that."""
-    try:
-        folder.begin(identity, provenance(subject.device))
-        folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
-    except SaebenchError as error:
-        return str(error)
-    return None
+def _claim(folder: RunFolder, identity: dict[str, Any], subject: Subject, request: TrainRequest, d_in: int) -> None:
+    """Make the folder this run's own.
+
+    Raises:
+        UsageError: it holds something else.
+        SaebenchError: it cannot be written, or there is too little space.
+    """
+    folder.begin(identity, provenance(subject.device))
+    folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
 
 
 def checkpoint_bytes(request: TrainRequest, d_in: int) -> int:

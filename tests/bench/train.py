@@ -1,6 +1,6 @@
 """Ours beside the fastest peers on the same activations -> results/bench/train.json and train.md.
 
-    python tests/bench/train.py .bench PEER_PYTHON [--steps 300] [--stage train|measure]
+    python tests/bench/train.py .bench PEER_PYTHON [--steps 300] [--stage train|measure|report]
 
 Each line is a process of its own (train_one.py). Every SAE is then measured by saebench itself: explained variance, L0 and
 dead latents on activations of documents held back from training, ce_increase on held-out speeches.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_one import BATCH, WIDTH, K
+from train_one import BATCH, DEAD_AFTER, WIDTH, K
 
 import saebench
 from saebench.sae import Metadata, TopK
@@ -53,16 +53,25 @@ def main() -> None:
     parser.add_argument("peer")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
-        "--stage", choices=["train", "measure", "all"], default="all", help="timing needs a quiet machine"
+        "--stage",
+        choices=["train", "measure", "report", "all"],
+        default="all",
+        help="timing needs a quiet machine; report only writes train.md again from train.json",
     )
     options = parser.parse_args()
+    results = ROOT / "results" / "bench"
     runs = options.folder / "train-runs.json"
-    if options.stage != "measure":
+    if options.stage in ("train", "all"):
         ran = [one(options.folder, options.peer, *line, options.steps) for line in LINES]
         runs.write_text(json.dumps(ran, indent=1, default=str))
-    if options.stage != "train":
+    if options.stage in ("measure", "all"):
         lines = measure(options.folder, json.loads(runs.read_text()))
-        report(lines, ROOT / "results" / "bench")
+        found = {"activations": lines[0].activations, "batch": BATCH, "width": WIDTH, "k": K, "torch": torch.__version__,
+                 "lines": [asdict(line) for line in lines]}  # fmt: skip
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "train.json").write_text(json.dumps(found, indent=1) + "\n")
+    if options.stage != "train":
+        (results / "train.md").write_text(page(json.loads((results / "train.json").read_text())))
 
 
 def one(folder: Path, peer: str, trainer: str, lr: float | None, steps: int) -> dict[str, Any]:
@@ -124,13 +133,10 @@ def on_activations(sae: saebench.SAE, valid: torch.Tensor) -> dict[str, float]:
     return {"explained_variance": 1 - error / total, "l0": active / len(valid), "dead_fraction": dead}
 
 
-def report(lines: list[Line], folder: Path) -> None:
-    """train.json (all of it) and train.md (the table)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    activations = lines[0].activations
-    found = {"activations": activations, "batch": BATCH, "width": WIDTH, "k": K, "torch": torch.__version__,
-             "lines": [asdict(line) for line in lines]}  # fmt: skip
-    (folder / "train.json").write_text(json.dumps(found, indent=1) + "\n")
+def page(found: dict[str, Any]) -> str:
+    """train.md of what train.json holds."""
+    lines = [Line(**line) for line in found["lines"]]
+    activations = found["activations"]
     fastest = max(line.activations_per_s for line in lines if line.trainer != "saebench")
     text = [
         "# Trainers, side by side", "",
@@ -141,6 +147,9 @@ def report(lines: list[Line], folder: Path) -> None:
         "dictionary_learning in float32, as their training loops have it on a CPU.",
         "Explained variance, L0 and latents that never fire: on 40,960 activations of documents held back; ΔCE (nats per token): "
         "on 32 contexts of held-out speeches. Activations/s is the training loop alone, activations in memory.",
+        f"Not equal: for ours a latent that was silent for {DEAD_AFTER:,} tokens is dead, so that its auxiliary loss is on in "
+        "this run; the peers' own limits (10 million tokens; SAELens: 1,000 steps) lie beyond its end, and theirs stays off.",
+        _dead(lines),
         '"Others" is how many cores other processes kept busy meanwhile: above about 0.1, speeds are not to be trusted.', "",
         "| Trainer | Rate | lr | Activations/s | × fastest peer | Explained variance | L0 | Dead | ΔCE | Memory, MiB | Others |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -151,7 +160,18 @@ def report(lines: list[Line], folder: Path) -> None:
             f"{x.explained_variance:.4f} | {x.l0:.2f} | {x.dead_fraction:.4f} | {x.ce_increase:.4f} | {x.peak_mib:.0f} | "
             f"{x.others_cores or 0:.2f} |"
         )
-    (folder / "train.md").write_text("\n".join(text) + "\n")
+    return "\n".join(text) + "\n"
+
+
+def _dead(lines: list[Line]) -> str:
+    """How many latents of each never fired, in words, at each rate that ours was trained at too."""
+    said = []
+    for ours in (line for line in lines if line.trainer == "saebench"):
+        same = [line for line in lines if abs(line.lr - ours.lr) < 1e-9]
+        counts = ", ".join(f"{line.trainer} {round(line.dead_fraction * WIDTH):,}" for line in same)
+        fewer = [line.trainer for line in same if line.dead_fraction < ours.dead_fraction]
+        said.append(f"at {ours.lr:.3g} {counts}" + (f" (ours more than {' and '.join(fewer)})" if fewer else ""))
+    return f"Latents that never fire, of {WIDTH:,}: {'; '.join(said)}."
 
 
 if __name__ == "__main__":

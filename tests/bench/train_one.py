@@ -22,6 +22,8 @@ from meter import Meter
 from torch import Tensor
 
 WIDTH, K, BATCH, D = 4608, 32, 2048, 576
+# Of ours: silent for so many tokens, a latent is dead.
+DEAD_AFTER = 20_000
 Step = Callable[[Tensor], Any]
 Made = tuple[Step, Callable[[], dict[str, Tensor]], float]
 
@@ -57,7 +59,7 @@ def saebench(rows: Tensor, steps: int, lr: float | None) -> Made:
     from saebench.training.trainer import Trainer
 
     recipe = registry().recipes["topk"]
-    settings = make_settings(recipe, {"k": K, "dead_after": 20_000} | ({} if lr is None else {"lr": lr}))
+    settings = make_settings(recipe, {"k": K, "dead_after": DEAD_AFTER} | ({} if lr is None else {"lr": lr}))
     trainer = Trainer(recipe, settings, D, width=WIDTH, seed=0, steps=steps)
     trainer.initialise(rows[: 4 * BATCH])
 

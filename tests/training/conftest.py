@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
 
 HOOK = "blocks.1.hook_resid_post"
@@ -29,6 +30,8 @@ class Heard:
         self.steps.append(step)
 
     def end(self) -> None: ...
+
+    def logged(self, folder: RunFolder) -> None: ...
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,42 @@ def test_full_size_dry_run(file: str, size: str, d_in: int, width: int, layers: 
     assert found["seconds"] > 0
 
 
+# GiB at the fullest as the kernel counted them (VmHWM), of whole runs on two cores: 8,192 rows, 16,384 latents, d_in 32.
+@pytest.mark.parametrize(("recipe", "peak"), [("gated", 4.05), ("jumprelu", 2.94), ("relu", 2.42)])
+def test_memory_of_dense_recipes_is_what_they_took(recipe: str, peak: float, llama: Path) -> None:
+    request = TrainRequest(
+        model=str(llama), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 16_384),), dtype="float32",
+        device="cpu", batch_size=8192,
+    )  # fmt: skip
+    assert 1 / 1.2 < estimate(request).memory / 2**30 / peak < 1.2
+
+
+@pytest.mark.parametrize(("recipe", "seconds"), [("gated", 13.9), ("matryoshka", 2.35)])
+def test_time_of_saes_is_what_they_took(
+    recipe: str, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps of 4,096 at d_in 576 with 9,216 latents, on a machine with these rates of matrix products."""
+    rates = {torch.float32: 4.3e11, torch.bfloat16: 8.6e11}
+    monkeypatch.setattr("saebench.training.estimate.matrix_speed", lambda device, dtype: rates[dtype])
+    LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2).save_pretrained(tmp_path)
+    request = TrainRequest(
+        model=str(tmp_path), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 9216),), device="cpu",
+        batch_size=4096, tokens=40_960,
+    )  # fmt: skip
+    found = estimate(request).seconds
+    assert found is not None
+    assert 1 / 1.5 < found[1] / seconds < 1.5
+
+
+def test_the_fullest_step_counts_not_the_widest(llama: Path) -> None:
+    wide, dense = SaeSpec("a", "topk", 8192), SaeSpec("b", "gated", 4096)
+    both = TrainRequest(
+        model=str(llama), hook="blocks.1.hook_resid_post", saes=(wide, dense), device="cpu", batch_size=4096
+    )
+    alone = estimate(with_options(both, {"saes": (dense,)}))
+    assert estimate(both).memory - alone.memory == pytest.approx(4 * 4 * 2 * 32 * 8192), "only the topk SAE's own state"
+
+
 def test_dry_run_says_it_in_words(tmp_path: Path) -> None:
     model = _model(tmp_path / "1B", "1B")
     done = CliRunner().invoke(main, ["train", str(FOLDER / "llama-3.2-1b.toml"), "--model", str(model), "--dry-run"])
@@ -114,7 +150,19 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = "big"', "width of topk is 'big'"),
         ('model = "m"\nhook = "h"\nbatch_size = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "batch_size is 0"),
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
-        ('model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "filez"),
+        (
+            'model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
+            r"unknown key of \[corpus\] 'filez': did you mean 'file'",
+        ),
+        ('model = "m"\nhook = "h"\ncorpus = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus is 'x'"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "must be text"),
+        (
+            'model = "m"\nhook = "h"\n[corpus]\nfile = "a"\nhub = "b"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
+            "exactly one of file and hub",
+        ),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "needs its sha256"),
+        ('model = "m"\nhook = "h"\n[saes]\nrecipe = "topk"\nwidth = 8', r"begins with \[\[saes\]\]"),
+        ('model = "m"\nhook = "h"\nsaes = [3]', r"begins with \[\[saes\]\]"),
         ("model = ", "not readable"),
         ('model = 5\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "model is 5"),
         ('model = "m"\nhook = 5\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook is 5"),
@@ -134,6 +182,11 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = 5', "an SAE is named 5"),
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nname = "run.json"', "as a file of the run is"),
         ('model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nk = []', "k is an empty list"),
+        (
+            f'model = "m"\nhook = "h"\n[[saes]]\nrecipe = "topk"\nwidth = 8\nseed = {10**20}',
+            "seed of topk is 1000.*below",
+        ),
+        (f'model = "m"\nhook = "h"\nseed = {2**63}\n[[saes]]\nrecipe = "topk"\nwidth = 8', "seed is 92233720368"),
     ],
 )
 def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -152,6 +205,15 @@ def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> No
         (["train", "topk", "--model", "m", "--hook", "h"], "--width is missing"),
         (["train", "topk", "--model", "m", "--hook", "h", "--width", "8"], "--out DIR is missing"),
         (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "lr"], "NAME=VALUE"),
+        (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "width=9"], "--set width=… would"),
+        (
+            ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "recipe=relu"],
+            "--set recipe=… would",
+        ),
+        (
+            ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--k", "3", "--set", "k=4"],
+            "--set k=… would",
+        ),
         (["train", str(FOLDER / "smollm2-135m.toml"), "--k", "5"], "--k is of one SAE"),
         (["train", "no.toml", "--out", "x"], "not readable"),
         (["train", "--toy", "--width", "8"], "--width means nothing with --toy"),
@@ -159,6 +221,15 @@ def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> No
         (["train", "--toy", "--dry-run"], "--dry-run means nothing with --toy"),
         (["train", "--toy", "--set", "steps=3"], "unknown setting of recipe topk 'steps'"),
         (["train", "--toy", "--k", "0"], "k is 0"),
+        (["train", "--toy", "--seed", str(2**63)], "--seed is 9223372036854775808"),
+        (
+            ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--seed", str(2**64)],
+            "seed is 18446744073709551616, expected a whole number below 2^63",
+        ),
+        (
+            ["train", str(FOLDER / "smollm2-135m.toml"), "--seed", "-1"],
+            "seed of smollm2-135m-layer15-topk-k16 is -1, expected a whole number from 0",
+        ),
         (["train", "topk", "--json"], "--json goes with --dry-run"),
     ],
 )

@@ -1,7 +1,10 @@
 """Each recipe's loss against its formula in float64, a few lines each; and what it becomes as a canonical SAE."""
 
+import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from saebench.errors import UsageError
 from saebench.registry import installed
@@ -226,3 +229,26 @@ def test_bad_settings_are_refused(name, given, words):
 def test_settings_out_of_range_are_named(name: str, given: dict) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(given))} is .*, expected"):
         make_settings(installed().recipes[name], given)
+
+
+# --- what a step takes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_step_takes_is_stated(name: str):
+    """Against torch's own counts: bytes alive at the fullest moment, multiply-adds of dense products."""
+    recipe, width, n = installed().recipes[name], 2048, 1024
+    made = Trainer(recipe, make_settings(recipe, {}), D, width=width, seed=0, steps=50)
+    x = data(n)
+    made.initialise(x)
+    made.step(x)  # makes Adam's moments
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        made.step(x)
+    with FlopCounterMode(display=False) as counted:
+        made.step(x)
+    changes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = float(np.cumsum(changes).max()) / (4 * n * width)
+    assert held / 1.25 < recipe.cost.held < 1.25 * held
+    products = counted.get_total_flops() / (2 * n * D * width)
+    dense = name in ("jumprelu", "relu", "gated")
+    assert products == recipe.cost.products if dense else products <= recipe.cost.products

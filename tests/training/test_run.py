@@ -2,25 +2,30 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import saebench
+from saebench.cli import main
 from saebench.errors import NonFiniteError, SaebenchError, UsageError
+from saebench.training.activations import Activations
 from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
-from saebench.training.run import prepare, train
+from saebench.training.run import make_trainer, prepare, train
 
 from .conftest import HOOK, Heard
 
@@ -151,6 +156,32 @@ def test_ctrl_c_keeps_everything(whole: Path, request_for: Make, tmp_path: Path)
     assert _same(out / "topk-k4", whole / "topk-k4")
 
 
+def test_ctrl_c_while_activations_are_made(
+    whole: Path, request_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed in the third chunk's first forward pass: no other is made, every step is kept, and what follows is the same."""
+    passes = 0
+    original = Activations._capture
+
+    def press(self: Activations, contexts: np.ndarray) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        if passes == 2 * 4 + 1:  # 30 contexts a chunk, 8 a pass
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, contexts)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Activations, "_capture", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(request_for(epochs=3), out, Heard())
+    assert passes == 9
+    heard = Heard()
+    train(request_for(epochs=3), out, heard)
+    assert heard.steps[0] == 2 * 30 * 15 // 32
+    assert _same(out / "topk-k4", whole / "topk-k4")
+
+
 def test_a_finished_run_has_nothing_to_do(whole: Path, request_for: Make) -> None:
     heard = Heard()
     train(request_for(epochs=3), whole, heard)
@@ -224,8 +255,6 @@ def test_a_cache_changes_nothing_in_the_first_epoch(
     flipped[-5] ^= 1
     shards[3].write_bytes(flipped)
     made: list[int] = []
-    from saebench.training.activations import Activations
-
     original = Activations.chunk
     monkeypatch.setattr(Activations, "chunk", lambda self, n: made.append(n) or original(self, n))
     train(request_for(cache=cache), tmp_path / "again", Heard())
@@ -279,6 +308,39 @@ def test_random_weights_are_unit_and_remade(request_for: Make, tmp_path: Path) -
     torch.testing.assert_close(weights["W_enc"], weights["W_dec"].T)
 
 
+def _command(recipe: str, model: Path, ids: Path, out: Path) -> list[str]:
+    options = {
+        "model": model,
+        "hook": HOOK,
+        "width": 48,
+        "k": 4,
+        "data": ids,
+        "batch-size": 1000,
+        "device": "cpu",
+        "out": out,
+    }
+    return ["train", recipe, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def test_baselines_have_no_curves_and_no_figures(llama: Path, ids: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, _command("pca", llama, ids, tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    assert "curves:" not in done.stderr
+    assert not (tmp_path / "run" / "curves.png").exists()
+    assert re.search(r"tokens/s: pca-k4$", done.stderr, re.MULTILINE)
+
+
+def test_curves_are_drawn_where_an_sae_cannot_be_written(
+    llama: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.training.run.Trainer.sae", lambda self: _not_finite())
+    done = CliRunner().invoke(main, _command("topk", llama, ids, tmp_path / "run"))
+    assert done.exit_code == 1
+    assert "1 of 1 SAE(s) could not be written" in done.stderr
+    assert f"curves: {tmp_path / 'run' / 'curves.png'}" in done.stderr
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 # --- what can go wrong --------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +385,12 @@ def test_an_unknown_setting_is_named(request_for: Make, tmp_path: Path) -> None:
         train(request_for(saes=(SaeSpec("a", "topk", 48, 0, {"auxq": 5}),)), tmp_path / "run", Heard())
 
 
+def test_a_setting_larger_than_torch_takes_is_named() -> None:
+    spec = SaeSpec("a", "topk", 48, 0, {"k": 4, "dead_after": 2**63})
+    with pytest.raises(UsageError, match=r"a: recipe topk: dead_after is 9223372036854775808, .* below 2\^63"):
+        make_trainer(spec, 32, 10, "cpu")
+
+
 def test_another_runs_folder_is_left_alone(whole: Path, request_for: Make) -> None:
     before = (whole / "run.json").read_bytes()
     with pytest.raises(UsageError, match=r"holds another run \(seed is 0 there and 1 here\)"):
@@ -360,8 +428,15 @@ def test_a_full_disk_is_said_before_anything_is_computed(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("saebench.training.checkpoints.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(SaebenchError, match="GiB free and this run needs"):
+    with pytest.raises(SaebenchError, match="GiB free and this run needs") as caught:
         train(request_for(), tmp_path / "run", Heard())
+    assert caught.value.exit_code == 1, "the command was right"
+
+
+def test_a_folder_that_cannot_be_written_is_no_wrong_command(request_for: Make) -> None:
+    with pytest.raises(SaebenchError, match=r"/proc/nope/run.json could not be written") as caught:
+        train(request_for(), Path("/proc/nope"), Heard())
+    assert caught.value.exit_code == 1
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(request_for: Make, whole: Path, tmp_path: Path) -> None:
@@ -370,7 +445,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(request_for: Make, whol
     before = folder.checkpoint.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("saebench.training.checkpoints.save_file", _no_space)
-        with pytest.raises(SaebenchError, match="the last checkpoint is kept: free"):
+        with pytest.raises(SaebenchError, match=r"the checkpoint before it is kept in .*: free"):
             folder.save({"step": 4, "x": torch.zeros(4)})
     assert folder.checkpoint.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
@@ -414,6 +489,52 @@ def test_one_sae_that_cannot_be_written_costs_no_other(request_for: Make, tmp_pa
     assert not RunFolder(out).checkpoint.exists()
 
 
+class Limited(Heard):
+    """Files may have so many bytes after the last step: the kernel refuses more, as a full disk does."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def end(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def unlimited() -> Iterator[None]:
+    """No limit is left behind."""
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def test_saes_are_written_where_the_last_checkpoint_does_not_fit(
+    request_for: Make, tmp_path: Path, unlimited: None
+) -> None:
+    """The SAE has 13 kB, a checkpoint three times as many."""
+    train(request_for(), tmp_path / "whole", Heard())
+    out = tmp_path / "run"
+    with pytest.raises(
+        SaebenchError, match=r"last checkpoint could not be written: .*File too large.*every SAE is, in"
+    ):
+        train(request_for(checkpoint_every=10_000), out, Limited(20_000))
+    assert _same(out / "topk-k4", tmp_path / "whole" / "topk-k4")
+    heard = Heard()
+    assert train(request_for(checkpoint_every=10_000), out, heard) == [out / "topk-k4"]
+    assert not heard.steps, "it trained again"
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"), [(10_000, "no checkpoint yet"), (15, "the checkpoint before it is kept in")]
+)
+def test_a_disk_without_room_for_anything_says_what_is_left(
+    every: int, kept: str, request_for: Make, tmp_path: Path, unlimited: None
+) -> None:
+    with pytest.raises(SaebenchError, match=rf"1 of 1 SAE.*File too large.*\({kept}.*run the same command again"):
+        train(request_for(checkpoint_every=every), tmp_path / "run", Limited(5_000))
+    assert not RunFolder(tmp_path / "run").finished
+    assert RunFolder(tmp_path / "run").checkpoint.exists() == (every == 15)
+
+
 def _not_finite() -> saebench.SAE:
     raise NonFiniteError("W_dec is not finite")
 
@@ -429,13 +550,22 @@ def test_it_says_how_long_the_model_took(request_for: Make, tmp_path: Path) -> N
 
 def test_out_of_memory_suggests_a_batch(request_for: Make, tmp_path: Path) -> None:
     run = prepare(request_for(), tmp_path / "run", Heard())
-
-    def step(x: torch.Tensor) -> dict:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    run.lanes[0].trainer.step = step  # type: ignore[method-assign]
+    run.lanes[0].trainer.step = lambda x: {"loss": torch.empty(2**50)}  # type: ignore[method-assign]
     with pytest.raises(SaebenchError, match="--batch-size 16"):
         run.go(Heard())
+
+
+def test_what_is_no_lack_of_memory_is_not_called_one(request_for: Make, tmp_path: Path) -> None:
+    run = prepare(request_for(), tmp_path / "run", Heard())
+    run.lanes[0].trainer.step = lambda x: {"loss": x @ x[1:]}  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run.go(Heard())
+
+
+@pytest.mark.parametrize(("recipe", "width"), [("topk", 2**44), ("random", 2**44), ("topk", 2**62)])
+def test_an_sae_that_does_not_fit_into_memory_is_named(recipe: str, width: int) -> None:
+    with pytest.raises(SaebenchError, match=rf"a: {width:,} latents do not fit into memory.*smaller width"):
+        make_trainer(SaeSpec("a", recipe, width, 0, {"k": 4}), 32, 10, "cpu")
 
 
 def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
