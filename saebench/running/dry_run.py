@@ -15,8 +15,8 @@ from saebench.runner import check_request
 from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
 from saebench.running.measure import LANES, Reporter, Silent, default_batch
 from saebench.running.plan import Failure, Job, Request, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.speed import duration, matrix_speed
 from saebench.task import Task
-from saebench.training.estimate import matrix_speed
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ class DryRun:
             for stage, macs in g.cost.stages.items():
                 out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
             out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
-            time = f"{g.seconds:.0f} s" if g.seconds < 90 else f"{g.seconds / 60:.0f} min"
-            out.append(f"  time at least about {time}: all of it at the speed of this machine's matrix products")
+            out.append(
+                f"  time at least about {duration(g.seconds)}: all of it at the speed of this machine's matrix products"
+            )
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
         if self.judge:
             out.append(self.judge.line())

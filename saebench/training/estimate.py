@@ -1,17 +1,14 @@
 """`--dry-run`: tokens, steps, memory, disk and time of a training run, from the model's config and a moment of this machine."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from saebench.forward.linear import linear
 from saebench.hookpoint import HookPoint
 from saebench.models import DTYPES, default_device, load_config
 from saebench.registry import registry
 from saebench.running.cost import ModelSize, model_size
+from saebench.running.speed import duration, matrix_speed
 from saebench.training.baselines import BASELINES
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.recipe import StepCost, make_settings
@@ -70,7 +67,7 @@ class Estimate:
         if self.seconds is not None:
             model, saes = self.seconds
             out.append(
-                f"time about {_duration(model + saes)} on this machine: model {_duration(model)}, SAEs {_duration(saes)}"
+                f"time about {duration(model + saes)} on this machine: model {duration(model)}, SAEs {duration(saes)}"
             )
         return out
 
@@ -149,23 +146,3 @@ def _sae_seconds(sae: SaeSpec, d_in: int, rates: Mapping[str, float]) -> float:
     """The time of an SAE's step for each of its tokens, at these floating-point operations a second."""
     cost, dtype = _cost(sae)
     return 2 * sae.width * (cost.products * d_in / rates[dtype] + cost.elementwise / rates["float32"])
-
-
-def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating-point operations a second of a product of [2048, 1024] and [1024, 2048], after a first one."""
-    a = torch.ones(2048, 1024, dtype=dtype, device=device)
-    b = torch.ones(2048, 1024, dtype=dtype, device=device)
-    linear(a, b)
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        float(linear(a, b)[0, 0])  # waits for a GPU
-        done += 1
-    return done * 2 * 2048 * 1024 * 2048 / (time.perf_counter() - started)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,28 @@
+"""How fast this machine multiplies matrices, and times in words: what dry runs say of the time that work will take."""
+
+import time
+
+import torch
+
+from saebench.forward.linear import linear
+
+
+def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of a product of [2048, 1024] and [1024, 2048], after a first one."""
+    a = torch.ones(2048, 1024, dtype=dtype, device=device)
+    b = torch.ones(2048, 1024, dtype=dtype, device=device)
+    linear(a, b)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        float(linear(a, b)[0, 0])  # waits for a GPU
+        done += 1
+    return done * 2 * 2048 * 1024 * 2048 / (time.perf_counter() - started)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, to no more digits than an estimate has."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
