@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from saebench.errors import SaebenchError, UsageError, one_line, unknown
+from saebench.errors import SaebenchError, one_line, unknown
 
 SCHEMA = 1
 # Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
@@ -302,14 +302,14 @@ def require_writable(folder: Path) -> None:
     """Make a results folder and write into it, so that it is known before anything is computed that this can be done.
 
     Raises:
-        UsageError: it cannot.
+        SaebenchError: it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix="."):
             pass
     except OSError as error:
-        raise UsageError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error
+        raise SaebenchError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error
 
 
 def read_record(path: Path) -> Record:

@@ -26,7 +26,7 @@ class Group:
     Attributes:
         memory: bytes.
         seconds: of the passes, at least: all of `cost` at the speed of this machine's matrix products. Four runs of
-            SmolLM2-135M on two CPU cores (1 and 3 SAEs, float32 and bfloat16, with losses and without) took 1.3 to 1.7
+            SmolLM2-135M on two CPU cores (1 and 3 SAEs, float32 and bfloat16, with losses and without) took 1.3 to 1.8
             times that; loading, scores and what a judge is asked come on top.
     """
 
