@@ -119,8 +119,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _dry_run(request: "TrainRequest", as_json: bool) -> None:
     from saebench.models import load_config
+    from saebench.training.budget import budget
     from saebench.training.estimate import estimate
-    from saebench.training.run import budget
     from saebench.training.shapes import check_shapes
 
     check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while

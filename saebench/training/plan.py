@@ -59,7 +59,7 @@ class TrainRequest:
         seed: of the order of text and activations; that of weights is each SAE's own.
         checkpoint_every: steps; checkpoints lie at the next refill of the buffer.
         log_every: steps a line of the log is the mean of.
-        dtype: of the model, device: of everything; None is the fastest, see `saebench.training.run`.
+        dtype: of the model, device: of everything; None is the fastest, see `saebench.training.budget`.
     """
 
     model: str

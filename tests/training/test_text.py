@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from saebench.errors import UsageError
+from saebench.training.budget import read_text
 from saebench.training.plan import TrainRequest
-from saebench.training.run import read_text
 
 Make = Callable[..., TrainRequest]
 TEXTS = ["a b c d e f g h", "i j k l", "m n o p q r s t u"]
