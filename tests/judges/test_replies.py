@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from email.utils import formatdate
 from functools import partial
@@ -151,7 +152,17 @@ def test_nobody_waits_for_a_day(api, form):
 )
 def test_what_will_meet_every_call_ends_the_asking(api, fault, words, monkeypatch):
     monkeypatch.setenv("SAEBENCH_JUDGE_KEY", "sk-somebody")
-    with JudgeServer(lambda asked: fault if asked.user == "7" else {"a": True, "b": True}) as server:
+    met = threading.Event()
+
+    def answer(asked: Any) -> Any:
+        if asked.user == "7":
+            met.set()
+            return fault
+        if met.is_set():
+            time.sleep(0.3)  # long enough to take in what was met, on a machine that is busy too
+        return {"a": True, "b": True}
+
+    with JudgeServer(answer) as server:
         session = JudgeSession(server.judge(api))
         with pytest.raises(JudgeError, match=words) as caught:
             session.complete_all([request(str(i)) for i in range(100)])
@@ -601,7 +612,7 @@ def test_nothing_there(api):
     begin = time.monotonic()
     with pytest.raises(JudgeError, match="cannot be reached"):
         make_judge(f"{api}:m", url).open()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
