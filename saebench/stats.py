@@ -113,7 +113,7 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
         level: the interval's coverage.
 
     Raises:
-        SaebenchError: a column is missing or not finite, or its denominator sums to 0.
+        SaebenchError: a column is missing or not finite, its denominator sums to 0, or the value is beyond `within`.
     """
     sums = _sums([units], score)
     est = _Estimate.of(sums)
@@ -123,6 +123,9 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
         return Interval(value, None, None, n, est.clusters, reason)
     half = _half(est.psi[0], est.noise[0], est.weight[0], score.scale, level)
     least, most = score.within or (-np.inf, np.inf)
+    slack = 1e-9 * max(1.0, abs(value))
+    if not least - slack <= value <= most + slack:
+        raise SaebenchError(f"{value:g} is not within {least:g} and {most:g}, which the score declares as its limits")
     return Interval(value, max(value - half, least), min(value + half, most), n, est.clusters)
 
 

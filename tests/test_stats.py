@@ -429,6 +429,9 @@ def test_an_interval_ends_where_its_score_does() -> None:
     assert ratio_interval(right, Ratio("num", "den", 1.0, -1.0, within=(0, 1))).low == 0.0
     free = ratio_interval(right, RATIO)
     assert (free.low, free.high) == pytest.approx((0.75 - half, 0.75 + half), abs=1e-9)
+    for within in ((0.0, 0.5), (0.8, 1.0), (1.0, 0.0)):
+        with pytest.raises(SaebenchError, match=r"0.75 is not within .* which the score declares"):
+            ratio_interval(right, Ratio("num", "den", within=within))
     # Gains of six zeros, a half and a one: that none is negative does not say that none can be.
     gains = frame([0, 0, 0, 0, 0, 0, 0.5, 1], np.ones(8), range(8))
     gain = ratio_interval(gains, Ratio("num", "den", within=(-1, 1)))

@@ -207,3 +207,26 @@ def test_nothing_to_submit(tmp_path):
 def test_every_committed_record_may_stand_in_results(record):
     assert problems(record) == []
     assert record_path(REPOSITORY / "results", record) == record.path
+
+
+def test_limits_cannot_narrow_an_interval(tmp_path: Path) -> None:
+    """A record says itself within what a score lies: only what bounds a share or a gap is believed."""
+    path = good(tmp_path)
+    body = json.loads(path.read_text())
+    [row] = [r for r in body["scores"] if r["key"] == "explained_variance"]
+    low, high = row["value"] - 1e-4, row["value"] + 1e-4
+    assert low > row["low"]
+    row |= {"low": low, "high": high, "within": [low, high]}
+    spoil(path, scores=body["scores"])
+    assert any("no limits of a share" in problem for problem in problems(read_record(path)))
+    row |= {"within": [0, 1]}
+    spoil(path, scores=body["scores"])
+    assert any("its units give" in problem for problem in problems(read_record(path)))
+
+
+def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
+    path = good(tmp_path)
+    body = json.loads(path.read_text())
+    body["metrics"]["fidelity"]["version"] = 7
+    spoil(path, metrics=body["metrics"])
+    assert any("fidelity is version 7, and 1 is installed: measure it again" in p for p in problems(read_record(path)))

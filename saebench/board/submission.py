@@ -11,6 +11,7 @@ from typing import Any
 from saebench.board.tables import clean
 from saebench.errors import SaebenchError, one_line
 from saebench.leaderboard import conflict
+from saebench.registry import registry
 from saebench.results import (
     Record,
     RecordError,
@@ -116,6 +117,13 @@ def _units(record: Record) -> Iterator[str]:
             if rows:
                 yield f"{clean(metric)} has scores over units, but no units"
             continue
+        installed = registry().metrics.get(metric)
+        if installed is not None and installed.version != record.metrics[metric]["version"]:
+            yield (
+                f"{clean(metric)} is version {record.metrics[metric]['version']}, and {installed.version} is installed: "
+                "measure it again"
+            )
+            continue
         for row in rows:
             try:
                 found = ratio_interval(units, _declared(row))
@@ -128,9 +136,20 @@ def _units(record: Record) -> Iterator[str]:
 
 
 def _declared(row: dict[str, Any]) -> Ratio:
+    """What a record says of a score.
+
+    Raises:
+        SaebenchError: limits that no share and no gap between two has, at which any interval could be cut.
+    """
     within = row.get("within")
-    ends = None if within is None else (within[0], within[1])
-    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=ends)
+    if within is not None:
+        natural = [row["offset"] + row["scale"] * end for end in (-1, 0, 1)]
+        if not all(any(math.isclose(end, x) for x in natural) for end in within):
+            raise SaebenchError(
+                f"it says that it lies within {within[0]} and {within[1]}, which are no limits of a share"
+            )
+        within = (within[0], within[1])
+    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=within)
 
 
 def _same(a: float | None, b: float | None) -> bool:
