@@ -342,6 +342,32 @@ def test_explanations_and_judgements_that_fail_are_counted(world: World) -> None
     assert metric._judged[0].problem == "refused: declined"
 
 
+def test_only_what_is_asked_is_explained_and_counted(world: World) -> None:
+    """A latent on which nothing can be asked costs no call; with one explanation there is no other to shuffle."""
+    metric = world.seen()
+    examples = metric._examples()
+    useless, sole = examples[0].latent, examples[1].latent
+    for e in examples:
+        if e.latent == useless:
+            e.lacks = dict.fromkeys(("detection", "fuzzing"), "made so")
+    metric._examples = lambda: examples  # type: ignore[method-assign]
+    explained: list[str] = []
+
+    def answer(request: Any) -> Any:
+        if "explanation" not in request.fields:
+            return judging(oracle)(request)
+        said = str(explain(request)["explanation"])
+        explained.append(said)
+        return {"explanation": said} if said.startswith(f"word {sole} ") else Reply("refused", problem="declined")
+
+    found = metric.scores(env(world, judge_session(answer)))
+    assert len(explained) == SIZES.latents - 1
+    assert not any(said.startswith(f"word {useless} ") for said in explained)
+    values = {score.key: score.value for score in found if score.value is not None}
+    assert values["detection_answered"] == values["fuzzing_answered"] == 1.0
+    assert "detection_gain" not in {score.key for score in found}
+
+
 def test_explanations_that_were_cut_are_counted(world: World) -> None:
     """Of the sample, one sentence is cut after a whole one and used, one in the middle of its first and lost."""
     metric = world.seen()

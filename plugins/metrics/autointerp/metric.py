@@ -151,7 +151,7 @@ class AutoInterp(Metric):
         return "no latent has it"
 
     def _explain(self, env: Env, decoder: Decoder) -> None:
-        able = [one for one in self._judged if one.examples.explained]
+        able = [one for one in self._judged if set(one.examples.lacks) < set(ASPECTS)]
         requests = [asking.explain_request(one.examples.explained, decoder) for one in able]
         replies = env.judge.complete_all(requests, "explain")  # type: ignore[union-attr]
         for one, reply in zip(able, replies, strict=True):

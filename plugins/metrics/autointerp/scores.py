@@ -103,7 +103,7 @@ def _unit(one: Judged, quantiles: int) -> dict[str, object]:
         items = one.items.get(aspect, [])
         row[f"{aspect}_state"] = state = one.state(aspect)
         row[f"{aspect}_scored"] = float(state == SCORED)
-        row[f"{aspect}_asked"] = float(len(CONDITIONS) * len(items))
+        row[f"{aspect}_asked"] = float(sum(len(item.states) for item in items))
         row[f"{aspect}_answered"] = float(sum(len(item.answers) for item in items))
         for key in keys:
             values = {c: one.accuracy(aspect, key, c) for c in CONDITIONS}
