@@ -143,6 +143,7 @@ def test_bad_input_is_one_line(args, code, words, two_saes, llama, tokens):
         (["--sae", "{sae}", "--k", "5"], 2),
         (["--sae", "{sae}", "--sae", "/no/such/place"], 1),
         (["--sae", "{damaged}"], 1),
+        (["--sae", "{narrow}"], 2),
         (["--sae", "{sae}", "--model", "{damaged}"], 1),
         (["--sae", "{sae}"], 0),
     ],
@@ -153,8 +154,9 @@ def test_a_dry_run_ends_as_the_run_would(flags, code, more, two_saes, llama, tok
     (damaged / "config.json").write_text("{")
     (damaged / "ae.pt").write_bytes(b"")
     (damaged / "model.safetensors").write_bytes(b"")
+    narrow = write_sae(tmp_path / "narrow", random_sae(d_in=16))
     rest = [] if "--model" in flags else ["--model", str(llama)]
-    filled = [a.format(sae=two_saes[0], damaged=damaged) for a in flags]
+    filled = [a.format(sae=two_saes[0], damaged=damaged, narrow=narrow) for a in flags]
     rest += ["--tokens", str(tokens), "--metric", "geometry", "--results", str(tmp_path / "r")]
     result = call("run", *filled, *rest, *more)
     assert result.exit_code == code, result.stdout + result.stderr

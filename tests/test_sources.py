@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import saebench
 from saebench.cli import main
+from saebench.running.plan import default_names
 from saebench.running.sources import spread
 from saebench.testing import random_sae
 from tests.conftest import write_sae
@@ -65,6 +68,46 @@ def test_a_checkpoint_of_the_middle_of_a_run_is_not_its_end(runs: Path, tmp_path
     assert found(tmp_path / "run") == ([f"{tmp_path}/run"], [])
     (tmp_path / "run/sae_weights.safetensors").write_bytes(b"")
     assert found(tmp_path / "run") == ([f"{tmp_path}/run"], [])
+
+
+def test_a_damaged_file_beside_them_hides_none(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs/junk.pt").write_bytes(b"\x00" * 100)
+    assert found(tmp_path / "runs")[0] == [f"{tmp_path}/runs/{name}" for name in ("a", "b", "deep/layers.1", "junk.pt")]
+
+
+def test_what_is_something_else_is_no_sae_that_lacks_a_file(runs: Path, tmp_path: Path) -> None:
+    """A language model beside the SAEs has a config.json and weights, and so has another format's SAE."""
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs/model").mkdir()
+    (tmp_path / "runs/model/config.json").write_text("{}")
+    save_file({"lm_head.weight": torch.zeros(3, 2)}, tmp_path / "runs/model/model.safetensors")
+    assert found(tmp_path / "runs")[0] == [f"{tmp_path}/runs/{name}" for name in ("a", "b", "deep/layers.1")]
+
+
+def test_each_is_taken_once(runs: Path, tmp_path: Path) -> None:
+    """Whatever names it again: a link, a pattern that goes into it, or itself beside its folder."""
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs/latest").symlink_to(tmp_path / "runs/b")
+    three = [f"{tmp_path}/runs/{name}" for name in ("a", "b", "deep/layers.1")]
+    assert found(tmp_path / "runs")[0] == three
+    assert found(f"{tmp_path}/runs/**")[0] == three
+    assert found(f"{tmp_path}/runs/b", tmp_path / "runs") == (
+        [f"{tmp_path}/runs/b", three[0], three[2]], [f"{tmp_path}/runs: 2 SAEs"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_an_empty_name_is_not_this_folder(nothing: str) -> None:
+    with pytest.raises(saebench.SaebenchError, match="--sae is empty"):
+        found(nothing)
+
+
+def test_names_that_are_the_same_get_the_folder_above(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("s0/topk", "s1/topk", "s1/relu", "x/trainer_0", "y/trainer_0")]
+    for path in paths:
+        path.mkdir(parents=True)
+    assert default_names(paths) == ["s0-topk", "s1-topk", "relu", "x-trainer_0", "y-trainer_0"]
 
 
 def run(*args: object) -> Result:

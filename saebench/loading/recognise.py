@@ -64,15 +64,28 @@ def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> lis
 
 
 def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Path]:
-    if any(_matches(f, path) for f in formats) or any(isinstance(p, DamagedError) for p in _problems(path)):
+    if any(_matches(f, path) for f in formats):
         return [path]
     if not isdir(path):
-        return []
+        return [path] if _is_damaged(path) else []
+    children = _children(path)
+    damaged = [child for child in children if not isdir(child) and _is_damaged(child)]
+    if {child.name for child in damaged} & {name for f in formats for name in getattr(f, "files", ())}:
+        return [path]  # an SAE's own weights: what lies below are others, like checkpoints of its training
+    folders = (
+        [p for child in children if isdir(child) for p in _checkpoints(child, formats, depth - 1)] if depth else []
+    )
+    files = [child for child in children if depth and not isdir(child) and any(_matches(f, child) for f in formats)]
+    if folders or files:  # a file that is damaged hides none of the others
+        return sorted([*folders, *files, *damaged])
     lacks, has_weights = _lacks(path, formats)
-    if lacks and has_weights:
-        return [path]
-    found = [p for child in _children(path) for p in _checkpoints(child, formats, depth - 1)] if depth else []
-    return found or ([path] if lacks else [])
+    # What holds the weights of something else, like a language model, is no SAE of which some are missing.
+    others = any(child.suffix in _WEIGHTS for child in children)
+    return [path] if damaged or (lacks and (has_weights or not others)) else []
+
+
+def _is_damaged(file: Path) -> bool:
+    return file.suffix in _WEIGHTS and isfile(file) and isinstance(weights_problem(file), DamagedError)
 
 
 def _children(folder: Path) -> list[Path]:

@@ -102,3 +102,14 @@ def memory_bytes(size: ModelSize, write_dtype_bytes: int, saes: int, batch: int,
     wide = getattr(text, "intermediate_size", 4 * text.hidden_size)
     rows = batch * length * (1 + saes)
     return float(size.parameters * write_dtype_bytes + rows * (3 * wide + 4 * text.hidden_size) * write_dtype_bytes)
+
+
+def hook_width(config: Any, hook: HookPoint) -> int:
+    """How many numbers an activation at a hook point has."""
+    text = config.get_text_config()
+    if hook.site == "mlp_post":
+        return int(getattr(text, "intermediate_size", 4 * text.hidden_size))
+    if hook.site == "z":
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return int(head * text.num_attention_heads)
+    return int(text.hidden_size)

@@ -12,7 +12,7 @@ from saebench.judging.setup import JudgePlan, plan_judge
 from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.runner import check_request
-from saebench.running.cost import Cost, ModelSize, memory_bytes, model_size, pass_cost
+from saebench.running.cost import Cost, ModelSize, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.measure import LANES, Reporter, Silent, default_batch
 from saebench.running.plan import Failure, Job, Request, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
 from saebench.running.speed import duration, matrix_speed
@@ -143,12 +143,24 @@ def _dry_run(
             continue
         for place in dict.fromkeys((j.read, j.write) for j in of_model):
             mine = [j for j in of_model if (j.read, j.write) == place]
+            width = hook_width(config, place[0])
+            narrow = [j for j in mine if j.about["d_in"] != width]
+            failures += [Failure(j.name, _misfit(j, model, width)) for j in narrow]
+            mine = [j for j in mine if j not in narrow]
+            if not mine:
+                continue
             try:
                 groups.append(_group(request, model, mine, size, config, text, losses))
             except UsageError as error:
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
     return DryRun(task.label, list(wanted), text, groups, failures, judge)
+
+
+def _misfit(job: Job, model: str, width: int) -> UsageError:
+    return UsageError(
+        f"the SAE reads {job.about['d_in']} numbers per token, but {job.read} of {model} has {width}: check --model and --hook"
+    )
 
 
 def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:

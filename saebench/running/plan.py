@@ -1,6 +1,7 @@
 """What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -194,8 +195,7 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     jobs: list[Job] = []
     failures: list[Failure] = []
     kept = 0
-    for i, source in enumerate(sources):
-        name = request.names[i] if request.names else default_name(source)
+    for name, source in zip(request.names or default_names(sources), sources, strict=True):
         try:
             sae = _load(source, request)
             job = _job(name, source, sae, request)
@@ -276,6 +276,21 @@ def _refuse_twin(job: Job, jobs: list[Job]) -> None:
     for other in jobs:
         if (job.sha256, job.model, job.read) == (other.sha256, other.model, other.read):
             raise UsageError(f"the same SAE as '{other.name}': give it once")
+
+
+def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
+    """A name for each, with the folder above in front where several would have the same (`s0/topk`, `s1/topk`)."""
+    names = [default_name(source) for source in sources]
+    longer = [_longer(name, source) for name, source in zip(names, sources, strict=True)]
+    told_apart = Counter(name for name, _ in set(zip(names, longer, strict=True)))
+    return [long if told_apart[name] > 1 else name for name, long in zip(names, longer, strict=True)]
+
+
+def _longer(name: str, source: str | Path | SAE) -> str:
+    if isinstance(source, SAE):
+        return name
+    above = [folder.name for folder in Path(source).resolve().parents if folder.name]
+    return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
 def default_name(source: str | Path | SAE) -> str:

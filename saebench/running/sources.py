@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 
+from saebench.errors import UsageError
 from saebench.loading.recognise import checkpoints_at
 from saebench.loading.remote import is_remote
 from saebench.sae import SAE
@@ -21,17 +22,30 @@ def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], N
         sources: as they were asked for.
         format: the format's name, where it was given.
         say: hears one line for each source that stands for others.
+
+    Raises:
+        UsageError: a source is empty.
     """
+    if any(isinstance(source, str) and not source.strip() for source in sources):
+        raise UsageError("--sae is empty: name a checkpoint, a folder of them, or a pattern")
+    each = [
+        None if isinstance(source, SAE) or is_remote(str(source)) else _stands_for(Path(source), format)
+        for source in sources
+    ]
     out: list[Source] = []
-    seen: set[Path] = set()
-    for source in sources:
-        found = None if isinstance(source, SAE) or is_remote(str(source)) else _stands_for(Path(source), format)
+    seen = {
+        Path(s).resolve() for s, found in zip(sources, each, strict=True) if found is None and not isinstance(s, SAE)
+    }
+    for source, found in zip(sources, each, strict=True):
         if found is None:
             out.append(source)
             continue
         paths, empty = found
-        new = [path for path in paths if path.resolve() not in seen]
-        seen.update(path.resolve() for path in new)
+        new = []
+        for path in paths:
+            if not {path.resolve(), *([] if path.is_dir() else [path.resolve().parent])} & seen:
+                new.append(path)
+                seen.add(path.resolve())
         aside = f"; no SAE: {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}" if empty else ""
         say(f"{source}: {len(new)} SAE{'' if len(new) == 1 else 's'}{aside}")
         out += new

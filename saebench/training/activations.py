@@ -81,9 +81,12 @@ class Activations:
                 if not is_out_of_memory(error):
                     raise
                 if self.batch == 1 or dist.is_initialized():  # alone, a rank cannot go back: others wait for its rows
+                    smaller = (
+                        "--dtype bfloat16" if self.batch == 1 else "a smaller context_batch (TOML), or --dtype bfloat16"
+                    )
                     raise SaebenchError(
-                        f"{self.batch} contexts of {self.text.length} tokens do not fit into the memory of "
-                        f"{self.subject.device}: set a smaller context_batch (TOML), or --dtype bfloat16"
+                        f"{self.batch} context(s) of {self.text.length} tokens do not fit into the memory of "
+                        f"{self.subject.device}: set {smaller}"
                     ) from error
                 self.batch //= 2
                 torch.cuda.empty_cache()

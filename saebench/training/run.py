@@ -12,6 +12,7 @@ from saebench.errors import SaebenchError, UsageError, is_out_of_memory
 from saebench.hookpoint import HookPoint
 from saebench.models import cache_folder, default_device, load_model
 from saebench.registry import registry
+from saebench.running.cost import hook_width
 from saebench.running.provenance import provenance
 from saebench.subject import Subject
 from saebench.training.activations import Activations, Chunks, calibrate_on
@@ -32,7 +33,7 @@ from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.recipe import make_settings
-from saebench.training.shapes import check_saes, hook_width
+from saebench.training.shapes import check_saes
 from saebench.training.trainer import Trainer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
 from saebench.registry import registry
-from saebench.running.cost import model_size
+from saebench.running.cost import hook_width, model_size
 from saebench.training.baselines import BASELINES, check_baseline
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.recipe import make_settings
@@ -45,14 +45,3 @@ def _check(spec: SaeSpec, d_in: int) -> None:
         return
     recipe = registry().get("recipes", spec.recipe)
     make_settings(recipe, spec.settings).check(d_in, spec.width)
-
-
-def hook_width(config: Any, hook: HookPoint) -> int:
-    """How many numbers an activation at a hook point has."""
-    text = config.get_text_config()
-    if hook.site == "mlp_post":
-        return int(getattr(text, "intermediate_size", 4 * text.hidden_size))
-    if hook.site == "z":
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return int(head * text.num_attention_heads)
-    return int(text.hidden_size)

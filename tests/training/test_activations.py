@@ -59,7 +59,7 @@ def test_forward_passes_shrink_until_they_fit_into_memory() -> None:
     made = source(Limited(1), Interrupt())
     torch.testing.assert_close(made.chunk(0), source(Numbered(), Interrupt()).chunk(0))
     assert made.batch == 1
-    with pytest.raises(SaebenchError, match=r"1 contexts of 4 tokens do not fit.*smaller context_batch"):
+    with pytest.raises(SaebenchError, match=r"1 context\(s\) of 4 tokens do not fit.*set --dtype bfloat16"):
         source(Limited(0), Interrupt()).chunk(0)
 
 
