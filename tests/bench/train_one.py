@@ -5,7 +5,7 @@
 TRAINER is saebench, sparsify, dictionary_learning or sae_lens; each is called as its own training loop calls it, on the same
 batches in the same order, with its own loss, initialisation and constraints. All have one schedule: warm-up over 5 % of the
 steps (the libraries' 1,000 steps are longer than the run), then constant, then falling over the last 20 %. For ours a latent
-is dead after 20,000 silent tokens; the others' 10 million tokens or 1,000 steps are longer than the run. What it made goes to
+is dead after 30,000 silent tokens; the others' 10 million tokens or 1,000 steps are longer than the run. What it made goes to
 OUT.pt, in the space of the activations, and its figures to stdout as JSON.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 WIDTH, K, BATCH, D = 4608, 32, 2048, 576
 # Of ours: silent for so many tokens, a latent is dead.
-DEAD_AFTER = 20_000
+DEAD_AFTER = 30_000
 Step = Callable[[Tensor], Any]
 Made = tuple[Step, Callable[[], dict[str, Tensor]], float]
 
