@@ -41,7 +41,7 @@ class Batches:
         while left:
             part = self._affordable(left)
             if not part:
-                raise self.ledger.limit(len(left))
+                raise self.ledger.limit_reached(len(left))
             mark, sampling = uuid4().hex, self.judge.sampling
             if self.cache:
                 self.cache.open_batch(self.ledger.identity, mark, part, sampling)

@@ -63,7 +63,7 @@ class SingleCalls:
                     under_way[key] = bound
                     continue
                 if not under_way:
-                    raise self.ledger.limit(len(waiting))
+                    raise self.ledger.limit_reached(len(waiting))
             answered = []
             for key, came in _arrived(done):
                 del under_way[key]

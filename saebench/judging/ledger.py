@@ -125,7 +125,8 @@ class Ledger:
             return None
         return bound
 
-    def limit(self, left: int) -> JudgeError:
+    def limit_reached(self, left: int) -> JudgeError:
+        """What to raise when the next of `left` calls could pass the limit."""
         return JudgeError(
             f"stopped before passing --max-cost {self.max_cost:g}: {left} calls are left, at most ${self.tally.cost:.4f} "
             "were spent; what was answered is kept: run it again with a higher limit"
