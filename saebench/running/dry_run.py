@@ -144,9 +144,8 @@ def _dry_run(
         for place in dict.fromkeys((j.read, j.write) for j in of_model):
             mine = [j for j in of_model if (j.read, j.write) == place]
             width = hook_width(config, place[0])
-            narrow = [j for j in mine if j.about["d_in"] != width]
-            failures += [Failure(j.name, _misfit(j, model, width)) for j in narrow]
-            mine = [j for j in mine if j not in narrow]
+            failures += [Failure(j.name, _misfit(j, model, width)) for j in mine if j.about["d_in"] != width]
+            mine = [j for j in mine if j.about["d_in"] == width]
             if not mine:
                 continue
             try:
