@@ -20,6 +20,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy saebench plugins
+	$(BIN)/lint-imports --no-logo --no-cache
 
 install: $(VENV)/.installed
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from saebench.board.leaderboard import boards
 from saebench.board.plots import pareto
 from saebench.board.selection import sort_boards
-from saebench.leaderboard import Board, Column, boards
 from saebench.registry import installed
+from saebench.report import Board, Column
 from saebench.results import load_records
 
 ROOT = Path(__file__).resolve().parent.parent

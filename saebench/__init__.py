@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saebench.board.frame import load_results as load_results
-    from saebench.checkpoint import Format as Format
-    from saebench.checkpoint import load_sae as load_sae
-    from saebench.checkpoint import save_sae as save_sae
     from saebench.errors import SaebenchError as SaebenchError
+    from saebench.format import Format as Format
+    from saebench.format import LoadOptions as LoadOptions
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
     from saebench.judge import Judge as Judge
-    from saebench.loading.readers import LoadOptions as LoadOptions
+    from saebench.loading.checkpoint import load_sae as load_sae
+    from saebench.loading.checkpoint import save_sae as save_sae
     from saebench.metric import Batch as Batch
     from saebench.metric import Env as Env
     from saebench.metric import Metric as Metric
@@ -31,11 +31,11 @@ __version__ = "0.1.0"
 _HOME = {
     "Batch": "metric",
     "Env": "metric",
-    "Format": "checkpoint",
+    "Format": "format",
     "HookPoint": "hookpoint",
     "Judge": "judge",
     "Latents": "sae",
-    "LoadOptions": "loading.readers",
+    "LoadOptions": "format",
     "Metric": "metric",
     "Record": "results",
     "SAE": "sae",
@@ -44,9 +44,9 @@ _HOME = {
     "hookimpl": "hookspecs",
     "load_records": "results",
     "load_results": "board.frame",
-    "load_sae": "checkpoint",
+    "load_sae": "loading.checkpoint",
     "run": "runner",
-    "save_sae": "checkpoint",
+    "save_sae": "loading.checkpoint",
 }
 __all__ = sorted(_HOME)
 

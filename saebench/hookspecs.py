@@ -5,20 +5,30 @@ A plugin is a module registered under the entry-point group `saebench` that impl
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
-    from saebench.checkpoint import Format
+    from saebench.format import Format
     from saebench.judge import Judge
-    from saebench.leaderboard import Report
     from saebench.metric import Metric
-    from saebench.models import ModelAlias
-    from saebench.training.recipe import Recipe
+    from saebench.recipe import Recipe
+    from saebench.report import Report
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
+
+
+class ModelAlias(Protocol):
+    """A short name for a model that lies on this machine."""
+
+    name: str
+
+    def locate(self) -> Path:
+        """Its folder or GGUF file; raises SaebenchError with the line that installs it."""
+        ...
 
 
 @hookspec

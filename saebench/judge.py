@@ -7,13 +7,11 @@ A metric that asks a judge lists its prompts in `asks`, makes `Request`s in `sco
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Literal, Protocol
 
-from saebench.errors import SaebenchError, UsageError
-from saebench.registry import registry
+from saebench.errors import SaebenchError
 
 State = Literal["ok", "refused", "truncated", "malformed", "failed"]
 STATES: tuple[State, ...] = ("ok", "refused", "truncated", "malformed", "failed")
@@ -245,36 +243,15 @@ class Judge:
         """Let go of connections and memory."""
 
 
-def make_judge(spec: str, url: str | None = None) -> Judge:
-    """The judge that `--judge spec` names, not opened.
+class Session(Protocol):
+    """An open judge as a metric sees it (`env.judge`): replays cached replies, retries, limits and counts."""
 
-    Args:
-        spec: provider:model, like `openai:gpt-6-luna` or `local:smollm2-135m-instruct`.
-        url: another address that speaks the provider's protocol.
+    @property
+    def capabilities(self) -> Capabilities: ...
 
-    Raises:
-        UsageError: no such provider, no model named, or no such address.
-    """
-    provider, _, model = spec.partition(":")
-    kind: type[Judge] = registry().get("judges", provider)
-    if not model:
-        raise UsageError(f"--judge {spec} names no model: write it as {provider}:MODEL")
-    if url is not None:
-        if "@" in url:
-            raise UsageError("--judge-url may hold no password, since it stands in records: set SAEBENCH_JUDGE_KEY")
-        if not _is_address(url):
-            raise UsageError(f"--judge-url {url} is no address: write it like http://localhost:8000/v1")
-    return kind(model, url)
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        port = parts.port  # raises where it is no port
-    except ValueError:
-        return False
-    asks = parts.query or parts.fragment
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not asks and url.isprintable()
+    def complete_all(self, requests: Sequence[Request], label: str = "judge") -> list[Reply]:
+        """The replies, in the order of the requests."""
+        ...
 
 
 # --- replies as text -------------------------------------------------------------------------------------------------

@@ -14,14 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from saebench.judge import Calls, Session
 from saebench.labels import Labels
 from saebench.sae import SAE, Latents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from saebench.judge import Calls
-    from saebench.judging.session import JudgeSession
 
 T = TypeVar("T")
 Direction = Literal["higher", "lower"]
@@ -224,7 +223,7 @@ class Env:
     tokenizer: "PreTrainedTokenizerBase | None" = None
     seed: int = 0
     cache: Path | None = None
-    judge: "JudgeSession | None" = None
+    judge: Session | None = None
 
 
 class Metric:
@@ -272,7 +271,7 @@ class Metric:
         raise NotImplementedError(f"metric '{self.name}' must define scores")
 
     @classmethod
-    def judge_calls(cls, d_sae: int) -> "list[Calls]":
+    def judge_calls(cls, d_sae: int) -> list[Calls]:
         """The calls that one SAE of so many latents costs at most, for `--dry-run`; of metrics that ask a judge."""
         return []
 

@@ -7,25 +7,16 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory, one_line
 from saebench.registry import registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelAlias(Protocol):
-    """A short name for a model that lies on this machine."""
-
-    name: str
-
-    def locate(self) -> Path:
-        """Its folder or GGUF file; raises SaebenchError with the line that installs it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,12 +34,6 @@ class LoadedModel:
     id: str
     sha256: str
     revision: str | None = None
-
-
-def cache_folder() -> Path:
-    """Where what is worth keeping between runs lies: $SAEBENCH_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SAEBENCH_CACHE") or Path(base) / "saebench")
 
 
 def fetched_folder() -> Path:

@@ -18,12 +18,12 @@ from saebench import hookspecs
 from saebench.errors import SaebenchError, one_line, unknown
 
 if TYPE_CHECKING:
-    from saebench.checkpoint import Format
+    from saebench.format import Format
+    from saebench.hookspecs import ModelAlias
     from saebench.judge import Judge
-    from saebench.leaderboard import Report
     from saebench.metric import Metric
-    from saebench.models import ModelAlias
-    from saebench.training.recipe import Recipe
+    from saebench.recipe import Recipe
+    from saebench.report import Report
 
 GROUP = "saebench"
 

@@ -22,6 +22,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from saebench.errors import SaebenchError, one_line, unknown
+from saebench.notebook import scores_html
+from saebench.text import clean
 
 SCHEMA = 1
 # Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
@@ -147,10 +149,11 @@ class Record:
         return data
 
     def _repr_html_(self) -> str:
-        """What a notebook shows for the record."""
-        from saebench.board.frame import record_html
-
-        return record_html(self)
+        """The table that a notebook shows."""
+        about = f"{clean(self.hook)} of {clean(self.model['id'])} · {clean(self.task_label)}"
+        if self.partial:
+            about += f" · partial: the first {clean(self.settings['limit'], 12)} contexts"
+        return scores_html(self.sae["name"], about, self.scores, self.errors)
 
     def to_json(self) -> dict[str, Any]:
         body = asdict(self)

@@ -1,22 +1,19 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from saebench import ranks
-from saebench.corpus import open_tokens
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import SaebenchError
 from saebench.judging.ledger import Mode
-from saebench.judging.setup import open_session
 from saebench.results import Record, require_writable
+from saebench.running.judge import open_session
 from saebench.running.measure import ModelRun, Outcome, Reporter, Silent, load_subject
-from saebench.running.plan import Failure, Request, make_jobs, read_tasks, wanted_metrics
+from saebench.running.plan import Failure, make_jobs, read_tasks, wanted_metrics
+from saebench.running.request import Request, check_request
 from saebench.sae import SAE
 
 T = TypeVar("T")
@@ -174,23 +171,3 @@ def _everywhere(load: Callable[[], T]) -> T:
     if message is not None:
         raise problem or SaebenchError(message)
     return loaded
-
-
-def check_request(request: Request) -> None:
-    """Raise UsageError for what makes no sense, before anything is loaded."""
-    if request.results.exists() and not request.results.is_dir():
-        raise UsageError(f"--results {request.results} is a file: name a folder")
-    if request.device is not None:
-        try:
-            known = torch.device(request.device).type != "cuda" or torch.cuda.is_available()
-        except RuntimeError:
-            known = False
-        if not known:
-            raise UsageError(f"--device {request.device} is not on this machine: cpu is, or leave it out")
-    if request.max_cost is not None and not 0 <= request.max_cost < math.inf:
-        raise UsageError(f"--max-cost must be an amount of US dollars, not {request.max_cost}")
-    for name, value in (("--limit", request.limit), ("--batch-size", request.batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be 1 or more, not {value}")
-    if request.tokens is not None:
-        open_tokens(Path(request.tokens))

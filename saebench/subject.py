@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saebench.arithmetic.allocator import keep_freed_memory
+from saebench.arithmetic.linear import linear, use_onednn
 from saebench.errors import SaebenchError, UsageError
-from saebench.forward.allocator import keep_freed_memory
-from saebench.forward.linear import linear, use_onednn
 from saebench.hookpoint import HookPoint
 from saebench.models import LoadedModel
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.checkpoint import Format, read_as
 from saebench.errors import SaebenchError
+from saebench.format import CheckpointError, Format, LoadOptions
 from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
 from saebench.judging.session import JudgeSession
-from saebench.loading.readers import CheckpointError, LoadOptions
+from saebench.loading.checkpoint import read_as
 from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval

@@ -28,7 +28,7 @@ torch.set_num_threads(int(os.environ.get("SAEBENCH_TEST_THREADS", "1")))
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Caches of tiny models stay out of the user's; the dequantised real model is worth keeping, so it is linked in."""
-    from saebench.models import cache_folder
+    from saebench.cache import cache_folder
 
     real = cache_folder()
     own = tmp_path_factory.mktemp("cache")

@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from saebench.forward.allocator import keep_freed_memory
+from saebench.arithmetic.allocator import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 def work():
     for mib in (12, 3, 20) * 10:

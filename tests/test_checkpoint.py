@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import saebench.loading.weights
 from saebench import SAE, SaebenchError, load_sae, save_sae
 from saebench.errors import UsageError
-from saebench.loading.readers import CheckpointError, LoadOptions, MissingError, SafetensorsFile, TorchFile
+from saebench.format import CheckpointError, LoadOptions, MissingError
+from saebench.loading.readers import SafetensorsFile, TorchFile
 from saebench.sae import AbsTopK, Gated, GroupMax, JumpReLU, LayerNorm, ReLU, TokenScale, TopK
 from saebench.testing import check_format, random_sae
 

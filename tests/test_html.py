@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saebench.board.leaderboard import boards
 from saebench.board.plots import inline_svg, pareto_front, plots, write_plots
 from saebench.cli import main
-from saebench.leaderboard import Board, boards
 from saebench.registry import registry
+from saebench.report import Board
 from saebench.results import load_records
 from tests.synthetic import Make, make_record, plain
 

@@ -64,6 +64,11 @@ def test_the_harness_imports_no_plugin() -> None:
 def test_what_is_not_named_is_not_allowed() -> None:
     listed = public()
     assert allowed("saebench.loading.readers", listed)
-    assert allowed("saebench.training.recipe", listed)
-    for module in ("saebench.checkpoint", "saebench.loading.archives", "saebench.running.plan", "saebench.runner"):
+    assert allowed("saebench.recipe", listed)
+    for module in (
+        "saebench.loading.checkpoint",
+        "saebench.loading.archives",
+        "saebench.running.plan",
+        "saebench.runner",
+    ):
         assert not allowed(module, listed)

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saebench
+from saebench.board.leaderboard import boards
 from saebench.board.plots import plots
 from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
 from saebench.labels import labelled_texts, read_table, split_by_group
-from saebench.leaderboard import boards
 from saebench.models import load_model
 from saebench.running.dry_run import dry_runs
-from saebench.running.plan import Request
+from saebench.running.request import Request
 from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
 
 WORDS = [f"w{i}" for i in range(90)]
@@ -266,7 +266,7 @@ def test_a_run_killed_while_probes_are_fitted_does_not_run_the_model_again(
     speaker: Path, two_saes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was pooled is kept, under all that changes it: another task, or another metric version, starts anew."""
-    from saebench.plugins.metrics.probing import Probing
+    from saebench.plugins.metrics.probing.metric import Probing
 
     from saebench.subject import Subject
 

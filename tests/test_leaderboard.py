@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from saebench.board.compare import compare
-from saebench.board.tables import board_table, caption, clean, comparison_table, notes
+from saebench.board.leaderboard import boards, select
+from saebench.board.tables import board_table, caption, comparison_table, notes
 from saebench.cli import main
 from saebench.errors import SaebenchError, UsageError
-from saebench.leaderboard import Report, boards, select
 from saebench.registry import registry
+from saebench.report import Report
 from saebench.stats import Ratio
+from saebench.text import clean
 from tests.synthetic import Make, declared, make_record, plain, units
 
 

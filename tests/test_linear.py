@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from saebench.forward.linear import linear, use_onednn
+from saebench.arithmetic.linear import linear, use_onednn
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from saebench.cli import main
-from saebench.loading.readers import CheckpointError
+from saebench.format import CheckpointError
 from saebench.registry import KINDS as REGISTERED
 from saebench.scaffold import KINDS, new_plugin
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saebench.plugins.metrics.probing import Probing
+from saebench.plugins.metrics.probing.metric import Probing
+from saebench.plugins.metrics.probing.pooling import pool_dense, pool_latents, sparse_rows
+from saebench.plugins.metrics.probing.probes import Documents, auroc
+from saebench.plugins.metrics.probing.random_sae import RandomSAE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from saebench.errors import SaebenchError
 from saebench.labels import Labels
 from saebench.metric import Batch, Env, Score, get_state, set_state
-from saebench.probing.pooling import pool_dense, pool_latents, sparse_rows
-from saebench.probing.probes import Documents, auroc
-from saebench.random_sae import RandomSAE
 from saebench.running.state import StateFolder
 from saebench.sae import SAE, Latents
 from saebench.stats import ratio_interval

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from saebench import Metric
+from saebench.board.leaderboard import boards, select
 from saebench.board.run_table import record_table
-from saebench.leaderboard import boards, select
 from saebench.registry import installed
 from saebench.results import Record
 from tests.synthetic import Make, make_record, plain

@@ -22,7 +22,7 @@ from saebench.errors import UsageError
 from saebench.results import Record
 from saebench.runner import RunError
 from saebench.running.measure import Outcome
-from saebench.running.plan import Request
+from saebench.running.request import Request
 from saebench.sae import SAE
 from saebench.testing import constant_sae, identity_sae, random_sae
 from tests.conftest import HOOK, write_sae

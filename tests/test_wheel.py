@@ -125,7 +125,7 @@ sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "")
 sys.path[:] = [alone] + [p for p in sys.path if not Path(p, "saebench", "cli.py").exists()]
 
 import saebench
-from saebench.leaderboard import boards
+from saebench.board.leaderboard import boards
 from saebench.registry import installed, registry
 from saebench.scaffold import new_plugin
 from saebench.task import builtin_tasks, load_task

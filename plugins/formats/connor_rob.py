@@ -7,7 +7,8 @@ and an unknown one is refused.
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, Config, TorchFile, shapes_of, torch_file_of
+from saebench.format import CheckpointError
+from saebench.loading.readers import Config, TorchFile, shapes_of, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
 _MATTERS = {"act_size", "dict_size", "act_name", "model_name", "seq_len"}

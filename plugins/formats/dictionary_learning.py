@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, Config, MissingError, TorchFile, folder_of
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import Config, TorchFile, folder_of
 from saebench.sae import Activation, Fact, Gated, JumpReLU, Metadata, ReLU, TopK
 
 _TRAINER = {

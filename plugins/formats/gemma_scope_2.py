@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, Config, SafetensorsFile, folder_of, shapes_of
+from saebench.format import CheckpointError
+from saebench.loading.readers import Config, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Fact, JumpReLU, Metadata
 
 _WEIGHTS = "params.safetensors"

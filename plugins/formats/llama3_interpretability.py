@@ -9,7 +9,8 @@ is in the file. The published SAE (65,536 latents, k 64) reads the output of blo
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import MissingError, shapes_of, torch_checkpoint, torch_file_of
+from saebench.format import MissingError
+from saebench.loading.readers import shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, LayerNorm, Metadata, TopK
 
 _TENSORS = {"b_pre", "encoder.weight", "encoder.bias", "decoder.weight"}

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, TorchFile, Weights
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import Config, SafetensorsFile, TorchFile, Weights
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU, TopK
 
 # Its own order of preference.

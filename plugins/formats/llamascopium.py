@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, folder_of, shapes_of
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import Config, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, NormTopK, NoTransform, ReLU, TokenScale, TopK, Transform
 
 _WEIGHTS = "sae_weights.safetensors"

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import (
-    CheckpointError,
-    MissingError,
-    TorchFile,
-    shapes_of,
-    torch_checkpoint,
-    torch_file_of,
-)
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import TorchFile, shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Activation, Fact, Identity, LayerNorm, Metadata, NoTransform, ReLU, SignedTopK, TopK
 
 _TENSORS = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight"}

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, MissingError, oriented, shapes_of, torch_checkpoint, torch_file_of
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import oriented, shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, TopK
 
 from .connor_rob import config_of

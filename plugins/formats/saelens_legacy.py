@@ -6,7 +6,8 @@ compatibility code of sae-lens 6.54.12).
 
 from typing import Any
 
-from saebench.loading.readers import CheckpointError, Config, LoadOptions
+from saebench.format import CheckpointError, LoadOptions
+from saebench.loading.readers import Config
 
 _MATTERS = {
     "architecture", "activation_fn", "activation_fn_str", "activation_fn_kwargs", "k", "apply_b_dec_to_input",

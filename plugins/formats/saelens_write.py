@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saebench import SAE
-from saebench.loading.readers import CheckpointError
+from saebench.format import CheckpointError
 from saebench.sae import AbsTopK, Activation, Gated, JumpReLU, LayerNorm, NoTransform, ReLU, TokenScale, TopK
 
 WEIGHTS = "sae_weights.safetensors"

@@ -10,7 +10,8 @@ from typing import Any
 
 from saebench import SAE, Format, HookPoint, LoadOptions, hookimpl
 from saebench.errors import UsageError
-from saebench.loading.readers import CheckpointError, Config, MissingError, SafetensorsFile, folder_of
+from saebench.format import CheckpointError, MissingError
+from saebench.loading.readers import Config, SafetensorsFile, folder_of
 from saebench.sae import AbsTopK, Fact, GroupMax, Metadata, TopK
 
 _WEIGHTS = "sae.safetensors"

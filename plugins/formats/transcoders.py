@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.loading.readers import CheckpointError, SafetensorsFile, oriented, shapes_of
+from saebench.format import CheckpointError
+from saebench.loading.readers import SafetensorsFile, oriented, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU
 
 _THRESHOLD = "activation_function.threshold"

@@ -3,7 +3,8 @@
 from typing import Any
 
 from saebench import hookimpl
-from saebench.judge import Judge, make_judge
+from saebench.judge import Judge
+from saebench.judging.choose import make_judge
 
 
 class Replay(Judge):

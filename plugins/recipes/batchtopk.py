@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from saebench import hookimpl
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.kernels import Codes
 from saebench.errors import NonFiniteError
+from saebench.recipe import Batch, Loss, Recipe, Settings, StepCost
 from saebench.sae import JumpReLU
 from saebench.training.auxk import auxk_loss
-from saebench.training.dictionary import Dictionary
-from saebench.training.kernels import Codes
-from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from saebench import hookimpl
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.recipe import Batch, Loss, Recipe, Settings, StepCost
 from saebench.sae import Gated as GatedActivation
-from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)

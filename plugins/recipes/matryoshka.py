@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from saebench import hookimpl
+from saebench.arithmetic.dictionary import Dictionary
 from saebench.errors import UsageError
+from saebench.recipe import Batch, Loss, Recipe, StepCost
 from saebench.sae import JumpReLU
 from saebench.training.auxk import auxk_loss
-from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, StepCost
 
 from .batchtopk import BatchTopKSettings, inference, learn_threshold, threshold_buffer
 

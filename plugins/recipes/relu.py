@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from saebench import hookimpl
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.recipe import Batch, Loss, Recipe, Settings
 from saebench.sae import ReLU as ReLUActivation
-from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

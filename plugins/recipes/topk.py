@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from saebench import hookimpl
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.recipe import Batch, Loss, Recipe, Settings, StepCost
 from saebench.sae import TopK as TopKActivation
 from saebench.training.auxk import auxk_loss
-from saebench.training.dictionary import Dictionary
-from saebench.training.recipe import Batch, Loss, Recipe, Settings, StepCost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from saebench import hookimpl
 from saebench.board.html_page import html_page
 from saebench.board.plots import architecture, inline_svg, plots
-from saebench.board.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
-from saebench.leaderboard import Board, Cell, Column, Report, Row
+from saebench.board.tables import LEGEND, caption, heading, notes
+from saebench.report import Board, Cell, Column, Report, Row
+from saebench.text import clean, interval_text, value_text
 
 from .sae_pages import about, kept_names, page_names, sae_pages, style
 

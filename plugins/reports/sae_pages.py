@@ -7,9 +7,10 @@ from typing import Any
 
 from saebench.board.html_page import html_page
 from saebench.board.plots import architecture
-from saebench.board.tables import caption, clean, interval_text, value_text
-from saebench.leaderboard import Board, Cell, Column, Row
+from saebench.board.tables import caption
+from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record, RecordError, slug
+from saebench.text import clean, interval_text, value_text
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 

@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from saebench import hookimpl
-from saebench.board.tables import LEGEND, caption, clean, heading, interval_text, notes, value_text
-from saebench.leaderboard import Board, Cell, Column, Report, Row
+from saebench.board.tables import LEGEND, caption, heading, notes
+from saebench.report import Board, Cell, Column, Report, Row
+from saebench.text import clean, interval_text, value_text
 
 
 class Markdown:

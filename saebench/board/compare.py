@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from saebench.board.text import clean
+from saebench.board.leaderboard import boards, is_paired, select
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.leaderboard import Cell, Column, boards, is_paired, select
+from saebench.report import Cell, Column
 from saebench.results import Record
 from saebench.stats import Difference, independent_difference, paired_difference
+from saebench.text import clean
 
 # A record's group (`Record.group`), in words, in its order.
 _GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")

@@ -1,14 +1,11 @@
 """Records for notebooks: a tidy table of every score, and one record as HTML."""
 
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from saebench.board.tables import clean, interval_text, value_text
-from saebench.leaderboard import Cell
 from saebench.results import Record, fingerprint, load_records
 
 # Text, then numbers: what a column is does not depend on what the records happen to hold.
@@ -74,31 +71,3 @@ def _text(value: object) -> str | None:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
-
-
-def record_html(record: Record) -> str:
-    """A record as an HTML table for a notebook: its scores with intervals, what was measured on what; all of it escaped."""
-    about = f"{clean(record.hook)} of {clean(record.model['id'])} · {clean(record.task_label)}"
-    if record.partial:
-        about += f" · partial: the first {clean(record.settings['limit'], 12)} contexts"
-    head = "".join(f"<th>{name}</th>" for name in ("metric", "score", "value", "95 % interval", "n", "unit"))
-    body = "".join(_html_row(row) for row in record.scores if row["at"] is None)
-    failed = "".join(f"<p>{escape(clean(m))} failed: {escape(clean(e, 300))}</p>" for m, e in record.errors.items())
-    return (
-        f"<div><p><b>{escape(clean(record.sae['name']))}</b><br>{escape(about)}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{failed}</div>"
-    )
-
-
-def _html_row(row: dict[str, Any]) -> str:
-    cell = Cell("scored", row["value"], row["low"], row["high"], row["n"])
-    better = {"higher": " ↑", "lower": " ↓"}.get(str(row["direction"]), "")
-    texts = (
-        row["metric"],
-        f"{clean(row['key'])}{better}",
-        value_text(cell),
-        interval_text(cell),
-        row["n"],
-        row["unit"],
-    )
-    return "<tr>" + "".join(f"<td>{escape(clean(t)) if t not in ('', None) else ''}</td>" for t in texts) + "</tr>"

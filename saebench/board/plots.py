@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from saebench.board.tables import clean
-from saebench.leaderboard import SPARSITY, Board, Cell, Column, Row
+from saebench.board.leaderboard import SPARSITY
+from saebench.report import Board, Cell, Column, Row
 from saebench.results import slug, write_atomically
+from saebench.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,10 +7,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from saebench.board.tables import board_table, clean, interval_text, value_text
-from saebench.leaderboard import Cell, boards
+from saebench.board.leaderboard import boards
+from saebench.board.tables import board_table
 from saebench.registry import installed
+from saebench.report import Cell
 from saebench.results import Record
+from saebench.text import clean, interval_text, value_text
 
 
 def run_tables(records: Sequence[Record]) -> list[Table]:

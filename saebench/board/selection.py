@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from saebench.board.text import clean
+from saebench.board.leaderboard import SPARSITY, Site, called, site
 from saebench.errors import unknown
-from saebench.leaderboard import SPARSITY, Board, Cell, Column, Row, Site, called, site
+from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record
+from saebench.text import clean
 
 
 def keep(

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saebench.board.tables import clean
+from saebench.board.leaderboard import conflict
 from saebench.errors import SaebenchError, one_line
-from saebench.leaderboard import conflict
 from saebench.registry import registry
 from saebench.results import (
     Record,
@@ -24,6 +23,7 @@ from saebench.results import (
 )
 from saebench.stats import Ratio, ratio_interval
 from saebench.task import load_task
+from saebench.text import clean
 
 # Sums of float64 in another order, on another machine.
 _CLOSE = 1e-9

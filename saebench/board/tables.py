@@ -1,44 +1,16 @@
 """Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
 
-import math
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from saebench.board.compare import Comparison, Line
-from saebench.board.text import clean as clean
-from saebench.leaderboard import Board, Cell, Column, select
+from saebench.board.leaderboard import select
+from saebench.report import Board, Cell, Column
+from saebench.text import clean, interval_text, value_text
 
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-
-
-def number(value: float, places: int | None = None) -> str:
-    """Four significant digits, or so many places after the point."""
-    if places is None:
-        return f"{value:.4g}"
-    return f"{value:.{places}f}"
-
-
-def _places(cell: Cell) -> int | None:
-    """Digits after the point so that the interval shows two digits of its width; None: use significant digits."""
-    if cell.low is None or cell.high is None or cell.high <= cell.low:
-        return None
-    places = 1 - math.floor(math.log10((cell.high - cell.low) / 2))
-    return min(places, 6) if places >= 0 else 0
-
-
-def value_text(cell: Cell) -> str:
-    """The value, or the state where there is none."""
-    return cell.state if cell.value is None else number(cell.value, _places(cell))
-
-
-def interval_text(cell: Cell) -> str:
-    """The interval as `low … high`; empty where there is none."""
-    if cell.low is None or cell.high is None:
-        return ""
-    places = _places(cell)
-    return f"{number(cell.low, places)} … {number(cell.high, places)}"
 
 
 def heading(column: Column, columns: Sequence[Column]) -> str:

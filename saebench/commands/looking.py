@@ -67,7 +67,7 @@ def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options:
       saebench inspect sae/ --model smollm2-135m-instruct
     """
     with errors(debug):
-        from saebench.loading.inspection import inspect_sae
+        from saebench.inspection import inspect_sae
 
         found = inspect_sae(path, model=model, measure=model is not None, **options)
         if as_json:

@@ -12,7 +12,7 @@ from saebench.commands.shell import console_on, debug_option, errors
 from saebench.errors import SaebenchError, UsageError
 
 if TYPE_CHECKING:
-    from saebench.leaderboard import Board
+    from saebench.report import Board
 
 
 @click.command()
@@ -68,8 +68,8 @@ def leaderboard(
 def _boards(
     folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, filters: dict[str, Any]
 ) -> "list[Board]":
+    from saebench.board.leaderboard import boards, measured_l0
     from saebench.board.selection import keep, only_scores, sort_boards
-    from saebench.leaderboard import boards, measured_l0
     from saebench.results import load_records
 
     records = load_records(folders or (Path("results"),))
@@ -86,8 +86,8 @@ def _boards(
 
 
 def _write_report(found: "list[Board]", format_: str, output: Path | None) -> None:
-    from saebench.leaderboard import PagedReport
     from saebench.registry import registry
+    from saebench.report import PagedReport
     from saebench.results import write_atomically
 
     report = registry().get("reports", format_)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saebench.results import Record
-    from saebench.running.plan import Request
+    from saebench.running.request import Request
 
 
 @click.command()
@@ -129,7 +129,7 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
     with errors(debug):
-        from saebench.running.plan import Request
+        from saebench.running.request import Request
 
         request = Request(saes=saes, format=format_, **options)
         if dry_run:

@@ -149,9 +149,9 @@ def _train(request: "TrainRequest", out: Path) -> None:
 
 
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
+    from saebench.recipe import make_settings
     from saebench.registry import registry
     from saebench.training.plan import require_whole
-    from saebench.training.recipe import make_settings
     from saebench.training.toy import toy
 
     given = [key for key, value in options.items() if key not in _OF_A_TOY and value is not None]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saebench.cache import load_from_cache, save_in_cache
 from saebench.corpus import Contexts
-from saebench.forward.calibration import CACHE_VERSION, Calibration, load_from_cache, save_in_cache
+from saebench.forward.calibration import CACHE_VERSION, Calibration
 from saebench.forward.losses import log_probabilities, next_tokens, spliced_losses
 from saebench.hookpoint import HookPoint
 from saebench.subject import Copy, Subject

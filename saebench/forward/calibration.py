@@ -6,16 +6,13 @@ mean ablation puts in; a sample of them is what each SAE's measured L0 is checke
 
 import hashlib
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saebench.cache import load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.hookpoint import HookPoint
@@ -115,26 +112,6 @@ def _calibrate(
     rows = x_read[inside]
     evenly = torch.linspace(0, len(rows) - 1, min(SAMPLE, len(rows)), device=rows.device).long()
     return Calibration(median, threshold, mean, rows[evenly])
-
-
-def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None:
-    """What was kept; None where there is nothing, or nothing that can be read."""
-    try:
-        return load_file(path, device=device) if path.is_file() else None
-    except (OSError, SafetensorError):
-        return None
-
-
-def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Keep something for later runs; a cache that cannot be written is no error."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError):  # a full disk is either
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_l0(sae: SAE, calibration: Calibration) -> float:

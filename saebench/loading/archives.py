@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from saebench.errors import one_line
-from saebench.loading.config import CheckpointError
+from saebench.format import CheckpointError
 from saebench.loading.damage import is_old_torch, unreadable
 from saebench.loading.weights import Weights
 

@@ -7,44 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saebench.errors import SaebenchError, one_line
+from saebench.errors import one_line
+from saebench.format import CheckpointError, LoadOptions
 
 _JSON_LIMIT = 2**24
-
-
-class CheckpointError(SaebenchError):
-    """A checkpoint that cannot be read exactly; always one line, whatever names a file put into it."""
-
-    def __init__(self, message: str):
-        text = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
-        super().__init__(text if len(text) <= 600 else text[:599] + "…")
-
-
-class MissingError(CheckpointError):
-    """A checkpoint that lacks something a user can supply.
-
-    Attributes:
-        option: the name of what supplies it, "k" or "scale".
-    """
-
-    def __init__(self, option: str, message: str):
-        super().__init__(f"{message}: supply it with --{option}")
-        self.option = option
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What the user supplies for what a checkpoint does not say.
-
-    Attributes:
-        k: active latents per token, for a TopK checkpoint that does not hold it.
-        scale: what activations are multiplied by before the encoder, for a checkpoint that needs and does not hold it.
-        ignore_keys: config keys or tensors the format does not know and the user vouches for.
-    """
-
-    k: int | None = None
-    scale: float | None = None
-    ignore_keys: frozenset[str] = frozenset()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from saebench.errors import one_line
-from saebench.loading.config import CheckpointError
+from saebench.format import CheckpointError
 
 _LFS = b"version https://git-lfs"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from saebench.errors import SaebenchError, one_line
+from saebench.format import CheckpointError as CheckpointError
+from saebench.format import LoadOptions as LoadOptions
+from saebench.format import MissingError as MissingError
 from saebench.loading.archives import NpzFile as NpzFile
 from saebench.loading.archives import TorchFile as TorchFile
-from saebench.loading.config import CheckpointError as CheckpointError
 from saebench.loading.config import Config as Config
-from saebench.loading.config import LoadOptions as LoadOptions
-from saebench.loading.config import MissingError as MissingError
 from saebench.loading.config import read_json as read_json
 from saebench.loading.weights import SafetensorsFile as SafetensorsFile
 from saebench.loading.weights import Weights as Weights

@@ -4,12 +4,13 @@ from os.path import isdir, isfile  # which say no where pathlib's raise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saebench.format import CheckpointError
 from saebench.loading.damage import DamagedError
-from saebench.loading.readers import CheckpointError, weights_problem
+from saebench.loading.readers import weights_problem
 from saebench.registry import registry
 
 if TYPE_CHECKING:
-    from saebench.checkpoint import Format
+    from saebench.format import Format
 
 _WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
 

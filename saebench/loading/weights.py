@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saebench.loading.config import CheckpointError, LoadOptions
+from saebench.format import CheckpointError, LoadOptions
 from saebench.loading.damage import unreadable
 
 # Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.

@@ -6,16 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from saebench.arithmetic.speed import duration, matrix_speed
 from saebench.corpus import open_tokens, task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
-from saebench.judging.setup import JudgePlan, plan_judge
 from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
-from saebench.runner import check_request
 from saebench.running.cost import Cost, ModelSize, hook_width, memory_bytes, model_size, pass_cost
+from saebench.running.judge import JudgePlan, plan_judge
 from saebench.running.measure import LANES, Reporter, Silent, default_batch
-from saebench.running.plan import Failure, Job, Request, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
-from saebench.running.speed import duration, matrix_speed
+from saebench.running.plan import Failure, Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.request import Request, check_request
 from saebench.task import Task
 
 

@@ -11,18 +11,20 @@ import numpy as np
 
 import saebench
 from saebench import ranks
+from saebench.cache import cache_folder
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
 from saebench.errors import NonFiniteError, SaebenchError, UsageError, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration, calibrate, check_l0
 from saebench.hookpoint import HookPoint
 from saebench.judging.session import JudgeSession
-from saebench.judging.setup import judge_settings
 from saebench.metric import NEEDS, Env
-from saebench.models import cache_folder, default_device, default_dtype, load_model
+from saebench.models import default_device, default_dtype, load_model
 from saebench.results import Record, add_to_record, fingerprint, read_record, record_path
-from saebench.running.plan import Failure, Job, Request, named_by_checkpoint
+from saebench.running.judge import judge_settings
+from saebench.running.plan import Failure, Job, named_by_checkpoint
 from saebench.running.provenance import provenance
+from saebench.running.request import Request
 from saebench.running.scoring import finish_metric
 from saebench.running.state import StateFolder
 from saebench.stream import Lane, Pass, Tally

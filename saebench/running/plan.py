@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from saebench.checkpoint import check_sae, load_sae
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
-from saebench.judging.ledger import Mode
+from saebench.loading.checkpoint import check_sae, load_sae
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.results import Record
+from saebench.running.request import Request
 from saebench.running.sources import spread
 from saebench.sae import SAE
 from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
@@ -48,42 +48,6 @@ _VAGUE = frozenset(
 )
 # SAEs together larger than this are dropped after planning and loaded again for their pass.
 _KEEP_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; the fields are the options of `saebench run`."""
-
-    saes: Sequence[str | Path | SAE]
-    names: Sequence[str] = ()
-    model: str | None = None
-    revision: str | None = None
-    hook: str | None = None
-    task: str = "fidelity"
-    tokens: str | Path | None = None
-    metrics: Sequence[str] = ()
-    results: Path = Path("results")
-    batch_size: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    force: bool = False
-    strict: bool = False
-    format: str | None = None
-    k: int | None = None
-    scale: float | None = None
-    ignore_keys: Collection[str] = ()
-    data: str | Path | None = None
-    text_column: str = "text"
-    label_column: str = "label"
-    group_column: str | None = None
-    judge: str | None = None
-    judge_url: str | None = None
-    judge_cache: str | Path | None = None
-    judge_batch: bool = False
-    replay: Mode = "record"
-    max_cost: float | None = None
 
 
 @dataclass

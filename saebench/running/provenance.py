@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import saebench
-from saebench.forward.linear import onednn
+from saebench.arithmetic.linear import onednn
 
 LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "tokenizers")
 

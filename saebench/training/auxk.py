@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from saebench.training import kernels
-from saebench.training.dictionary import Dictionary
-from saebench.training.ranks import variance
-from saebench.training.recipe import Batch
+from saebench.arithmetic import kernels
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.ranks import variance
+from saebench.recipe import Batch
 
 
 def auxk_loss(sae: Dictionary, batch: Batch, error: Tensor, k: int) -> Tensor:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saebench.arithmetic.speed import duration, matrix_speed
 from saebench.hookpoint import HookPoint
 from saebench.models import DTYPES, default_device, load_config
+from saebench.recipe import StepCost, make_settings
 from saebench.registry import registry
 from saebench.running.cost import ModelSize, model_size
-from saebench.running.speed import duration, matrix_speed
 from saebench.training.baselines import BASELINES
 from saebench.training.budget import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
 from saebench.training.plan import SaeSpec, TrainRequest
-from saebench.training.recipe import StepCost, make_settings
 from saebench.training.shapes import check_shapes
 
 # Python, torch and transformers themselves, in a process that uses no GPU.

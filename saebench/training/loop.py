@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from saebench.checkpoint import save_sae
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.hookpoint import HookPoint
+from saebench.loading.checkpoint import save_sae
 from saebench.sae import SAE
 from saebench.subject import Subject
 from saebench.training.activations import Chunks

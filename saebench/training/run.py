@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from saebench import ranks
+from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory
 from saebench.hookpoint import HookPoint
-from saebench.models import cache_folder, default_device, load_model
+from saebench.models import default_device, load_model
+from saebench.recipe import make_settings
 from saebench.registry import registry
 from saebench.running.cost import hook_width
 from saebench.running.provenance import provenance
@@ -32,7 +34,6 @@ from saebench.training.interrupt import Interrupt
 from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
 from saebench.training.plan import SaeSpec, TrainRequest
-from saebench.training.recipe import make_settings
 from saebench.training.shapes import check_saes
 from saebench.training.trainer import Trainer
 

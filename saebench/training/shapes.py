@@ -5,11 +5,11 @@ from typing import Any
 
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
+from saebench.recipe import make_settings
 from saebench.registry import registry
 from saebench.running.cost import hook_width, model_size
 from saebench.training.baselines import BASELINES, check_baseline
 from saebench.training.plan import SaeSpec, TrainRequest
-from saebench.training.recipe import make_settings
 
 
 def check_shapes(request: TrainRequest, config: Any) -> int:

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from saebench.training.recipe import Recipe, make_settings
+from saebench.recipe import Recipe, make_settings
 from saebench.training.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.ranks import all_sum, variance, world
 from saebench.errors import NonFiniteError, SaebenchError
+from saebench.recipe import Batch, Loss, Recipe
 from saebench.sae import SAE, Metadata
-from saebench.training.dictionary import Dictionary
-from saebench.training.ranks import all_sum, variance, world
-from saebench.training.recipe import Batch, Loss, Recipe
 
 
 class _Objective(nn.Module):

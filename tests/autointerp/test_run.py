@@ -20,9 +20,9 @@ from saebench.plugins.metrics.autointerp.settings import Settings
 import saebench
 from saebench import Env, Record
 from saebench.board.compare import compare
+from saebench.board.leaderboard import boards
 from saebench.cli import main
 from saebench.judge import Reply, Request, read_reply
-from saebench.leaderboard import boards
 from saebench.results import load_records
 from saebench.testing import check_metric, judge_session, random_sae, tiny_llama
 from tests.autointerp.world import SIZES, WORDS, World, env, judging, tokenizer, true_answer, word

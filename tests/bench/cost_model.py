@@ -43,8 +43,8 @@ def measure(folder: Path, tokens: torch.Tensor, sae_path: Path) -> dict[str, Any
     from transformers import AutoModelForCausalLM
 
     from saebench import load_sae
-    from saebench.forward.allocator import keep_freed_memory
-    from saebench.forward.linear import use_onednn
+    from saebench.arithmetic.allocator import keep_freed_memory
+    from saebench.arithmetic.linear import use_onednn
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     keep_freed_memory()

@@ -70,11 +70,11 @@ def peer(folder: Path, python: Path) -> dict[str, Any]:
 def our_latents(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean-pooled latents [N, d_sae] of every token but BOS (no outlier is left out here), and decoder norms [d_sae]."""
     import torch
+    from saebench.plugins.metrics.probing.pooling import pool_latents, sparse_rows
 
     import saebench
     from saebench.hookpoint import HookPoint
     from saebench.models import load_model
-    from saebench.probing.pooling import pool_latents, sparse_rows
     from saebench.subject import Subject
 
     subject = Subject(load_model("smollm2-135m-instruct"))
@@ -99,10 +99,10 @@ def accuracies(
 
     `their_fit`: unscaled, C = 1. `scaled_C1`: to unit variance, as ours, with C = 1. `unscaled_cv`: unscaled, C as ours.
     """
+    from saebench.plugins.metrics.probing.probes import FOLDS, GRID, Documents
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
     from saebench.labels import Labels
-    from saebench.probing.probes import FOLDS, GRID, Documents
 
     rng = np.random.default_rng(seed)
     found: dict[int, dict[str, list[float]]] = {k: {name: [] for name in FITS} for k in ks}
@@ -161,7 +161,7 @@ def timed_run(saes: list[Path]) -> dict[str, Any]:
 
     CPU time, since other processes stretch the wall time; on one thread, since waiting threads count as busy.
     """
-    from saebench.plugins.metrics.probing import Probing
+    from saebench.plugins.metrics.probing.metric import Probing
 
     import saebench
     from saebench.stream import Pass
@@ -201,11 +201,11 @@ def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
 
 def fits() -> dict[str, float]:
     """CPU seconds of ten one-against-the-rest probes on 2,304 made-up latents of 4,000 documents; some tell the class."""
+    from saebench.plugins.metrics.probing.probes import C_ALL, GRID, Documents
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
     from saebench.labels import Labels
-    from saebench.probing.probes import C_ALL, GRID, Documents
 
     rng = np.random.default_rng(0)
     n, width, classes = 5000, 2304, 10

@@ -54,8 +54,8 @@ def main() -> None:
 
 
 def saebench(rows: Tensor, steps: int, lr: float | None) -> Made:
+    from saebench.recipe import make_settings
     from saebench.registry import registry
-    from saebench.training.recipe import make_settings
     from saebench.training.trainer import Trainer
 
     recipe = registry().recipes["topk"]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saebench import SaebenchError, load_sae
-from saebench.loading.inspection import inspect_sae
+from saebench.inspection import inspect_sae
 
 REFERENCE = Path(__file__).parent / "reference"
 

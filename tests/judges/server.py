@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from saebench.judge import Judge, make_judge
+from saebench.judge import Judge
+from saebench.judging.choose import make_judge
 
 MODEL = "test-model"
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from saebench.errors import UsageError
-from saebench.judge import JudgeError, NoAnswer, Request, make_judge
+from saebench.judge import JudgeError, NoAnswer, Request
 from saebench.judging.cache import ReplyCache
+from saebench.judging.choose import make_judge
 from saebench.judging.session import JudgeSession
 from tests.judges.server import JudgeServer, Status, always
 

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from saebench.errors import UsageError
-from saebench.judge import Judge, JudgeError, Reply, Request, Usage, make_judge
+from saebench.judge import Judge, JudgeError, Reply, Request, Usage
+from saebench.judging.choose import make_judge
 from saebench.judging.session import JudgeSession
 from saebench.testing import FunctionJudge, check_judge, tiny_llama
 from tests.judges.server import Coin, JudgeServer

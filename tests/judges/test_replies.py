@@ -607,7 +607,7 @@ def test_a_server_with_one_model_takes_any_name_for_it():
 def test_nothing_there(api):
     with JudgeServer(always(True)) as server:
         url = server.url(api)
-    from saebench.judge import make_judge
+    from saebench.judging.choose import make_judge
 
     begin = time.monotonic()
     with pytest.raises(JudgeError, match="cannot be reached"):

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from saebench.errors import SaebenchError, UsageError
-from saebench.judge import BatchLost, Calls, JudgeError, Reply, Request, Usage, make_judge
+from saebench.judge import BatchLost, Calls, JudgeError, Reply, Request, Usage
 from saebench.judging.cache import HandedOver, ReplyCache
+from saebench.judging.choose import make_judge
 from saebench.judging.prices import Price, cost_bound, estimate, find_price
 from saebench.judging.session import JudgeSession
 from saebench.testing import FunctionJudge

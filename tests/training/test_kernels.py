@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saebench.training import kernels
-from saebench.training.selection import above, top_k
+from saebench.arithmetic import kernels
+from saebench.arithmetic.selection import above, top_k
 
 N, D, WIDTH = 40, 12, 64
 

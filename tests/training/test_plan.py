@@ -11,11 +11,11 @@ from transformers import LlamaConfig
 
 from saebench.cli import main
 from saebench.errors import UsageError
+from saebench.recipe import Recipe
 from saebench.task import builtin_tasks
 from saebench.training.budget import budget, chunk_contexts
 from saebench.training.estimate import estimate
 from saebench.training.plan import SaeSpec, TrainRequest, expand, read_request, with_options
-from saebench.training.recipe import Recipe
 from saebench.training.toy import ToyResult, compare
 
 FOLDER = Path(__file__).resolve().parents[2] / "tasks" / "train"

@@ -7,8 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from saebench.errors import UsageError
+from saebench.recipe import make_settings
 from saebench.registry import installed
-from saebench.training.recipe import make_settings
 from saebench.training.trainer import Trainer
 
 RECIPES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")

@@ -9,11 +9,11 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from saebench.arithmetic.ranks import variance
 from saebench.errors import NonFiniteError
+from saebench.recipe import Batch, make_settings
 from saebench.registry import installed
 from saebench.training.auxk import auxk_loss
-from saebench.training.ranks import variance
-from saebench.training.recipe import Batch, make_settings
 from saebench.training.trainer import Trainer, schedule
 from tests.training.test_recipes import RECIPES, WIDTH, D, K, data
 

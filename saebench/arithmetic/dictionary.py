@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saebench.training import kernels
-from saebench.training.kernels import Codes
+from saebench.arithmetic import kernels
+from saebench.arithmetic.kernels import Codes
 
 
 class Dictionary(nn.Module):

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from saebench.forward.linear import linear
+from saebench.arithmetic.linear import linear
 
 
 def matrix_speed(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from saebench.forward.calibration import save_in_cache
-from saebench.probing.probes import Documents, Probe, principal_directions, random_directions
+from saebench.cache import load_from_cache, save_in_cache
+
+from .probes import Documents, Probe, principal_directions, random_directions
 
 # Raised whenever a baseline would come out differently.
 VERSION = 1
@@ -30,11 +29,9 @@ def baselines(x: np.ndarray, documents: Documents, ks: list[int], cache: Path | 
         f"{VERSION}|{ks}|{x.shape}|".encode() + np.ascontiguousarray(x).tobytes() + documents.labels.digest()
     )
     path = cache and cache / "probing" / f"{key.hexdigest()[:32]}.safetensors"
-    if path and path.is_file():
-        try:
-            return _restored(load_file(path))
-        except (SafetensorError, OSError, ValueError):
-            pass  # a damaged cache is made again
+    cached = load_from_cache(path) if path else None
+    if cached is not None:
+        return _restored(cached)
     found = _fit(x, documents, ks)
     if path:
         decisions = {f"{s}/{k}": torch.from_numpy(np.ascontiguousarray(p.decision)) for (s, k), p in found.items()}

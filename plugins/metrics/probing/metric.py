@@ -13,10 +13,11 @@ import torch
 
 from saebench import SAE, Batch, Env, Latents, Metric, SaebenchError, Score, hookimpl
 from saebench.labels import Labels, require_sides
-from saebench.probing.baselines import baselines
-from saebench.probing.pooling import POOLS, pool_dense, pool_latents, sparse_rows
-from saebench.probing.probes import C_ALL, Documents, Probe, auroc
-from saebench.random_sae import RandomSAE
+
+from .baselines import baselines
+from .pooling import POOLS, pool_dense, pool_latents, sparse_rows
+from .probes import C_ALL, Documents, Probe, auroc
+from .random_sae import RandomSAE
 
 KS = (1, 2, 5, 16, 128)
 # The place on the curves that the headline is read at, and the probes whose weights a record holds: up to that k.

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.ranks import all_min, batch_mean
 from saebench.errors import UsageError, unknown
 from saebench.sae import Activation
-from saebench.training.dictionary import Dictionary
-from saebench.training.ranks import all_min, batch_mean
 
 
 @dataclass(frozen=True, kw_only=True)

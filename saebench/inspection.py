@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from saebench.checkpoint import load_sae
 from saebench.errors import UsageError
+from saebench.format import MissingError
 from saebench.hookpoint import HookPoint
-from saebench.loading.readers import MissingError
+from saebench.loading.checkpoint import load_sae
 from saebench.sae import SAE, Fact, Metadata
 
 # Stand-ins that let the rest be read; whatever follows from one is left out of the answer.

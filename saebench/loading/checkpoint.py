@@ -4,53 +4,18 @@ A format plugin turns files into an `SAE` (saebench/sae.py). What it must never 
 and does not hold (a k, a scale) is an error that names the option which supplies it.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.format import CheckpointError, Format, LoadOptions
 from saebench.hookpoint import HookPoint
-from saebench.loading.readers import CheckpointError, LoadOptions, finite
+from saebench.loading.readers import finite
 from saebench.loading.recognise import recognise
 from saebench.loading.remote import fetch, is_remote
 from saebench.registry import registry
 from saebench.sae import SAE
-
-
-class Format(ABC):
-    """A checkpoint format: recognises its files and turns them into a canonical SAE.
-
-    Attributes:
-        name: what `--format` takes.
-        files: the names that a checkpoint's folder always has together, where there are such: what an error lists
-            where one of them is missing.
-    """
-
-    name: ClassVar[str]
-    files: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def matches(self, path: Path) -> bool:
-        """Whether the files at `path` (a file or a folder) are of this format; looks at names and shapes, never raises."""
-
-    @abstractmethod
-    def load(self, path: Path, options: LoadOptions) -> SAE:
-        """The SAE at `path`, in CPU memory.
-
-        Raises:
-            CheckpointError: damaged, ambiguous or incomplete; says which file and key, and which option would help.
-        """
-
-    def save(self, sae: SAE, path: Path) -> None:
-        """Write the SAE into the folder `path`; what the format cannot say exactly is an error.
-
-        Raises:
-            CheckpointError: the format cannot hold this SAE.
-            UsageError: the format is read-only (the default).
-        """
-        raise UsageError(f"format '{self.name}' can only be read; write --format saelens")
 
 
 def load_sae(

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saebench.forward.linear import linear as float32_linear
-from saebench.training.ranks import all_gather_ragged, all_min, all_sum, world
-from saebench.training.selection import above, top_k
+from saebench.arithmetic.linear import linear as float32_linear
+from saebench.arithmetic.ranks import all_gather_ragged, all_min, all_sum, world
+from saebench.arithmetic.selection import above, top_k
 
 # Elements of pre-activations made at a time on a CPU: they are selected from while they are still in its cache.
 _CHUNK = 2**20

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from saebench import ranks
+from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError
-from saebench.judge import Judge, make_judge
+from saebench.judge import Judge
 from saebench.judging.cache import ReplyCache
+from saebench.judging.choose import make_judge
 from saebench.judging.ledger import Listener
 from saebench.judging.prices import estimate, find_price, price_file
 from saebench.judging.session import JudgeSession
 from saebench.metric import Metric
-from saebench.models import cache_folder
-from saebench.running.plan import Request
+from saebench.running.request import Request
 
 Wanted = dict[str, type[Metric]]
 

@@ -1,0 +1,1 @@
+"""Kernels, linear layers, the allocator and machine speed: the bottom floor."""

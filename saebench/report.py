@@ -1,0 +1,135 @@
+"""The report contract: boards of comparable records, and what renders them (hook `saebench_reports`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import pandas as pd
+
+from saebench.metric import Direction
+from saebench.results import Record
+from saebench.stats import Ratio
+
+
+@dataclass(frozen=True)
+class Column:
+    """One score as a column: `version` is the metric's, since numbers of two versions are not comparable."""
+
+    metric: str
+    version: int
+    key: str
+    at: float | None = None
+    unit: str = ""
+    direction: Direction | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric}.{self.key}" + ("" if self.at is None else f"@{self.at:g}")
+
+
+State = Literal["scored", "missing", "failed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a board, or why there is none.
+
+    Attributes:
+        state: scored; missing (never measured, or with another version of the metric); failed (measuring it raised).
+        rank: 1 + the number of SAEs of the board that are significantly better; None for scores that no one wins.
+        reason: why there is no interval, or no number.
+    """
+
+    state: State
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    rank: int | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Row:
+    """One SAE of a board.
+
+    Attributes:
+        name: what no other row of the board is called.
+        record: what it was measured in.
+        cells: one for every column of the board.
+        ratios: how those scores were declared that can be resampled.
+        l0: latents per token; from another task's record of the same SAE (`reason` names it) where this one has none.
+        parts: the records of one fingerprint that `record` is made of, where it is made of several.
+    """
+
+    name: str
+    record: Record
+    cells: dict[Column, Cell]
+    ratios: dict[Column, Ratio]
+    l0: Cell | None = None
+    parts: Sequence[Record] = ()
+
+    def units(self, metric: str) -> pd.DataFrame | None:
+        """The units of a metric, from the record that it was taken from; see `Record.units`."""
+        entry = self.record.metrics.get(metric)
+        return next((p for p in self.parts if p.metrics.get(metric) is entry), self.record).units(metric)
+
+
+@dataclass
+class Board:
+    """Everything that is comparable with each other.
+
+    Attributes:
+        model, revision, hook, task, corpus, dtypes: what all rows share, in words; the judge stands behind the dtypes.
+        columns: every score that any row has, in the order of the records.
+        rows: one per SAE.
+        partial: how many records were left out because they were made with --limit.
+        notes: what else was left out, and why; one line each.
+        variant: in what it differs from another board of the same title, if there is one.
+        headlines: the columns of a table that people read, unless others are asked for.
+        asked: the scores requested by name; empty: tables show the headlines.
+    """
+
+    model: str
+    revision: str | None
+    hook: str
+    task: str
+    corpus: str
+    dtypes: str
+    columns: list[Column] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    partial: int = 0
+    notes: list[str] = field(default_factory=list)
+    variant: str = ""
+    headlines: list[Column] = field(default_factory=list)
+    asked: list[Column] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} · {self.hook} · {self.task}"
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns of a table that people read."""
+        return self.asked or self.headlines
+
+
+@runtime_checkable
+class Report(Protocol):
+    """A renderer of boards, found through the hook `saebench_reports`."""
+
+    name: str
+
+    def render(self, boards: Sequence[Board]) -> str | bytes:
+        """The boards as text in this format; bytes for a binary one, which the command line never sends to a terminal."""
+
+
+@runtime_checkable
+class PagedReport(Report, Protocol):
+    """A renderer that, written to a file, has more files in a folder beside it."""
+
+    def render(self, boards: Sequence[Board], folder: str | None = None) -> str:
+        """The main file, with links into the folder of that name."""
+
+    def pages(self, boards: Sequence[Board], home: str) -> Mapping[str, str]:
+        """The other files by name, which link back to the main file `home`, one folder up."""

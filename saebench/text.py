@@ -1,0 +1,54 @@
+"""Names from other people's files made harmless, and numbers as tables print them."""
+
+import math
+import unicodedata
+from typing import Protocol
+
+
+def clean(text: object, limit: int = 80) -> str:
+    """A name from somebody's file as one harmless line: no control or bidi characters, not longer than `limit`."""
+    start = str(text)[: 4 * limit]
+    kept = "".join(" " if c.isspace() else c for c in start if c.isspace() or unicodedata.category(c)[0] != "C")
+    line = " ".join(kept.split()) or "unnamed"
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class Estimate(Protocol):
+    """A number with its interval, or the state that stands in its place."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def number(value: float, places: int | None = None) -> str:
+    """Four significant digits, or so many places after the point."""
+    if places is None:
+        return f"{value:.4g}"
+    return f"{value:.{places}f}"
+
+
+def _places(cell: Estimate) -> int | None:
+    """Digits after the point so that the interval shows two digits of its width; None: use significant digits."""
+    if cell.low is None or cell.high is None or cell.high <= cell.low:
+        return None
+    places = 1 - math.floor(math.log10((cell.high - cell.low) / 2))
+    return min(places, 6) if places >= 0 else 0
+
+
+def value_text(cell: Estimate) -> str:
+    """The value, or the state where there is none."""
+    return cell.state if cell.value is None else number(cell.value, _places(cell))
+
+
+def interval_text(cell: Estimate) -> str:
+    """The interval as `low … high`; empty where there is none."""
+    if cell.low is None or cell.high is None:
+        return ""
+    places = _places(cell)
+    return f"{number(cell.low, places)} … {number(cell.high, places)}"
