@@ -17,6 +17,7 @@ from torch import Tensor
 from saebench.judge import Calls, Session
 from saebench.labels import Labels
 from saebench.sae import SAE, Latents
+from saebench.stats import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,13 +133,15 @@ class Score:
         unit: what it is measured in ("nats/token", "fraction", …).
         direction: whether higher or lower is better, or None.
         at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
-        num, den: columns of the units: value = offset + scale · Σnum / Σden.
+        num, den: columns of the units: value = offset + scale · Σnum / Σden. For an area under the ROC curve, the decision
+            column (`num`, or `num_0`, `num_1`, … for more than two classes) and the class numbers.
         count: the column of the units whose sum is n; None counts the rows.
         within: the least and the most that a score with columns can be, if there are: an accuracy lies in [0, 1], the gap between
             two in [-1, 1], and so does the truth. An interval is cut there.
         value, n: for a plain score.
         no_interval: why a plain score has no interval.
         low, high: the interval of a plain score that brings its own.
+        kind: of a score with columns: a ratio of sums, or an area under the ROC curve.
     """
 
     key: str
@@ -156,6 +159,7 @@ class Score:
     no_interval: str | None = None
     low: float | None = None
     high: float | None = None
+    kind: Kind = "ratio"
 
     @classmethod
     def ratio(
@@ -172,8 +176,28 @@ class Score:
         within: tuple[float, float] | None = None,
         at: float | None = None,
     ) -> "Score":
-        """offset + scale · Σnum/Σden over the rows of `units()`: interval, paired difference and rank come by themselves."""
+        """offset + scale · Σnum/Σden over the rows of `units()`; the harness makes interval, paired difference and rank."""
         return cls(key, unit, direction, at, num, den, offset, scale, count, within)
+
+    @classmethod
+    def auroc(
+        cls,
+        key: str,
+        decision: str,
+        label: str,
+        *,
+        unit: str = "area",
+        direction: Direction | None = "higher",
+        at: float | None = None,
+    ) -> "Score":
+        """The area under the ROC curve over the rows of `units()`; the harness makes interval, paired difference and rank.
+
+        Args:
+            decision: the column of decision values; with C > 2 classes, the columns are `decision_0` … `decision_C-1` and the
+                score is the mean of the one-against-the-rest areas.
+            label: the column of class numbers; with two classes 1 is positive.
+        """
+        return cls(key, unit, direction, at, decision, label, within=(0, 1), kind="auroc")
 
     @classmethod
     def plain(
@@ -237,6 +261,8 @@ class Metric:
         about: what a score says, in a few words, by its key, as tables show it; `{n:,}` in it is the score's n. A key that is
             not there shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
+        smallest: by key, the smallest difference between two SAEs that matters, in the score's unit: "better" needs
+            that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -250,6 +276,7 @@ class Metric:
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
+    smallest: ClassVar[Mapping[str, float]] = {}
     paired: ClassVar[bool] = True
 
     def __init__(self, sae: SAE) -> None:

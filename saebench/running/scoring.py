@@ -40,6 +40,8 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
     record.metrics[name] = {"version": metric.version, "units": None}
     if not metric.paired:
         record.metrics[name]["paired"] = False
+    if metric.smallest:
+        record.metrics[name]["smallest"] = {key: float(size) for key, size in metric.smallest.items()}
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
@@ -107,4 +109,5 @@ def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
         "offset": score.offset,
         "scale": score.scale,
         "within": None if score.within is None else list(score.within),
+        **({} if score.kind == "ratio" else {"kind": score.kind}),
     }
