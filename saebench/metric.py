@@ -27,7 +27,7 @@ Direction = Literal["higher", "lower"]
 
 # What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
 # `labels` exist in tasks of labelled documents only, `token_losses` in the others only.
-NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels"})
+NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ class TokenLosses:
     mean: Tensor
     kl: Tensor
     predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The planted features behind the activations, in a run on a planted model.
+
+    Attributes:
+        features: [B, T, N] float32, non-negative; a feature is active where it is above 0.
+        directions: [N, d] unit rows: x = features @ directions + a constant.
+        parent: [N] int64, the feature that each feature needs to be active; −1 for none.
+    """
+
+    features: Tensor
+    directions: Tensor
+    parent: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class Batch:
         x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
         read_mean: [d_in] float32, their mean over the calibration sample
         labels: of the B documents, in a task of labelled documents
+        truth: see Truth; in a run on a planted model
         seed: of the run, for what is sampled
     """
 
@@ -84,6 +100,11 @@ class Batch:
     read_mean: Tensor | None = None
     _labels: Labels | None = None
     seed: int = 0
+    _truth: Truth | None = None
+
+    @property
+    def truth(self) -> Truth:
+        return _given(self._truth, "truth")
 
     @property
     def x(self) -> Tensor:
