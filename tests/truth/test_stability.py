@@ -59,7 +59,9 @@ def test_unrelated_rows_with_a_common_mean_and_covariance_score_nothing_either()
     rows = [torch.randn(256, 32, generator=random) @ skew + 0.05 for _ in range(2)]
     saes = [replace(random_sae(32, 256, seed=i), W_dec=r) for i, r in enumerate(rows)]
     got = values(Stability().compare(saes, Shared()))
-    isotropic = values(Stability().compare([random_sae(32, 256, seed=7), random_sae(32, 256, seed=8)], Shared()))["null"]
+    isotropic = values(Stability().compare([random_sae(32, 256, seed=7), random_sae(32, 256, seed=8)], Shared()))[
+        "null"
+    ]
     assert got["calibrated"] < 0.1
     assert (got["pw_mcc"] - isotropic) / (1 - isotropic) > 0.3
 
