@@ -109,7 +109,8 @@ def null_rows(rows: Tensor, random: torch.Generator) -> Tensor:
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / max(1, len(rows) - 1))
     root = vectors * values.clamp(min=0).sqrt()
-    return mean + torch.randn(rows.shape, generator=random, dtype=torch.float64) @ root.T
+    noise: Tensor = torch.randn(rows.shape, generator=random, dtype=torch.float64) @ root.T
+    return mean + noise
 
 
 def _pair(a: SAE, b: SAE, shared: Shared, names: tuple[int, int]) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -154,7 +155,8 @@ def _pair(a: SAE, b: SAE, shared: Shared, names: tuple[int, int]) -> tuple[pd.Da
 def _live(sae: SAE, frequency: Tensor | None) -> Tensor:
     """Latents that fire; without activations, those whose decoder row is not 0."""
     alive = sae.W_dec.norm(dim=1) > 0
-    return (alive if frequency is None else alive & (frequency > 0)).nonzero()[:, 0]
+    fires: Tensor = alive if frequency is None else alive & (frequency > 0)
+    return fires.nonzero()[:, 0]
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ class PlantedModel:
 
     def activations(self, features: Tensor) -> Tensor:
         """x [n, d] of features [n, features]."""
-        return features @ self.directions + self.bias
+        x: Tensor = features @ self.directions + self.bias
+        return x
 
     @staticmethod
     def _exclude(values: Tensor, siblings: Tensor, random: torch.Generator) -> None:
@@ -201,7 +202,7 @@ def _directions(spec: PlantedSpec) -> Tensor:
         # Σ_{i≠j} of squared products through the [d, d] matrix: ‖UᵀU‖² − Σ‖u_i‖⁴; the [N, N] one may not fit.
         norms = rows.square().sum(1)
         loss = (rows.T @ rows).square().sum() - norms.square().sum() + spec.features * (norms - 1).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
     return torch.nn.functional.normalize(rows.detach(), dim=1)
 
