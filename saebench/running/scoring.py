@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
+from saebench.presentation import Presentation
 from saebench.results import Record
 from saebench.stats import ratio_interval
 
@@ -43,6 +44,7 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
+        shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
         pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
@@ -61,6 +63,8 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
         return Kept()
     record.scores += rows
     record.errors |= undefined
+    if shown:
+        record.metrics[name]["presentation"] = shown
     if details:
         record.metrics[name]["details"] = details
     return Kept(units if len(units) else None, files)
