@@ -199,7 +199,7 @@ def test_documents_become_padded_contexts(speaker: Path, tmp_path: Path) -> None
 def test_pooled_activations_are_those_of_each_document_alone(speaker: Path, tmp_path: Path, monkeypatch) -> None:
     """Padding and company change nothing: every document run alone by transformers gives the same mean and maximum."""
     seen = {}
-    from saebench.plugins.metrics import probing
+    from saebench.plugins.metrics.probing import metric as probing
 
     monkeypatch.setattr(probing.Probing, "scores", lambda self, env: seen.update(rows=self.rows) or [])
     task = task_file(tmp_path, table(6, 4))
