@@ -266,7 +266,7 @@ def test_what_explanations_are_worth_is_drawn(make: Make) -> None:
         make(f"sae-{i}", 0.01 * i, i, metrics=measured, scores=[*scores, plain("use", "l0", 20.0 + i)])
     [board] = boards([load_records([p])[0] for p in sorted(make.args[0].glob("*.json"))])  # type: ignore[attr-defined]
     drawn = plots(board)
-    assert list(drawn) == ["control-detection", "pareto-detection_gain"]
+    assert list(drawn) == ["pareto-detection_gain", "control-detection"]
     [axes] = drawn["control-detection"].axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     by_name = {row.name: row.record for row in board.rows}
