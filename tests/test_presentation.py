@@ -60,13 +60,13 @@ class Charm(Metric):
 
 def test_a_strangers_figures_captions_and_axis_are_drawn_without_the_plugin(make: Make, tmp_path: Path) -> None:
     """As a run writes the record: the plugin is not installed, and every line holds the record's numbers."""
-    record = make("a", metrics={}, scores=[])
     sae = random_sae(4, 8)
-    kept = finish_metric(record, Charm(sae), None, Env(sae))
-    assert record.errors == {}
+    found = finish_metric(Charm(sae), None, Env(sae))
+    assert found.errors == {}
+    assert found.units is not None
+    record = make("a", metrics={"charm": found.entry}, scores=found.scores)
     assert record.path is not None
-    assert kept.units is not None
-    record.write(record.path, {"charm": kept.units})
+    record.write(record.path, {"charm": found.units})
     [again] = load_records(record.path)
     assert "charm" not in installed().metrics
     assert Presentation.read(again.metrics["charm"]["presentation"]) == Presentation.of(Charm)
@@ -115,14 +115,15 @@ def test_an_invalid_presentation_costs_a_note(make: Make, stored: Any) -> None:
     plots(board)
 
 
-def test_a_metric_that_declares_nonsense_fails_by_name(make: Make) -> None:
+def test_a_metric_that_declares_nonsense_fails_by_name() -> None:
     class Wrong(Charm):
         name = "wrong"
         figures = (Figure("charm", "sideways"),)  # type: ignore[arg-type]
 
-    record, sae = make("a"), random_sae(4, 8)
-    finish_metric(record, Wrong(sae), None, Env(sae))
-    assert "figures.0.against" in record.errors["wrong"]
+    sae = random_sae(4, 8)
+    found = finish_metric(Wrong(sae), None, Env(sae))
+    assert "figures.0.against" in found.errors["wrong"]
+    assert found.scores == []
     with raises(SaebenchError, "figures.0.against"):
         Presentation.of(Wrong).to_json()
 
