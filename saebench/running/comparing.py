@@ -5,26 +5,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
+from saebench.cache import cache_folder
 from saebench.comparison import Compared, Comparison, Shared
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
 from saebench.forward.calibration import calibrate
-from saebench.cache import cache_folder
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import load_sae
-from saebench.metric import Env, Metric, Score
 from saebench.models import default_device, default_dtype, load_model
+from saebench.presentation import Presentation
 from saebench.registry import registry
 from saebench.results import Record, add_to_record, fingerprint
 from saebench.running.plan import default_names
 from saebench.running.provenance import provenance
-from saebench.running.scoring import finish_metric
+from saebench.running.scoring import score_rows
 from saebench.sae import SAE
 from saebench.subject import Subject
 from saebench.task import load_task
@@ -76,10 +75,16 @@ def compare_saes(request: ComparisonRequest) -> Record:
     x, subject = _activations(request, model, hook)
     if x is not None and any(sae.d_in != x.shape[1] for sae in saes):
         wrong = next(sae for sae in saes if sae.d_in != x.shape[1])
-        raise UsageError(f"an SAE reads {wrong.d_in} numbers per token, and {hook} of {model} has {x.shape[1]}: check --model and --hook")
+        raise UsageError(
+            f"an SAE reads {wrong.d_in} numbers per token, and {hook} of {model} has {x.shape[1]}: check --model and --hook"
+        )
     compared = plugin.compare(saes, Shared(x, request.seed))
     record = _record(request, plugin, names, saes, model, hook, subject, x)
-    run = {"metrics": [plugin.name], "provenance": provenance(torch.device("cpu")), "timings": {"wall": round(time.perf_counter() - start, 3)}}
+    run = {
+        "metrics": [plugin.name],
+        "provenance": provenance(torch.device("cpu")),
+        "timings": {"wall": round(time.perf_counter() - start, 3)},
+    }
     return _write(request, record, plugin, compared, run)
 
 
@@ -100,7 +105,9 @@ def _common(option: str, names: Sequence[str], values: Sequence[str | None]) -> 
     known = {value: name for name, value in zip(names, values, strict=True) if value is not None}
     if len(known) > 1:
         (a, first), (b, second) = list(known.items())[:2]
-        raise UsageError(f"{first} has {option} {a} and {second} has {b}: compare SAEs of one, or override with --{option}")
+        raise UsageError(
+            f"{first} has {option} {a} and {second} has {b}: compare SAEs of one, or override with --{option}"
+        )
     if not known:
         raise UsageError(f"no checkpoint names its {option}: pass --{option}")
     return next(iter(known))
@@ -141,7 +148,7 @@ def _record(
         fingerprint="",
         partial=False,
         sae={"name": " + ".join(names)[:200], "sha256": together, "architecture": "comparison", "d_in": saes[0].d_in,
-             "d_sae": saes[0].d_sae, "warnings": [], "saes": members},
+             "d_sae": saes[0].d_sae, "warnings": [], "names": list(names), "saes": members},
         model={"id": loaded.id if loaded else model, "sha256": loaded.sha256 if loaded else "weights only",
                "revision": loaded.revision if loaded else None},
         hook=hook,
@@ -156,31 +163,16 @@ def _record(
     return record
 
 
-class _Finished(Metric):
-    """A comparison's outcome in the shape that scores a metric."""
-
-    paired = False
-    compared: Compared
-    names: ClassVar[dict[str, str]] = {}
-
-    def units(self) -> pd.DataFrame:
-        return self.compared.units
-
-    def scores(self, env: Env) -> list[Score]:
-        return list(self.compared.scores)
-
-    def details(self) -> dict[str, Any]:
-        return self.compared.details
-
-
-def _write(request: ComparisonRequest, record: Record, plugin: Comparison, compared: Compared, run: dict[str, Any]) -> Record:
-    sae = SAE.__new__(SAE)  # no metric of this kind reads one
-    kind = type("_Finished", (_Finished,), {"name": plugin.name, "version": plugin.version})
-    metric = kind(sae)
-    metric.compared = compared
-    part = finish_metric(metric, None, Env(sae))
-    found = replace(
-        record, metrics={plugin.name: part.entry}, scores=part.scores, errors=dict(part.errors), runs=[run]
-    )
-    units = {} if part.units is None else {plugin.name: part.units}
-    return add_to_record(request.results, found, [plugin.name], units)
+def _write(
+    request: ComparisonRequest, record: Record, plugin: Comparison, compared: Compared, run: dict[str, Any]
+) -> Record:
+    rows, undefined = score_rows(plugin, compared.scores, compared.units)
+    entry = {
+        "version": plugin.version,
+        "units": None,
+        "paired": False,
+        "details": compared.details,
+        "presentation": Presentation(about=plugin.about).to_json(),
+    }
+    found = replace(record, metrics={plugin.name: entry}, scores=rows, errors=undefined, runs=[run])
+    return add_to_record(request.results, found, [plugin.name], {plugin.name: compared.units})

@@ -123,7 +123,9 @@ class Planted(Metric):
     def scores(self, env: Env) -> list[Score]:
         """Means over features, and the share of distinct matches."""
         scores = [
-            Score.ratio(key, column, f"has_{column}", direction="higher", count=f"has_{column}", unit="fraction", within=(0.0, 1.0))
+            Score.ratio(
+                key, column, f"has_{column}", direction="higher", count=f"has_{column}", unit="fraction", within=(0.0, 1.0)
+            )
             for key, column in (
                 ("mcc", "cosine"), ("f1", "f1"), ("f1_live", "f1_live"), ("precision", "precision"), ("recall", "recall"),
                 ("features_found", "found"),
