@@ -13,8 +13,9 @@ from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.running.cost import Cost, ModelSize, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
-from saebench.running.measure import LANES, Reporter, Silent, default_batch
-from saebench.running.plan import Failure, Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.passes import LANES, default_batch
+from saebench.running.plan import Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.task import Task
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from saebench.loading.hf import Address
 from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
-from saebench.results import Record
+from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.sources import spread
 from saebench.sae import SAE
@@ -52,18 +52,27 @@ _VAGUE = frozenset(
 _KEEP_BYTES = 4 * 2**30
 
 
-@dataclass
+@dataclass(frozen=True)
+class Place:
+    """The hook points at which SAEs of one pass read and write; they differ for transcoders."""
+
+    read: HookPoint
+    write: HookPoint
+
+
+@dataclass(frozen=True)
 class Job:
     """One SAE of a run.
 
     Attributes:
         name: in records and tables.
-        source: where it is loaded from, or the SAE itself.
+        source: the checkpoint's path, or the SAE itself.
         sha256: of the SAE's function.
-        model: what the language model is asked for by.
+        model: alias, hub id or path of the language model.
         read, write: hook points.
-        record: skeleton with the fingerprint, or the existing record; set once the text is known.
-        missing: metrics still to compute.
+        about: the record's entry `sae`.
+        nbytes: size of the weights.
+        loaded: the SAE; None where it is loaded again for its pass, to save memory.
     """
 
     name: str
@@ -74,21 +83,15 @@ class Job:
     write: HookPoint
     about: dict[str, Any]
     nbytes: int
-    record: Record | None = None
-    missing: dict[str, type[Metric]] = field(default_factory=dict)
     loaded: SAE | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.read, self.write)
 
     def sae(self, request: Request) -> SAE:
         """The SAE in CPU memory."""
         return self.loaded or _load(self.source, request)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An SAE that could not be measured, and why."""
-
-    name: str
-    error: SaebenchError
 
 
 @contextmanager
@@ -170,8 +173,7 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
             failures.append(Failure(name, error))
             continue
         kept += job.nbytes
-        job.loaded = sae if kept <= _KEEP_BYTES else None
-        jobs.append(job)
+        jobs.append(replace(job, loaded=sae) if kept <= _KEEP_BYTES else job)
     return jobs, failures
 
 

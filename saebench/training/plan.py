@@ -12,6 +12,8 @@ from saebench.task import ContextSpec, CorpusSpec, Task, read_corpus
 
 # The model's precision, as `saebench.models.DTYPES` has it.
 DTYPES = ("float32", "bfloat16", "float16")
+# Raised when a seed stands for other draws (1: bare seeds; 2: `saebench.streams`): run.json holds it.
+STREAMS = 2
 # What lies beside the SAEs in a run's folder.
 RUN_FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "curves.png")
 # The vendored text that no task measures on.
@@ -123,6 +125,7 @@ class TrainRequest:
             del plain[name]
         if self.data is not None:
             plain["corpus"] = None
+        plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
         return plain
 

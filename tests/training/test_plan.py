@@ -85,7 +85,8 @@ def test_time_of_saes_is_what_they_took(
     monkeypatch.setattr("saebench.training.estimate.matrix_speed", lambda device, dtype: rates[dtype])
     LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2).save_pretrained(tmp_path)
     request = TrainRequest(
-        model=str(tmp_path), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 9216),), device="cpu",
+        model=str(tmp_path), hook="blocks.1.hook_resid_post", device="cpu",
+        saes=(SaeSpec("a", recipe, 9216, settings={"dtype": "bfloat16"}),),
         batch_size=4096, tokens=40_960,
     )  # fmt: skip
     found = estimate(request).seconds
