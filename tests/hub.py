@@ -138,7 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
             names = [{"rfilename": e["path"]} for e in entries if e["type"] == "file"]
             self._send(200, {"id": repo, "sha": commit, "siblings": names, "tags": [], "private": False})
         elif what == "commits":
-            self._send(200, [{"id": commit, "title": "", "message": "", "authors": [], "date": "2025-01-01T00:00:00.000Z"}])
+            self._send(
+                200, [{"id": commit, "title": "", "message": "", "authors": [], "date": "2025-01-01T00:00:00.000Z"}]
+            )
         elif what == "tree" and not (folder / inside).exists():
             self._error(404, "EntryNotFound", f"{inside} does not exist")
         elif what == "tree":
@@ -177,7 +179,12 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     name = path.relative_to(folder).as_posix()
     if path.is_dir():
         return {"type": "directory", "oid": "0" * 40, "size": 0, "path": name}
-    return {"type": "file", "oid": hashlib.sha1(path.read_bytes()).hexdigest(), "size": path.stat().st_size, "path": name}
+    return {
+        "type": "file",
+        "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+        "size": path.stat().st_size,
+        "path": name,
+    }
 
 
 @contextmanager
