@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory, one_line
-from saebench.loading.hf import Address, fetch_files, listing
+from saebench.loading.hf import Address, fetch_files, is_url, listing
 from saebench.registry import registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -142,10 +142,10 @@ def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path
 def _is_hub_id(spec: str) -> bool:
     """Whether `spec` is OWNER/NAME, the bare NAME of the hub's first models (gpt2), or an address of such a repository."""
     try:
-        Address.parse(spec, bare=True)
+        address = Address.parse(spec, bare=True)
     except UsageError:
         return False
-    return not spec.startswith(("/", "."))
+    return not address.path or spec.startswith("hf:") or is_url(spec)
 
 
 def _nowhere(spec: str, hub: str = "or a hub id like meta-llama/Llama-3.2-1B") -> str:
