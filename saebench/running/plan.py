@@ -122,7 +122,8 @@ def read_tasks(request: Request) -> list[Task]:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
         labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
-        return [data_task(Path(request.data), labels)]
+        labelled = [name for name, metric in registry(request.strict).metrics.items() if "labels" in metric.needs]
+        return [data_task(Path(request.data), labels, labelled)]
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)
