@@ -37,7 +37,7 @@ _COMMIT = re.compile("[0-9a-f]{7,40}")
 
 class _File(BaseModel):
     model_config = CLOSED
-    kind: ClassVar[Kind]
+    kind: ClassVar[Kind] = "contexts"
     name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=200)]
     version: Whole
     metrics: Annotated[list[Text], Field(min_length=1)]
@@ -50,7 +50,6 @@ class _File(BaseModel):
 
 
 class _TextFile(_File):
-    kind = "contexts"
     corpus: CorpusSpec
     contexts: ContextSpec
 
@@ -59,7 +58,7 @@ class _TextFile(_File):
 
 
 class _LabelFile(_TextFile):
-    kind = "labels"
+    kind: ClassVar[Kind] = "labels"
     labels: LabelSpec
 
     def content(self) -> Content:
@@ -67,7 +66,7 @@ class _LabelFile(_TextFile):
 
 
 class _PromptFile(_TextFile):
-    kind = "prompts"
+    kind: ClassVar[Kind] = "prompts"
     prompts: PromptSpec
 
     def content(self) -> Content:
@@ -75,7 +74,7 @@ class _PromptFile(_TextFile):
 
 
 class _ActivationFile(_File):
-    kind = "activations"
+    kind: ClassVar[Kind] = "activations"
     activations: ActivationSpec
 
     def content(self) -> Content:
@@ -85,18 +84,29 @@ class _ActivationFile(_File):
 _FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile)
 
 
+def known_tasks() -> dict[str, Task]:
+    """Every task by name, those of plugins last; of those that need a tokenizer only the announcement."""
+    return {name: _read(path) for name, path in builtin_tasks().items()} | {
+        name: announced(task) for name, task in sorted(registry().tasks.items())
+    }
+
+
 def load_tasks(spec: str) -> list[Task]:
     """A task, or every task of a suite: `probing` is all of probing/.
 
     Raises:
         UsageError: see `load_task`.
     """
-    suite = [name for name in builtin_tasks() if name.startswith(f"{spec}/")]
+    if spec.endswith(".toml"):
+        return [load_task(spec)]
+    suite = [name for name in [*builtin_tasks(), *sorted(registry().tasks)] if name.startswith(f"{spec}/")]
     return [load_task(name) for name in suite or [spec]]
 
 
 def load_task(spec: str) -> Task:
-    """A task that comes with saebench, by name (`fidelity`) or name and version (`fidelity@1`); or a path to a TOML file.
+    """A task by name (`fidelity`) or name and version (`fidelity@1`), or a path to a TOML file.
+
+    A plugin's task may have to be built yet: see `Task.build`.
 
     Raises:
         UsageError: no such task or version, or a file that is not a valid task.
@@ -104,20 +114,20 @@ def load_task(spec: str) -> Task:
     if spec.endswith(".toml"):
         return _read(Path(spec))
     name, _, version = spec.partition("@")
-    known = builtin_tasks()
-    if name not in known:
-        raise unknown("task", name, {*known, *(other.partition("/")[0] for other in known)})
-    task = _read(known[name])
-    require_version(task, version)
-    return task
-
-
-def require_version(task: Task, version: str) -> None:
-    """Raise UsageError if a version is asked for that is not the task's."""
+    builtin, brought = builtin_tasks(), {}
+    if name in builtin:
+        task = _read(builtin[name])
+    else:
+        brought = registry().tasks
+        if name not in brought:
+            known = {*builtin, *brought}
+            raise unknown("task", name, known | {other.partition("/")[0] for other in known})
+        task = announced(brought[name])
     if version and version != str(task.version):
         raise UsageError(
-            f"task '{task.name}' is at version {task.version} here, not {version}: install the saebench that has it"
+            f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
         )
+    return task
 
 
 def data_task(path: Path, labels: LabelSpec) -> Task:
@@ -199,8 +209,7 @@ def _require_corpus(corpus: CorpusSpec, labels: LabelSpec | None) -> None:
     problems = {
         "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
         "corpus.fetched goes with a file": corpus.fetched is not None and corpus.file is None,
-        "corpus.subsets goes with a labelled hub data set": corpus.subsets is not None
-        and not (corpus.hub and labels),
+        "corpus.subsets goes with a labelled hub data set": corpus.subsets is not None and not (corpus.hub and labels),
         "corpus.sha256 is missing: a file needs its hash": corpus.file is not None and corpus.sha256 is None,
         f"corpus.revision is {corpus.revision!r}, expected a commit: a hub data set is pinned": corpus.hub is not None
         and not (corpus.revision and _COMMIT.fullmatch(corpus.revision)),

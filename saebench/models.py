@@ -82,9 +82,12 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
 
 
 def model_title(spec: str) -> str:
-    """A model's name in records: of a local path, which says nothing to others, the last part."""
+    """A model's name in records: of a local folder its own name, of a GGUF file its name without the ending."""
     path = Path(os.path.expanduser(spec))
-    return path.resolve().stem if path.exists() else spec
+    if not path.exists():
+        return spec
+    name = path.resolve().name
+    return name.removesuffix(".gguf") if path.is_file() else name
 
 
 def model_sha256(spec: str) -> str:
@@ -198,7 +201,7 @@ def _dequantised(gguf: Path) -> Path:
     """A safetensors copy of a GGUF model, made once (it takes 20 s) and kept in the cache under the file's own hash."""
     import transformers
 
-    key = f"{gguf.stem}-{_hash_files([gguf])[:16]}-transformers-{transformers.__version__}"
+    key = f"{gguf.name.removesuffix('.gguf')}-{_hash_files([gguf])[:16]}-transformers-{transformers.__version__}"
     target = cache_folder() / "models" / key
     if target.is_dir():
         return target

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.precision import PRODUCTS
 from saebench.arithmetic.ranks import all_min, batch_mean
 from saebench.errors import UsageError, unknown
 from saebench.sae import Activation
@@ -34,7 +35,8 @@ class Settings:
         clip: largest global norm of the gradient; 0 never clips.
         dead_after: a latent that has not fired for this many tokens is dead.
         encoder_norm: norm of the encoder's rows before the first step; the decoder's rows have norm 1 and the same directions.
-        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32.
+        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32. None follows
+            the processor's units (`saebench.arithmetic.precision`).
     """
 
     lr: float = 2e-3
@@ -46,7 +48,7 @@ class Settings:
     clip: float = 1.0
     dead_after: int = 200_000
     encoder_norm: float = 1.0
-    dtype: str = "bfloat16"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -57,8 +59,8 @@ class Settings:
         if not self.clip >= 0:
             raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")
 
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UsageError(f"dtype is '{self.dtype}', expected bfloat16 or float32")
+        if self.dtype not in (None, *PRODUCTS):
+            raise UsageError(f"dtype is {self.dtype!r}, expected {' or '.join(PRODUCTS)}")
 
     def require_positive(self, *names: str) -> None:
         """Raise UsageError unless these settings are above 0."""

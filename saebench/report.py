@@ -111,7 +111,7 @@ class Board:
     @property
     def shown(self) -> list[Column]:
         """The columns of a table that people read."""
-        return self.asked or self.headlines
+        return self.asked or [column for column in self.headlines if column in self.columns]
 
 
 @runtime_checkable

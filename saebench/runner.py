@@ -1,7 +1,6 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -11,9 +10,11 @@ from saebench.errors import SaebenchError
 from saebench.judging.ledger import Mode
 from saebench.results import Record, require_writable
 from saebench.running.judge import open_session
-from saebench.running.measure import ModelRun, Outcome, Reporter, Silent, load_subject
-from saebench.running.plan import Failure, make_jobs, read_tasks, wanted_metrics
+from saebench.running.measure import measure
+from saebench.running.plan import make_jobs, read_tasks, wanted_metrics
+from saebench.running.reporting import Failure, Outcome, Reporter, Silent
 from saebench.running.request import Request, check_request
+from saebench.running.setting import load_subject, make_setting
 from saebench.sae import SAE
 
 T = TypeVar("T")
@@ -137,16 +138,17 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
                 outcome.fail(Failure(job.name, error), reporter)
             continue
         for task, metrics in zip(tasks, wanted, strict=True):
-            todo = [replace(job, record=None, missing={}) for job in mine]
             try:
-                ModelRun(request, task, metrics, subject, timings, reporter, outcome, judge).run(todo)
+                setting = make_setting(request, task, metrics, subject, timings, reporter, judge)
             except SaebenchError as error:
-                for job in todo:
-                    if job.missing or job.record is None:
-                        outcome.fail(Failure(job.name, error), reporter)
-            if rank == 0:
-                done = [job.record for job in todo if job.record is not None and job.record.path is not None]
-                outcome.records += done
+                for job in mine:
+                    outcome.fail(Failure(job.name, error), reporter)
+                continue
+            for job, result in measure(setting, mine):
+                if isinstance(result, SaebenchError):
+                    outcome.fail(Failure(job.name, result), reporter)
+                elif rank == 0:
+                    outcome.records.append(result)
     if judge is not None:
         judge.close()
         if rank == 0:

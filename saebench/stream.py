@@ -16,10 +16,10 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
-from saebench.forward.losses import Losses, spliced_losses
+from saebench.forward.losses import spliced_losses
 from saebench.hookpoint import HookPoint
 from saebench.metric import Batch, Metric, TokenLosses, get_state, set_state
-from saebench.sae import SAE, Latents
+from saebench.sae import SAE
 from saebench.subject import Copy, Subject
 
 
@@ -72,12 +72,87 @@ class Tally:
     special: int = 0
 
 
-@dataclass
-class _Seen:
-    """What one SAE made of one batch."""
+class _AtHook:
+    """One batch of contexts at the hook point: each SAE's view of it, and the streams that fork there.
 
-    latents: Latents | None = None
-    reconstruction: Tensor | None = None
+    Attributes:
+        token_ids, special: [B, T]
+        batches: one per lane, without losses; set when the model reaches the hook point, anew on every call.
+    """
+
+    def __init__(self, the_pass: "Pass", rows: np.ndarray) -> None:
+        contexts, device = the_pass.contexts, the_pass.subject.device
+        width = contexts.width(rows)
+        self._pass = the_pass
+        self._rows = rows
+        self.token_ids = torch.from_numpy(contexts.token_ids[rows, :width]).to(device)
+        self.special = torch.from_numpy(contexts.special[rows, :width]).to(device)
+        self.batches: list[Batch] = []
+
+    def __call__(self, x_read: Tensor, x_write: Tensor) -> list[Copy]:
+        """The streams to run above the hook point: one per SAE, then the ablations; none where no metric needs losses."""
+        shared = self._shared(x_read.float(), x_write.float())
+        self.batches = [_seen_by(lane, shared) for lane in self._pass.lanes]
+        if self._pass.ablations is None:
+            return []
+        scored, every = shared.scored, torch.arange(len(self._rows), device=x_write.device)
+        spliced = [b.x if b._reconstruction is None else b.reconstruction for b in self.batches]
+        copies = [Copy(torch.where(scored[..., None], xh.to(x_write.dtype), x_write), every) for xh in spliced]
+        return copies + self._pass.ablations.copies(x_write, self.token_ids, scored)
+
+    def _shared(self, x_read: Tensor, x: Tensor) -> Batch:
+        """Everything that the lanes' batches have in common."""
+        the_pass, rows = self._pass, self._rows
+        the_pass.require_finite(x, rows)
+        contexts, calibration = the_pass.contexts, the_pass.calibration
+        return Batch(
+            self.token_ids,
+            self.special,
+            calibration.scored(x, self.special),
+            the_pass.context_id[rows],
+            contexts.document_id[rows],
+            torch.arange(x.shape[1], device=x.device),
+            calibration.mean,
+            x,
+            _x_read=x_read,
+            read_mean=calibration.sample.mean(0),
+            _labels=None if contexts.labels is None else contexts.labels.take(rows),
+            seed=the_pass.seed,
+        )
+
+    def with_losses(self, ablations: Ablations, clean: Tensor, hidden: list[Tensor]) -> list[Batch]:
+        """The batches with losses, from final hidden states of the model and of the copies that `__call__` returned."""
+        scored = self.batches[0].scored
+        own, ablated = hidden[: len(self.batches)], hidden[len(self.batches) :]
+        zero, mean = ablations.losses(self._rows, ablated, self.token_ids, scored)
+        losses = spliced_losses(self._pass.subject, clean, own, self.token_ids, scored)
+        predicted = scored.clone()
+        predicted[:, -1] = False
+        return [
+            replace(batch, _token_losses=TokenLosses(losses.clean, spliced, zero, mean, kl, predicted))
+            for batch, spliced, kl in zip(self.batches, losses.spliced, losses.kl, strict=True)
+        ]
+
+
+def _seen_by(lane: Lane, shared: Batch) -> Batch:
+    """The batch with one SAE's latents and reconstruction; non-finite ones fail the metrics that need them."""
+    if not any(lane.needs(n) for n in ("latents", "reconstruction", "token_losses")):
+        return shared
+    try:
+        latents = lane.sae.encode(shared.x_read)
+        if not bool(torch.isfinite(latents.values).all()):
+            raise SaebenchError("latents are not finite")
+        if not (lane.needs("reconstruction") or lane.needs("token_losses")):
+            return replace(shared, _latents=latents)
+        reconstruction = lane.sae.decode(latents, shared.x_read)
+        if not bool(torch.isfinite(reconstruction).all()):
+            raise SaebenchError("the reconstruction is not finite")
+    except (SaebenchError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        lane.fail(one_line(error), frozenset({"latents", "reconstruction", "token_losses"}))
+        return shared
+    return replace(shared, _latents=latents, _reconstruction=reconstruction)
 
 
 class Pass:
@@ -129,7 +204,7 @@ class Pass:
         while self.done < len(self.contexts):
             rows = np.arange(self.done, min(self.done + batch_size, len(self.contexts)))
             try:
-                batch, seen, losses = self._compute(rows)
+                batches = self._compute(rows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -141,7 +216,7 @@ class Pass:
                 batch_size //= 2
                 torch.cuda.empty_cache()
                 continue
-            self._update(batch, seen, losses, self._padding(rows))
+            self._update(batches, self._padding(rows))
             self.done += len(rows)
             after_batch()
         return batch_size
@@ -184,79 +259,24 @@ class Pass:
     # --- compute: nothing here changes state, so that a batch can be tried again ----------------------------------------
 
     @torch.no_grad()
-    def _compute(self, rows: np.ndarray) -> tuple[Batch, list[_Seen], tuple[Losses, Tensor, Tensor] | None]:
-        device = self.subject.device
-        width = self.contexts.width(rows)
-        token_ids = torch.from_numpy(self.contexts.token_ids[rows, :width]).to(device)
-        special = torch.from_numpy(self.contexts.special[rows, :width]).to(device)
-        box: dict[str, Tensor] = {}
-        seen: list[_Seen] = []
-
-        def splice(x_read: Tensor, x_write: Tensor) -> list[Copy]:
-            box["x"] = x = x_write.float()
-            self._require_finite(x, rows)
-            box["x_read"] = x_read.float()
-            box["scored"] = scored = self.calibration.scored(x, special)
-            seen.extend(self._look(lane, x_read.float(), x_write) for lane in self.lanes)
-            if self.ablations is None:
-                return []
-            every = torch.arange(len(rows), device=device)
-            spliced = [x if s.reconstruction is None else s.reconstruction for s in seen]
-            copies = [Copy(torch.where(scored[..., None], xh.to(x_write.dtype), x_write), every) for xh in spliced]
-            return copies + self.ablations.copies(x_write, token_ids, scored)
-
-        losses = None
+    def _compute(self, rows: np.ndarray) -> list[Batch]:
+        """One batch per lane."""
+        at_hook = _AtHook(self, rows)
         if self.ablations is None:
-            splice(*self.subject.capture(token_ids, self.read, self.write))
-        else:
-            count = len(self.lanes) + self.ablations.most_copies
-            clean, hidden = self.subject.fork(token_ids, self.read, self.write, splice, count)
-            own, ablated = hidden[: len(self.lanes)], hidden[len(self.lanes) :]
-            zero, mean = self.ablations.losses(rows, ablated, token_ids, box["scored"])
-            losses = spliced_losses(self.subject, clean, own, token_ids, box["scored"]), zero, mean
-        batch = Batch(
-            token_ids,
-            special,
-            box["scored"],
-            self.context_id[rows],
-            self.contexts.document_id[rows],
-            torch.arange(token_ids.shape[1], device=device),
-            self.calibration.mean,
-            box["x"],
-            _x_read=box["x_read"],
-            read_mean=self.calibration.sample.mean(0),
-            _labels=None if self.contexts.labels is None else self.contexts.labels.take(rows),
-            seed=self.seed,
-        )
-        return batch, seen, losses
+            at_hook(*self.subject.capture(at_hook.token_ids, self.read, self.write))
+            return at_hook.batches
+        count = len(self.lanes) + self.ablations.most_copies
+        clean, hidden = self.subject.fork(at_hook.token_ids, self.read, self.write, at_hook, count)
+        return at_hook.with_losses(self.ablations, clean, hidden)
 
-    def _require_finite(self, x: Tensor, rows: np.ndarray) -> None:
+    def require_finite(self, x: Tensor, rows: np.ndarray) -> None:
+        """Raise NonFiniteError, with the first context that has a non-finite activation."""
         if not bool(torch.isfinite(x).all()):
             bad = int(rows[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])])
             raise NonFiniteError(
                 f"activations at {self.write} are not finite in context {self.context_id[bad]} "
                 f"({self.subject.loaded.id}, {self.subject.dtype}): try --dtype float32"
             )
-
-    def _look(self, lane: Lane, x_read: Tensor, x_write: Tensor) -> _Seen:
-        """Latents and reconstruction of one SAE; what is not finite fails its metrics and is not passed on."""
-        if not any(lane.needs(n) for n in ("latents", "reconstruction", "token_losses")):
-            return _Seen()
-        try:
-            latents = lane.sae.encode(x_read)
-            if not bool(torch.isfinite(latents.values).all()):
-                raise SaebenchError("latents are not finite")
-            if not (lane.needs("reconstruction") or lane.needs("token_losses")):
-                return _Seen(latents)
-            reconstruction = lane.sae.decode(latents, x_read)
-            if not bool(torch.isfinite(reconstruction).all()):
-                raise SaebenchError("the reconstruction is not finite")
-        except (SaebenchError, RuntimeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            lane.fail(one_line(error), frozenset({"latents", "reconstruction", "token_losses"}))
-            return _Seen()
-        return _Seen(latents, reconstruction)
 
     # --- update -------------------------------------------------------------------------------------------------------
 
@@ -265,27 +285,18 @@ class Pass:
         lengths = self.contexts.lengths
         return 0 if lengths is None else int((self.contexts.width(rows) - lengths[rows]).sum())
 
-    def _update(
-        self, batch: Batch, seen: list[_Seen], losses: tuple[Losses, Tensor, Tensor] | None, padding: int
-    ) -> None:
-        special, scored = int(batch.special.sum()), int(batch.scored.sum())
+    def _update(self, batches: list[Batch], padding: int) -> None:
+        """Count the tokens and give each lane's metrics their batch."""
+        shared = batches[0]
+        special, scored = int(shared.special.sum()), int(shared.scored.sum())
         self.tally.special += special - padding
         self.tally.scored += scored
-        self.tally.outliers += batch.scored.numel() - special - scored
-        predicted = batch.scored.clone()
-        predicted[:, -1] = False
-        for k, (lane, mine) in enumerate(zip(self.lanes, seen, strict=True)):
-            token_losses = None
-            if losses is not None:
-                all_losses, zero, mean = losses
-                token_losses = TokenLosses(
-                    all_losses.clean, all_losses.spliced[k], zero, mean, all_losses.kl[k], predicted
-                )
-            own = replace(batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses)
+        self.tally.outliers += shared.scored.numel() - special - scored
+        for lane, batch in zip(self.lanes, batches, strict=True):
             for metric in lane.alive:
                 if not metric.needs:
                     continue
                 try:
-                    metric.update(own)
+                    metric.update(batch)
                 except Exception as error:  # a stranger's metric must not end the pass
                     lane.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"

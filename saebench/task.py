@@ -199,7 +199,7 @@ class PromptContent(TextContent):
     """
 
     kind: ClassVar[Kind] = "prompts"
-    prompts: PromptSpec = PromptSpec()
+    prompts: PromptSpec = dataclasses.field(default_factory=PromptSpec)
     rows: tuple[Prompt, ...] = ()
 
 
@@ -278,6 +278,10 @@ class Task:
         """The columns of labelled documents; None for the other kinds."""
         return self.content.labels if isinstance(self.content, LabelContent) else None
 
+    def with_content(self, **parts: Any) -> "Task":
+        """The task with these parts of its content (corpus, contexts, labels, prompts) in place of its own."""
+        return dataclasses.replace(self, content=dataclasses.replace(self.content, **parts))
+
     def sha256(self) -> str:
         """Hash of everything that changes the numbers; titles and the default metrics do not."""
         body = {"name": self.name, "version": self.version} | self.content.hashed()
@@ -306,7 +310,7 @@ class Task:
 class TaskBuilder(Protocol):
     """A plugin's task, found through the hook `saebench_tasks`; a `Task` is one too.
 
-    Optional: `metrics` (a tuple of names; without it a run needs --metric), `kind` ("prompts" by default), `title`, `description`.
+    Optional: `metrics` (a tuple of names; without it a run needs --metric), `kind` (default "prompts"), `title`, `description`.
     """
 
     name: str

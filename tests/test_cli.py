@@ -207,7 +207,7 @@ def test_what_cannot_be_is_found_before_anything_is_loaded(
     flags, code, words, two_saes, llama, tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("saebench.running.plan.load_sae", _must_not_be_called)
-    monkeypatch.setattr("saebench.running.measure.load_model", _must_not_be_called)
+    monkeypatch.setattr("saebench.running.setting.load_model", _must_not_be_called)
     flat = tmp_path / "flat.npy"
     np.save(flat, np.arange(9))
     given = dict(zip(flags[::2], flags[1::2], strict=True))

@@ -106,6 +106,7 @@ def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
         ("recipe", "x_hat = sae.decode_dense(f)", "x_hat = sae.decode_dense(f.detach())"),
         ("report", "value_text(cell)", '"0"'),
         ("judge", "longest in rest", "longest not in rest"),
+        ("task", "entity=country", "entity=form"),
         ("judge", "reply.data, reply.text", "{'x': True}, reply.text"),
     ],
 )

@@ -92,7 +92,7 @@ def _write_report(found: "list[Board]", format_: str, output: Path | None) -> No
 
     report = registry().get("reports", format_)
     if output and isinstance(report, PagedReport):
-        folder = output.with_name(f"{output.stem}-saes")
+        folder = output.with_name(f"{output.name.removesuffix('.html')}-saes")
         for name, text in report.pages(found, output.name).items():
             write_atomically(folder / name, text.encode())
         write_atomically(output, report.render(found, folder.name).encode())

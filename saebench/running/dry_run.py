@@ -13,8 +13,9 @@ from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
 from saebench.running.cost import Cost, ModelSize, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
-from saebench.running.measure import LANES, Reporter, Silent, default_batch
-from saebench.running.plan import Failure, Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.passes import LANES, default_batch
+from saebench.running.plan import Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.task import Task
 
@@ -182,9 +183,9 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
     else:
         contexts, length = task.contexts.count, task.contexts.length
     contexts = min(contexts, request.limit or contexts)
-    if task.labels is None or request.tokens is not None:
+    if task.kind == "contexts" or request.tokens is not None:
         return Text(contexts, length, length)
-    if task.corpus.hub or model is None:
+    if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
     found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))

@@ -27,6 +27,7 @@ class StateFolder:
 
     def __init__(self, results: Path) -> None:
         self.folder = results / ".state"
+        self._settled: set[str] = set()
 
     def save(self, group: str, state: Mapping[str, Any]) -> None:
         """Replace the state of the pass with these lanes."""
@@ -44,11 +45,15 @@ class StateFolder:
                 best = state
         return best
 
-    def drop(self, group: str, finished: set[str]) -> None:
-        """Delete the states whose every lane belongs to a finished record (of these fingerprints)."""
+    def settle(self, fingerprint: str) -> None:
+        """Mark a record as complete: its lanes need no state any more."""
+        self._settled.add(fingerprint)
+
+    def drop(self, group: str) -> None:
+        """Delete the group's states whose every lane belongs to a settled record."""
         for path in self.folder.glob(f"{group}-*.safetensors"):
             state = _read(path)
-            if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= finished:
+            if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= self._settled:
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # another state is in it, or somebody else was faster
             self.folder.rmdir()

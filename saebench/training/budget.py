@@ -18,19 +18,6 @@ _CHUNK_BYTES = 2 * 2**30
 _OUTLIERS = 0.002
 
 
-def run_dtype(device: str, asked: str | None) -> str:
-    """The model's precision: bfloat16 wherever the machine multiplies it faster than float32."""
-    if asked:
-        return asked
-    has_bf16 = not device.startswith("cpu") or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "bfloat16" if has_bf16 else "float32"
-
-
-def default_context_batch(device: str) -> int:
-    """Contexts a forward pass: what was fastest (16 and 32 are alike on a CPU)."""
-    return 16 if device.startswith("cpu") else 64
-
-
 def chunk_contexts(request: TrainRequest, d_in: int, nbytes: int, length: int) -> int:
     """How many contexts of `length` tokens are shuffled together."""
     if request.chunk_contexts:

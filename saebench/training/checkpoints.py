@@ -64,6 +64,12 @@ class RunFolder:
             )
 
     @property
+    def identity(self) -> dict[str, Any] | None:
+        """The identity of the run that the folder holds; None where it holds none."""
+        known = self._about()
+        return known["identity"] if known is not None and isinstance(known["identity"], dict) else None
+
+    @property
     def finished(self) -> bool:
         known = self._about()
         return known is not None and bool(known["finished"])

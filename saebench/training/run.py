@@ -22,14 +22,13 @@ from saebench.training.baselines import BASELINES, Trainable, make_baseline
 from saebench.training.budget import (
     checkpoint_bytes,
     chunk_contexts,
-    default_context_batch,
     read_text,
-    run_dtype,
     special_ids_of,
     step_count,
 )
 from saebench.training.cache import CachedActivations, cache_key
 from saebench.training.checkpoints import RunFolder
+from saebench.training.choices import settled
 from saebench.training.interrupt import Interrupt
 from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
@@ -73,9 +72,10 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
             f"--batch-size {request.batch_size} cannot be split over {world} processes: use a multiple of it"
         )
     hook = HookPoint.parse(request.hook)
+    folder = RunFolder(out)
+    request = ranks.agree(settled(request, device, folder.identity))
     reporter.message(f"loading {request.model}")
-    dtype = run_dtype(device, request.dtype)
-    loaded = load_model(request.model, revision=request.revision, dtype=dtype, device=device)
+    loaded = load_model(request.model, revision=request.revision, dtype=str(request.dtype), device=device)
     subject = Subject(loaded)
     subject.require(hook)
     check_saes(request.saes, hook_width(loaded.model.config, hook))
@@ -83,7 +83,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
     text = read_text(request, loaded.tokenizer, vocabulary, special_ids_of(config))
     steps = step_count(request, text.tokens)
-    batch = request.context_batch or default_context_batch(device)
+    batch = int(request.context_batch or 1)
     calibration = calibrate_on(text, subject, hook, request.max_norm, batch, cache_folder())
     d_in = int(calibration.sample.shape[1])
     lanes = [Lane(spec, make_trainer(spec, d_in, steps, str(subject.device)), Meter()) for spec in request.saes]
@@ -98,10 +98,9 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
         chunks = CachedActivations(source, request.cache / cache_key(source))
     tokens = steps * request.batch_size
     reporter.message(f"{len(lanes)} SAE(s), {tokens:,} tokens of {text.tokens:,} in the text, {steps:,} steps")
-    folder = RunFolder(out)
     identity = request.identity() | {
-        "dtype": dtype, "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
-        "chunk_contexts": source.contexts, "context_batch": batch, "cached": request.cache is not None,
+        "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
+        "chunk_contexts": source.contexts, "cached": request.cache is not None,
     }  # fmt: skip
     ranks.decide(lambda: _claim(folder, identity, subject, request, d_in))
     return TrainingRun(request, subject, hook, text, chunks, steps, lanes, folder, interrupt, rank, world)

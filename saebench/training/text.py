@@ -15,6 +15,7 @@ import numpy as np
 from saebench.corpus import documents, pack, special_ids
 from saebench.errors import SaebenchError, UsageError
 from saebench.labels import read_table
+from saebench.streams import numpy_generator
 from saebench.task import Task
 
 # Files of one's own: tables with a column `text`, or token ids.
@@ -80,7 +81,7 @@ def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = No
         cut, _ = pack(ids, spec.length, bos)
         pieces.append(cut.astype(np.int32))
         count += 1
-        found += len(cut) * (spec.length - spec.bos)
+        found += len(cut) * (spec.length - (bos is not None))
         if own is None and task.corpus.hub is not None and found >= wanted:
             break
     if not found:
@@ -113,4 +114,4 @@ def _token_ids(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]:
 
 def context_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """[count] the order in which an epoch reads contexts; another one each epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    return numpy_generator(f"train/order/{epoch}", seed).permutation(count)

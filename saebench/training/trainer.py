@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.precision import product_dtype
 from saebench.arithmetic.ranks import all_sum, variance, world
 from saebench.errors import NonFiniteError, SaebenchError
 from saebench.recipe import Batch, Loss, Recipe
@@ -71,8 +72,9 @@ class Trainer:
         self.recipe, self.settings, self.steps, self.device = recipe, settings, steps, torch.device(device)
         extra = recipe.parameters(settings, d_in, width)
         state = recipe.buffers(settings, d_in, width)
+        products = getattr(torch, settings.dtype or product_dtype(str(self.device)))
         self.dictionary = Dictionary(
-            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), encoder_norm=settings.encoder_norm, extra=extra,
+            d_in, width, seed=seed, dtype=products, encoder_norm=settings.encoder_norm, extra=extra,
             state=state,
         ).to(self.device)  # fmt: skip
         self.scale: float | None = None

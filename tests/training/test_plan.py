@@ -85,7 +85,8 @@ def test_time_of_saes_is_what_they_took(
     monkeypatch.setattr("saebench.training.estimate.matrix_speed", lambda device, dtype: rates[dtype])
     LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2).save_pretrained(tmp_path)
     request = TrainRequest(
-        model=str(tmp_path), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 9216),), device="cpu",
+        model=str(tmp_path), hook="blocks.1.hook_resid_post", device="cpu",
+        saes=(SaeSpec("a", recipe, 9216, settings={"dtype": "bfloat16"}),),
         batch_size=4096, tokens=40_960,
     )  # fmt: skip
     found = estimate(request).seconds
@@ -152,15 +153,15 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
-            r"unknown key of \[corpus\] 'filez': did you mean 'file'",
+            r"unknown key 'filez' in \[corpus\]; did you mean 'file'",
         ),
         ('model = "m"\nhook = "h"\ncorpus = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus is 'x'"),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "must be text"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.file is 3"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfile = "a"\nhub = "b"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
             "exactly one of file and hub",
         ),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "needs its sha256"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.sha256"),
         ('model = "m"\nhook = "h"\n[saes]\nrecipe = "topk"\nwidth = 8', r"begins with \[\[saes\]\]"),
         ('model = "m"\nhook = "h"\nsaes = [3]', r"begins with \[\[saes\]\]"),
         ("model = ", "not readable"),
