@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -130,8 +130,8 @@ def load_task(spec: str) -> Task:
     return task
 
 
-def data_task(path: Path, labels: LabelSpec) -> Task:
-    """Probing on somebody's own table of labelled texts, .csv or .parquet; its name holds the table's.
+def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
+    """A task on the user's table of labelled texts, .csv or .parquet; its name holds the table's.
 
     Raises:
         UsageError: the table cannot be read.
@@ -142,7 +142,7 @@ def data_task(path: Path, labels: LabelSpec) -> Task:
         raise UsageError(f"{path}: not readable: {one_line(error)}") from error
     stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
     corpus, contexts = CorpusSpec(file=path.name, sha256=digest), ContextSpec(128, True, 1_000_000, 10.0)
-    return Task(f"data/{stem}", 1, ("probing",), LabelContent(corpus, contexts, labels), folder=path.parent)
+    return Task(f"data/{stem}", 1, tuple(metrics), LabelContent(corpus, contexts, labels), folder=path.parent)
 
 
 def _read(path: Path) -> Task:

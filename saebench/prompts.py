@@ -81,13 +81,13 @@ class Prompts:
         chosen = np.ones(len(self), dtype=bool)
         if held_out is not None:
             chosen &= self.held_out == held_out
-        for name, names, codes in (
-            (attribute, self.attributes, self.attribute),
-            (entity, self.entities, self.entity),
+        for kind, name, names, codes in (
+            ("attribute", attribute, self.attributes, self.attribute),
+            ("entity", entity, self.entities, self.entity),
         ):
             if name is not None:
                 if name not in names:
-                    raise unknown("attribute" if names is self.attributes else "entity", name, names)
+                    raise unknown(kind, name, names)
                 chosen &= codes == names.index(name)
         if known and self.known is not None:
             chosen &= self.known
