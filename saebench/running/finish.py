@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from saebench.cache import cache_folder
+from saebench.forward.lane import Lane
 from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
 from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import finish_metric
 from saebench.running.setting import Setting
-from saebench.stream import Lane
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:

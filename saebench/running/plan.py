@@ -137,6 +137,11 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
     lacking = "token_losses" if task.labels else "labels"
     for name, metric in wanted.items():
+        if task.labels and metric.edit_rows:
+            raise UsageError(
+                f"metric '{name}' edits contexts, and task {task.label} has short labelled documents: "
+                "choose another --task or --metric"
+            )
         if lacking in metric.needs:
             has = "short labelled documents" if task.labels else "no labels"
             raise UsageError(
