@@ -20,6 +20,7 @@ from saebench.batch import Edit as Edit
 from saebench.batch import Edited as Edited
 from saebench.batch import TokenLosses as TokenLosses
 from saebench.judge import Calls, Session
+from saebench.lens import Lens
 from saebench.sae import SAE
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Env:
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run.
         cache: a folder for what is worth keeping between runs.
-        judge: answers the requests of a metric that says in `asks` that it has some; None for the others.
+        judge: answers the requests of a metric that declares some in `asks`; None for the others.
+        lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
     """
 
     sae: SAE
@@ -132,6 +134,7 @@ class Env:
     seed: int = 0
     cache: Path | None = None
     judge: Session | None = None
+    lens: Lens | None = None
 
 
 class Metric:
@@ -149,6 +152,7 @@ class Metric:
             differences between SAEs are made of independent samples.
 
         edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
+        uses_lens: whether `scores` runs the language model (`env.lens`).
 
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
@@ -162,6 +166,7 @@ class Metric:
     headlines: ClassVar[tuple[str, ...]] = ()
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
+    uses_lens: ClassVar[bool] = False
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""

@@ -50,6 +50,8 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
+        if metric.uses_lens and env.lens is None:
+            raise SaebenchError("needs the language model, and this run has none: measure the SAE on its model")
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
         pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
