@@ -111,7 +111,7 @@ def _links(row: Row, names: Mapping[str, str], folder: str | None) -> str:
 def _row(number: int, row: Row, columns: Sequence[Column], links: str) -> str:
     kind, width = architecture(row), row.record.sae.get("d_sae")
     latents = width if isinstance(width, int) else 0
-    l0 = None if row.l0 is None else row.l0.value
+    l0 = None if row.sparsity is None else row.sparsity.value
     name = escape(clean(row.name))
     cells = "".join(_cell(row.cells[column]) for column in columns)
     return (

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from saebench import __version__
 from saebench.results import write_atomically
 
 
@@ -64,7 +65,7 @@ class StateFolder:
 
     def units(self, fingerprint: str, metric: str) -> Path:
         """The folder of a metric's finished units (`Lens.units`) for one record; `metric` is name@version."""
-        return self.folder / f"units-{fingerprint[:24]}-{metric}"
+        return self.folder / f"units-{fingerprint[:24]}-{metric}-{__version__}"
 
     def drop_units(self, fingerprint: str, metric: str) -> None:
         """Delete the finished units of a metric whose scores are recorded."""
