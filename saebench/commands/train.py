@@ -33,7 +33,16 @@ _OF_A_TOY = ("seed", "k", "sets")
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text of your own: .parquet, .csv, .jsonl (column text) or token ids .npy. Default: saebench's training text.",
+    help="Text of your own: .parquet, .csv, .jsonl (column text), .txt or a folder of .txt, or token ids .npy. "
+    "Default: saebench's training text.",
+)
+@click.option("--context-length", type=int, help="Tokens a context. Default: 128.")
+@click.option(
+    "--no-bos",
+    "bos",
+    flag_value=False,
+    default=None,
+    help="Contexts without BOS. Default: BOS if the tokenizer has one.",
 )
 @click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
 @click.option(
@@ -124,12 +133,13 @@ def _dry_run(request: "TrainRequest", as_json: bool) -> None:
     from saebench.training.shapes import check_shapes
 
     check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while
-    tokens, steps, length = budget(request)
-    found = estimate(request, tokens, steps, length)
+    tokens, steps, text = budget(request)
+    found = estimate(request, tokens, steps, None if text is None else text.length)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        facts = {} if text is None else {"text": text.facts()}
+        click.echo(json.dumps(found.to_json() | facts, indent=1))
         return
-    for line in found.lines():
+    for line in [*found.lines(), *([] if text is None else text.describe())]:
         click.echo(line)
 
 

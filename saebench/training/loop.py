@@ -233,7 +233,7 @@ class TrainingRun:
             model=self.subject.loaded.id,
             hook=str(self.hook),
             context_length=self.text.length,
-            prepend_bos=request.bos if request.data is None or request.data.suffix != ".npy" else None,
+            prepend_bos=request.bos is True if request.data is None or request.data.suffix != ".npy" else None,
             training_tokens=self.steps * request.batch_size,
         )
         return replace(sae, metadata=about).to("cpu")

@@ -55,7 +55,7 @@ class TrainRequest:
         tokens: activations that each SAE sees; None is all of the text, `epochs` times.
         epochs: how often the text may be read.
         batch_size: activations a step, over all processes.
-        context_length, bos, max_norm: as in a task's contexts.
+        context_length, max_norm: as in a task's contexts. bos: whether contexts begin with BOS; "auto" follows the tokenizer.
         chunk_contexts: contexts whose activations are shuffled together; None fits them to memory.
         context_batch: contexts a forward pass; None is fitted to the device.
         seed: of the order of text and activations; that of weights is each SAE's own.
@@ -75,7 +75,7 @@ class TrainRequest:
     epochs: int = 1
     batch_size: int = 2048
     context_length: int = 128
-    bos: bool = True
+    bos: bool | str = "auto"
     max_norm: float | None = 10.0
     chunk_contexts: int | None = None
     context_batch: int | None = None
@@ -111,7 +111,7 @@ class TrainRequest:
         """The text as a task has it."""
         from importlib.resources import files
 
-        contexts = ContextSpec(self.context_length, self.bos, 1, self.max_norm)
+        contexts = ContextSpec(self.context_length, self.bos is True, 1, self.max_norm)
         folder = self.folder or Path(str(files("saebench.tasks")))
         return Task("train", 1, (), self.corpus, contexts, folder=folder)
 
@@ -144,8 +144,8 @@ def _require_plain(request: TrainRequest) -> None:
         value = getattr(request, name)
         if not (isinstance(value, str) and value) and not (name == "revision" and value is None):
             raise UsageError(f"{name} is {value!r}, expected text in quotes")
-    if not isinstance(request.bos, bool):
-        raise UsageError(f"bos is {request.bos!r}, expected true or false")
+    if not isinstance(request.bos, bool) and request.bos != "auto":
+        raise UsageError(f'bos is {request.bos!r}, expected true, false or "auto"')
     norm = request.max_norm
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
         raise UsageError(f"max_norm is {norm!r}, expected a positive number of median norms")

@@ -169,7 +169,7 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = 5\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook is 5"),
         (
             'model = "m"\nhook = "h"\nbos = "no"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
-            "bos is 'no', expected true or false",
+            "bos is 'no', expected true, false or",
         ),
         ('model = "m"\nhook = "h"\nmax_norm = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is 0"),
         ('model = "m"\nhook = "h"\nmax_norm = "10"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is '10'"),
@@ -296,10 +296,13 @@ def test_a_buffer_is_as_large_for_rows_of_another_length(llama: Path, tmp_path: 
     )
     assert chunk_contexts(request, 32, 4, 128) == 2**17 // 128
     assert chunk_contexts(request, 32, 4, 2048) == 2**17 // 2048
+    few = with_options(request, {"tokens": 12_000})
+    assert 12_000 < chunk_contexts(few, 32, 4, 128) * 127 < 13_000, "no more activations than the run takes"
     np.save(tmp_path / "long.npy", np.full((2, 2048), 5))
-    tokens, steps, length = budget(with_options(request, {"data": tmp_path / "long.npy"}))
-    assert length == 2048
-    short, long = (estimate(request, tokens, steps, n) for n in (128, length))
+    tokens, steps, text = budget(with_options(request, {"data": tmp_path / "long.npy"}))
+    assert text is not None
+    assert text.length == 2048
+    short, long = (estimate(request, tokens, steps, n) for n in (128, text.length))
     # A forward pass of as many contexts is longer; the buffer is not.
     wide = 3 * 64 + 4 * 32
     assert long.memory - short.memory == pytest.approx(16 * (2048 - 128) * wide * 4)
