@@ -29,9 +29,13 @@ SAMPLE = 32_768
 
 
 class Reporter(Protocol):
-    """Hears how training goes."""
+    """Receives a run's progress."""
 
     def message(self, text: str) -> None: ...
+
+    def capturing(self, done: int, total: int) -> None:
+        """Forward passes of the chunk that is being made."""
+        ...
 
     def begin(self, steps: int, done: int) -> None: ...
 

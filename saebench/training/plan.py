@@ -169,8 +169,8 @@ def _require_name(name: Any) -> None:
         raise UsageError(f"an SAE is named '{name}', as a file of the run is: give it another name")
 
 
-def read_request(path: Path, seed: int = 0) -> TrainRequest:
-    """A run from a TOML file.
+def read_requests(path: Path, seed: int = 0) -> list[TrainRequest]:
+    """The runs of a TOML file: one for each hook point that it lists.
 
     Args:
         seed: of the weights of SAEs for which the file gives none.
@@ -182,16 +182,23 @@ def read_request(path: Path, seed: int = 0) -> TrainRequest:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable: {one_line(error)}") from error
-    known = {f.name for f in fields(TrainRequest)} - {"folder", "data", "cache", "device"}
+    known = {f.name for f in fields(TrainRequest)} - {"folder", "cache", "device"}
     for key in raw:
         if key not in known | {"prefix"}:
             raise UsageError(f"{path}: {unknown('key', key, known)}")
     prefix = raw.pop("prefix", "")
     try:
+        if "corpus" in raw and "data" in raw:
+            raise UsageError("data and [corpus] are both set: keep one")
         if "corpus" in raw:
             raw |= {"corpus": read_corpus(raw.pop("corpus")), "folder": path.parent}
+        if "data" in raw:
+            raw["data"] = path.parent / raw["data"]
+        hooks = raw.pop("hook") if isinstance(raw["hook"], list) else [raw.pop("hook")]
+        if not hooks or len(set(map(str, hooks))) < len(hooks):
+            raise UsageError(f"hook is {hooks!r}, expected hook points that differ")
         saes = tuple(sae for entry in _tables(raw.pop("saes", [])) for sae in expand({"seed": seed} | entry, prefix))
-        return TrainRequest(saes=saes, **raw)
+        return [TrainRequest(saes=saes, hook=hook, **raw) for hook in hooks]
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (TypeError, AttributeError, KeyError) as error:

@@ -94,7 +94,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     interrupt = Interrupt()
     source = Activations(
         subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
-        interrupt.check,
+        interrupt.check, reporter.capturing,
     )  # fmt: skip
     chunks: Chunks = source
     if request.cache is not None:
