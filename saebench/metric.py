@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saebench.judge import Calls, Session
 from saebench.labels import Labels
+from saebench.presentation import Axis, Figure
 from saebench.sae import SAE, Latents
 
 if TYPE_CHECKING:
@@ -234,9 +235,10 @@ class Metric:
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
-        about: what a score says, in a few words, by its key, as tables show it; `{n:,}` in it is the score's n. A key that is
-            not there shows its unit.
+        about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
+        figures: pictures of the scores, beside the default of each headline over the sparsity axis.
+        sparsity: the score that serves boards as the sparsity axis, if the metric has one.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -250,6 +252,8 @@ class Metric:
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    sparsity: ClassVar[Axis | None] = None
     paired: ClassVar[bool] = True
 
     def __init__(self, sae: SAE) -> None:

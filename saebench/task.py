@@ -5,7 +5,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -172,8 +172,8 @@ def load_task(spec: str) -> Task:
     return task
 
 
-def data_task(path: Path, labels: LabelSpec) -> Task:
-    """Probing on somebody's own table of labelled texts, .csv or .parquet; its name holds the table's.
+def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
+    """A task on the user's table of labelled texts, .csv or .parquet; its name holds the table's.
 
     Raises:
         UsageError: it cannot be read.
@@ -186,7 +186,7 @@ def data_task(path: Path, labels: LabelSpec) -> Task:
     return Task(
         f"data/{stem}",
         1,
-        ("probing",),
+        tuple(metrics),
         CorpusSpec(file=path.name, sha256=digest),
         ContextSpec(length=128, bos=True, count=1_000_000, max_norm=10.0),
         folder=path.parent,

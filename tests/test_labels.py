@@ -237,7 +237,7 @@ def test_a_labelled_run_makes_a_record(speaker: Path, two_saes: list[Path], tmp_
         assert record.metrics["probing"]["details"]["probes"]
         assert json.loads(record.path.read_text())
     [board] = boards(records)
-    assert {"probing-mean", "probing-max"} <= set(plots(board))
+    assert {"curve-mean_sae_accuracy", "curve-max_sae_accuracy"} <= set(plots(board))
     assert records[0].score("dense_accuracy")["value"] == records[1].score("dense_accuracy")["value"]
     alone = saebench.run(two_saes[1], model=str(speaker), task=task, results=tmp_path / "alone", batch_size=7)[0]
     for row, other in zip(records[1].scores, alone.scores, strict=True):

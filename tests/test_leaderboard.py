@@ -54,7 +54,7 @@ def test_ranks_with_ties_and_values_as_recorded(make: Make) -> None:
     l0 = next(c for c in board.columns if c.key == "l0")
     dead = next(c for c in board.columns if c.key == "dead_fraction")
     assert all(row.cells[c].rank is None for row in board.rows for c in (l0, dead))
-    assert [c.key for c in select(board.columns, ())] == ["explained_variance", "dead_fraction"]
+    assert [c.key for c in select(board, ())] == ["explained_variance", "dead_fraction"]
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,10 @@ def test_one_name_twice_is_told_apart(make: Make) -> None:
 
 def test_scores_are_chosen_by_key_metric_or_both(make: Make) -> None:
     [board] = boards([make("a")])
-    assert [c.key for c in select(board.columns, ["l0", "use"])] == ["l0", "dead_fraction", "dead_fraction_curve"]
-    assert [c.key for c in select(board.columns, ["use.dead_fraction"])] == ["dead_fraction"]
+    assert [c.key for c in select(board, ["l0", "use"])] == ["l0", "dead_fraction", "dead_fraction_curve"]
+    assert [c.key for c in select(board, ["use.dead_fraction"])] == ["dead_fraction"]
     with pytest.raises(UsageError, match="did you mean 'explained_variance'"):
-        select(board.columns, ["explaned_variance"])
+        select(board, ["explaned_variance"])
 
 
 def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
@@ -225,7 +225,7 @@ def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
         entry = record.metrics["fidelity"]
         records[-1].metrics["theirs"] = entry
     [board] = boards(records)
-    [surprise] = [c for c in select(board.columns, ()) if c.metric == "theirs"]
+    [surprise] = [c for c in select(board, ()) if c.metric == "theirs"]
     assert [row.cells[surprise].rank for row in board.rows] == [1, 2]
     assert "surprise" in terminal(board_table(board))
 

@@ -121,7 +121,7 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
     [board] = boards([replace(a, partial=False), replace(b, partial=False)])
     one, two = board.rows
     lines = []
-    for column in select(board.columns, scores):
+    for column in select(board, scores):
         left, right = one.cells[column], two.cells[column]
         difference, reason = None, left.reason or right.reason
         paired = is_paired(a, column.metric) and is_paired(b, column.metric)

@@ -13,6 +13,8 @@ import torch
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
+from saebench.loading.hf import Address
+from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.running.reporting import Failure
@@ -120,7 +122,8 @@ def read_tasks(request: Request) -> list[Task]:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
         labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
-        return [data_task(Path(request.data), labels)]
+        labelled = [name for name, metric in registry(request.strict).metrics.items() if "labels" in metric.needs]
+        return [data_task(Path(request.data), labels, labelled)]
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)
@@ -255,7 +258,7 @@ def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
 def _longer(name: str, source: str | Path | SAE) -> str:
     if isinstance(source, SAE):
         return name
-    above = [folder.name for folder in Path(source).resolve().parents if folder.name]
+    above = [folder.name for folder in _named_path(source).parents if folder.name]
     return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
@@ -263,8 +266,22 @@ def default_name(source: str | Path | SAE) -> str:
     """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
-    path = Path(source)
-    name = path.stem if path.is_file() else path.resolve().name
+    path = _named_path(source)
+    is_file = path.is_file() or (is_remote(str(source)) and path.suffix in (".pt", ".pth", ".safetensors", ".npz"))
+    name = path.stem if is_file else path.name
     vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
-    parent = path.resolve().parent.name
+    parent = path.parent.name
     return f"{parent}-{name}" if vague and parent else name
+
+
+def _named_path(source: str | Path) -> Path:
+    """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
+    spec = str(source)
+    if not is_remote(spec):
+        path = Path(spec)
+        return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+    try:
+        address = Address.parse(spec) if is_on_hub(spec) else Address(spec.partition(":")[2])
+    except UsageError:
+        return Path("/", spec)
+    return Path("/", address.repo, address.path)

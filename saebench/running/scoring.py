@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
+from saebench.presentation import Presentation
 from saebench.stats import ratio_interval
 
 
@@ -50,6 +51,7 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
+        shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
         pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
@@ -65,6 +67,8 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     except Exception as problem:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         return Measured(entry, errors={name: kind + one_line(problem)})
+    if shown:
+        entry["presentation"] = shown
     if details:
         entry["details"] = details
     return Measured(entry, rows, undefined, units if len(units) else None, files)
