@@ -100,8 +100,14 @@ class Contexts:
         return digest.hexdigest()
 
 
-def special_ids(tokenizer: Any) -> np.ndarray:
-    """Ids of every special token of a tokenizer (Llama 3's reserved ones are in its added tokens only)."""
+def special_ids(tokenizer: Any, config: Any = None) -> np.ndarray:
+    """Ids that are neither scored nor trained on: every special token of the tokenizer (Llama 3's reserved ones are in its added
+    tokens only); of a model without a tokenizer, BOS, EOS and padding of its config.
+    """
+    if tokenizer is None:
+        named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+        ids = {i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None}
+        return np.array(sorted(ids), dtype=np.int64)
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return np.array(sorted(added | set(tokenizer.all_special_ids)), dtype=np.int64)
 

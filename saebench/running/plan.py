@@ -151,6 +151,11 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     if not wanted:
         raise UsageError(f"task {task.label} names no metrics: pass --metric")
     for name, metric in wanted.items():
+        if task.kind != "contexts" and metric.edit_rows:
+            raise UsageError(
+                f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
         if lacking := _LACKING[task.kind] & set(metric.needs):
             raise UsageError(
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
