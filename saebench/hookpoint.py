@@ -108,6 +108,11 @@ class HookPoint:
     def __str__(self) -> str:
         return _PRINTED[self.site].format(self.layer)
 
+    @property
+    def on_stream(self) -> bool:
+        """Whether it lies on the residual stream between two blocks."""
+        return self.site in ("resid_pre", "resid_post")
+
     @classmethod
     def parse(cls, name: str) -> "HookPoint":
         """The hook point that `name` means, in either dialect; also `layers.L` and `resid_post_layer_L`.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saebench.metric import Metric
     from saebench.recipe import Recipe
     from saebench.report import Report
+    from saebench.task import TaskBuilder
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
@@ -71,4 +72,10 @@ def saebench_reports() -> "Sequence[Report]":
 @hookspec
 def saebench_comparisons() -> "Sequence[Comparison]":
     """Comparisons of several SAEs: objects with `name`, `version`, `about` and `compare(saes, shared) -> Compared`."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_tasks() -> "Sequence[TaskBuilder]":
+    """Tasks: objects with `name`, `version` and `build(tokenizer) -> Task`; a `Task` builds itself."""
     raise AssertionError("a specification is never called")

@@ -18,6 +18,7 @@ KINDS = {
     "recipe": "saebench train $module --toy --out runs/$module",
     "report": "saebench leaderboard --format $module",
     "comparison": "saebench list comparisons",
+    "task": "saebench run --sae PATH --task $module",
 }
 
 

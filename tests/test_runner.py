@@ -403,11 +403,11 @@ def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_p
     seen: list[int] = []
     real = Pass._update
 
-    def update(self: Pass, batches: Any, *rest: Any) -> None:
+    def update(self: Pass, forked: Any, *rest: Any) -> None:
         if len(seen) >= 12 and not resumed:
             raise KeyboardInterrupt
-        seen.extend(batches[0].context_id.tolist())
-        real(self, batches, *rest)
+        seen.extend(forked.batches[0].context_id.tolist())
+        real(self, forked, *rest)
 
     monkeypatch.setattr(Pass, "_update", update)
     resumed = False

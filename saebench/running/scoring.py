@@ -51,6 +51,8 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
+        if metric.uses_lens and env.lens is None:
+            raise SaebenchError("needs the language model, and this run has none: measure the SAE on its model")
         shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
