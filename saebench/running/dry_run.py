@@ -183,9 +183,9 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
     else:
         contexts, length = task.contexts.count, task.contexts.length
     contexts = min(contexts, request.limit or contexts)
-    if task.labels is None or request.tokens is not None:
+    if task.kind == "contexts" or request.tokens is not None:
         return Text(contexts, length, length)
-    if task.corpus.hub or model is None:
+    if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
     found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))
