@@ -53,7 +53,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     )
     units = {name: part.units for name, part in found.items() if part.units is not None}
     files = {name: part.files for name, part in found.items() if part.files}
-    written = add_to_record(setting.request.results, record, list(found), units, files)
+    written = add_to_record(setting.request.folder, record, list(found), units, files)
     for name, part in found.items():
         if name not in part.errors and work.missing[name].uses_lens:
             setting.state.drop_units(record.fingerprint, _label(work.missing[name]))

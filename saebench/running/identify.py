@@ -51,7 +51,7 @@ def identify(setting: Setting, job: Job) -> Work:
 
 def _find(setting: Setting, job: Job, new: Record) -> tuple[Record, list[str]]:
     """The existing record, else `new`, and the names of the metrics it lacks."""
-    path = record_path(setting.request.results, new)
+    path = record_path(setting.request.folder, new)
     record = read_record(path) if path.exists() else new
     have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
     force = setting.request.force

@@ -173,9 +173,9 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
     """
-    if not request.saes:
+    if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.saes, request.format, say)
+    sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []
