@@ -139,7 +139,8 @@ def _record(
 ) -> Record:  # fmt: skip
     """A record without scores; its SAE stands for all of them, in the order of their hashes."""
     members = sorted(
-        ({"name": n, "sha256": s.sha256(), "architecture": s.metadata.architecture, "d_sae": s.d_sae} for n, s in zip(names, saes, strict=True)),
+        ({"name": name, "sha256": sae.sha256(), "architecture": sae.metadata.architecture, "d_sae": sae.d_sae}
+         for name, sae in zip(names, saes, strict=True)),
         key=lambda member: str(member["sha256"]),
     )  # fmt: skip
     together = hashlib.sha256("|".join(str(m["sha256"]) for m in members).encode()).hexdigest()
