@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from saebench.cache import cache_folder
+from saebench.catalog import load_task
 from saebench.comparison import Compared, Comparison, Shared
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
@@ -26,7 +27,6 @@ from saebench.running.provenance import provenance
 from saebench.running.scoring import score_rows
 from saebench.sae import SAE
 from saebench.subject import Subject
-from saebench.task import load_task
 
 # The text whose activations all SAEs read: the first contexts of this task.
 _TASK = "fidelity"
