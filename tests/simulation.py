@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from saebench.stats import Ratio, paired_difference, ranks, ratio_interval
 
-AREA = Ratio("decision", "label", within=(0, 1), kind="auroc")
+AREA = Ratio("decision", "label", within=(0, 1), kind="area")
 RATIO = Ratio("num", "den")
 SIZES = ("equal", "lognormal", "one large")
 

@@ -134,4 +134,4 @@ def test_bad_areas_are_refused() -> None:
     with raises(SaebenchError, "decision", "nan"):
         ratio_interval(units.assign(decision=np.nan), AREA)
     with raises(SaebenchError, "no column", "elsewhere"):
-        ratio_interval(units, Ratio("elsewhere", "label", kind="auroc"))
+        ratio_interval(units, Ratio("elsewhere", "label", kind="area"))

@@ -92,7 +92,7 @@ def estimate(frames: Sequence[pd.DataFrame], score: Declared) -> Estimate:
     Raises:
         SaebenchError: a column is missing or not finite, or the score is not defined.
     """
-    return _areas(frames, score) if score.kind == "auroc" else _ratios(frames, score)
+    return _areas(frames, score) if score.kind == "area" else _ratios(frames, score)
 
 
 def _ratios(frames: Sequence[pd.DataFrame], score: Declared) -> Estimate:

@@ -103,7 +103,7 @@ def auroc_interval(decision: np.ndarray, label: np.ndarray, cluster: np.ndarray,
     """
     columns = {f"decision_{c}": decision[:, c] for c in range(decision.shape[1])}
     frame = pd.DataFrame({"cluster_id": cluster, "label": label, **columns})
-    return ratio_interval(frame, Ratio("decision", "label", kind="auroc"), level)
+    return ratio_interval(frame, Ratio("decision", "label", kind="area"), level)
 
 
 def paired_difference(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from saebench.errors import SaebenchError
 
-Kind = Literal["ratio", "auroc"]
+Kind = Literal["ratio", "area"]
 
 
 class Declared(Protocol):
@@ -36,11 +36,11 @@ class Ratio:
     """A declared score without its name.
 
     Attributes:
-        num, den: columns of the units. `ratio`: offset + scale · Σnum/Σden. `auroc`: `num` holds the decision values and `den`
+        num, den: columns of the units. `ratio`: offset + scale · Σnum/Σden. `area` (under the ROC curve): `num` holds the decision values and `den`
             the class numbers; with more than two classes the decision columns are `num_0`, `num_1`, …
         count: the column whose sum is n; None counts the units.
         within: the least and the largest possible value.
-        kind: ratio or auroc.
+        kind: ratio or area.
     """
 
     num: str
