@@ -14,8 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from saebench.errors import SaebenchError
 from saebench.judge import Calls, Session
 from saebench.labels import Labels
+from saebench.lens import Lens
 from saebench.sae import SAE, Latents
 
 if TYPE_CHECKING:
@@ -217,6 +219,7 @@ class Env:
         seed: of the run.
         cache: a folder for what is worth keeping between runs.
         judge: answers the requests of a metric that says in `asks` that it has some; None for the others.
+        lens: the language model at the SAE's hook point, for experiments after the pass; None in a run without a model.
     """
 
     sae: SAE
@@ -224,6 +227,17 @@ class Env:
     seed: int = 0
     cache: Path | None = None
     judge: Session | None = None
+    lens: Lens | None = None
+
+    def require_lens(self, metric: str) -> Lens:
+        """The lens.
+
+        Raises:
+            SaebenchError: the run has no language model.
+        """
+        if self.lens is None:
+            raise SaebenchError(f"metric '{metric}' acts on a language model, and this run has none: run a text task with --model")
+        return self.lens
 
 
 class Metric:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saebench.errors import NonFiniteError
 from saebench.hookpoint import HookPoint
-from saebench.lens.model import Activations, Edit, Model
+from saebench.lens.model import Activations, Change, Model
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Sampling:
 
 @torch.no_grad()
 def continuations(
-    model: Model, token_ids: Tensor, rows: Tensor, read: HookPoint, write: HookPoint, edit: Edit | None, how: Sampling
+    model: Model, token_ids: Tensor, rows: Tensor, read: HookPoint, write: HookPoint, edit: Change | None, how: Sampling
 ) -> list[list[int]]:
     """New tokens of each prompt [n, T]; `rows` [n] are the numbers of the copies.
 
