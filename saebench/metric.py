@@ -236,7 +236,9 @@ class Env:
             SaebenchError: the run has no language model.
         """
         if self.lens is None:
-            raise SaebenchError(f"metric '{metric}' acts on a language model, and this run has none: run a text task with --model")
+            raise SaebenchError(
+                f"metric '{metric}' acts on a language model, and this run has none: run a text task with --model"
+            )
         return self.lens
 
 

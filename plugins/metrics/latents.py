@@ -17,7 +17,9 @@ def hashed(purpose: str, seed: int, *keys: np.ndarray | int) -> np.ndarray:
     """uint64 hashes of (purpose, seed, key, …), elementwise; keys are whole numbers and broadcast."""
     out = np.array([stream_seed(purpose, seed)], dtype=np.uint64)
     for key in keys:
-        out = _mix((out + np.uint64(0x9E3779B97F4A7C15)) ^ np.atleast_1d(np.asarray(key)).astype(np.int64).view(np.uint64))
+        out = _mix(
+            (out + np.uint64(0x9E3779B97F4A7C15)) ^ np.atleast_1d(np.asarray(key)).astype(np.int64).view(np.uint64)
+        )
     return out
 
 
@@ -83,4 +85,5 @@ def token_scale(sae: SAE, x_read: Tensor) -> Tensor:
 def _restored(sae: SAE, x_read: Tensor, u: Tensor) -> Tensor:
     """A term of the reconstruction, from the SAE's own space to the model's: the linear part of the inverse transform."""
     _, stats = sae.transform.forward(x_read.to(sae.W_dec.dtype))
-    return sae.transform.inverse(u, stats) - sae.transform.inverse(torch.zeros_like(u), stats)
+    term: Tensor = sae.transform.inverse(u, stats) - sae.transform.inverse(torch.zeros_like(u), stats)
+    return term

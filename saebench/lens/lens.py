@@ -12,7 +12,7 @@ from saebench.hookpoint import HookPoint
 from saebench.lens import generation
 from saebench.lens.contexts import Contexts, Positions, TokenIds
 from saebench.lens.forked import Forked
-from saebench.lens.model import Activations, Copy, Change, Model
+from saebench.lens.model import Activations, Change, Copy, Model
 from saebench.lens.units import Progress, map_units
 
 T = TypeVar("T")

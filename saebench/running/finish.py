@@ -1,12 +1,16 @@
 """From a finished pass to a record on disk: scores, intervals, units and files of each metric."""
 
+import shutil
 import time
 from dataclasses import asdict, astuple, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import saebench
 from saebench.cache import cache_folder
+from saebench.lens import Lens
 from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
 from saebench.running.identify import Work
@@ -25,7 +29,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     found, seconds, judged = {}, {}, {}
     for name, metric in work.missing.items():
         begin = time.perf_counter()
-        env = _env(setting, lane, metric)
+        env = _env(setting, work, lane, metric)
         found[name] = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
         if metric.asks and setting.judge is not None:
             judged[name] = setting.judge.ledger.about()
@@ -52,14 +56,35 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     )
     units = {name: part.units for name, part in found.items() if part.units is not None}
     files = {name: part.files for name, part in found.items() if part.files}
-    return add_to_record(setting.request.results, record, list(found), units, files)
+    written = add_to_record(setting.request.results, record, list(found), units, files)
+    for name, part in found.items():
+        if name not in part.errors:
+            shutil.rmtree(_experiments(work, work.missing[name]), ignore_errors=True)
+    return written
 
 
-def _env(setting: Setting, lane: Lane, metric: type[Metric]) -> Env:
+def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
     judge = setting.judge if metric.asks else None
     if judge is not None:
         judge.ledger.begin()
-    return Env(lane.sae, setting.subject.loaded.tokenizer, setting.request.seed, cache_folder(), judge)
+    folder, request = _experiments(work, metric), setting.request
+    if request.force:
+        shutil.rmtree(folder, ignore_errors=True)
+    lens = Lens(
+        setting.subject,
+        work.job.read,
+        work.job.write,
+        work=folder,
+        batch_size=request.batch_size,
+        progress=setting.reporter,
+    )
+    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+
+
+def _experiments(work: Work, metric: type[Metric]) -> Path:
+    """The folder of a metric's finished experiments (`Lens.units`), kept until its scores are in the record."""
+    name = f"{work.record.fingerprint[:24]}-{metric.name}@{metric.version}-{saebench.__version__}"
+    return cache_folder() / "lens" / name
 
 
 def _tokens(passed: Passed) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Effects(Metric):
     """KL and sparsity of the logit change when one latent is removed at one token where it fires.
 
     `ablation_kl` is KL(clean ‖ ablated) a position, over 16 positions. `ablation_sparsity` is the effective share of logits that
-    move, (‖D‖₁/‖D‖₂)²/(T·V) with D the logit change less its median over the vocabulary (Gao et al. 2024, arXiv 2406.04093, §4.5).
+    move, (‖D‖₁/‖D‖₂)²/(T·V), D the logit change less its median over V (Gao et al. 2024, arXiv 2406.04093, §4.5).
     `top10_share` is the share of the KL in each position's ten most moved tokens. Each is the mean over a latent's firings, then
     over latents; `random_…` are the same for a random direction, and `…_ratio` and `…_gap` compare the two.
     """
@@ -116,10 +116,14 @@ class Effects(Metric):
                 f"no sampled latent fires {s.fewest} times with {s.horizon - 1} tokens after it: use a task with more text"
             )
         found = lens.units(
-            "effects: latents", usable, lambda latent: ablate(lens, env.sae, latent, by_latent[latent], s.horizon, self.seed)
+            "effects: latents",
+            usable,
+            lambda latent: ablate(lens, env.sae, latent, by_latent[latent], s.horizon, self.seed),
         )
         records = [self._unit(latent, one) for latent, one in zip(usable, found, strict=True)]
-        records += [{"unit_id": latent, "cluster_id": latent, "sampled": 1.0} for latent in by_latent if latent not in usable]
+        records += [
+            {"unit_id": latent, "cluster_id": latent, "sampled": 1.0} for latent in by_latent if latent not in usable
+        ]
         self._units = pd.DataFrame(records).fillna(0.0).sort_values("unit_id", ignore_index=True)
         return self.declared()
 
@@ -127,7 +131,8 @@ class Effects(Metric):
         order = np.argsort(table["hash"], kind="stable")
         ends = table["position"] + self.settings.horizon
         return [
-            Firing(table["tokens"][i, : ends[i]].tolist(), int(table["position"][i]), int(table["context"][i])) for i in order
+            Firing(table["tokens"][i, : ends[i]].tolist(), int(table["position"][i]), int(table["context"][i]))
+            for i in order
         ]
 
     def _unit(self, latent: int, found: dict[str, list[Any]]) -> dict[str, float]:
