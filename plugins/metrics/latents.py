@@ -7,10 +7,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench import SAE, Batch
+from saebench import SAE, Batch, Env, Lens, SaebenchError
 from saebench.streams import stream_seed
 
 from .autointerp.tables import Table
+
+
+def lens_of(env: Env, metric: str) -> Lens:
+    """The language model at the hook point.
+
+    Raises:
+        SaebenchError: the run has none.
+    """
+    if env.lens is None:
+        raise SaebenchError(
+            f"metric '{metric}' acts on a language model, and this run has none: run a text task with --model"
+        )
+    return env.lens
 
 
 def hashed(purpose: str, seed: int, *keys: np.ndarray | int) -> np.ndarray:
@@ -79,11 +92,11 @@ def token_scale(sae: SAE, x_read: Tensor) -> Tensor:
     """[...] the factor by which the SAE's way out stretches what it writes at each token; 1 unless it normalises tokens."""
     unit = torch.nn.functional.normalize(torch.ones(sae.d_out, dtype=sae.W_dec.dtype, device=x_read.device), dim=0)
     rows = x_read.reshape(-1, x_read.shape[-1])
-    return _restored(sae, rows, unit.expand(len(rows), -1)).norm(dim=-1).reshape(x_read.shape[:-1])
+    scale: Tensor = _restored(sae, rows, unit.expand(len(rows), -1)).norm(dim=-1)
+    return scale.reshape(x_read.shape[:-1])
 
 
 def _restored(sae: SAE, x_read: Tensor, u: Tensor) -> Tensor:
     """A term of the reconstruction, from the SAE's own space to the model's: the linear part of the inverse transform."""
     _, stats = sae.transform.forward(x_read.to(sae.W_dec.dtype))
-    term: Tensor = sae.transform.inverse(u, stats) - sae.transform.inverse(torch.zeros_like(u), stats)
-    return term
+    return sae.transform.inverse(u, stats) - sae.transform.inverse(torch.zeros_like(u), stats)

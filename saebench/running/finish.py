@@ -1,15 +1,13 @@
 """From a finished pass to a record on disk: scores, intervals, units and files of each metric."""
 
-import shutil
 import time
 from dataclasses import asdict, astuple, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import saebench
 from saebench.cache import cache_folder
+from saebench.forward.lane import Lane
 from saebench.lens import Lens
 from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
@@ -17,7 +15,6 @@ from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import finish_metric
 from saebench.running.setting import Setting
-from saebench.stream import Lane
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
@@ -56,35 +53,32 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     )
     units = {name: part.units for name, part in found.items() if part.units is not None}
     files = {name: part.files for name, part in found.items() if part.files}
-    written = add_to_record(setting.request.results, record, list(found), units, files)
+    written = add_to_record(setting.request.folder, record, list(found), units, files)
     for name, part in found.items():
-        if name not in part.errors:
-            shutil.rmtree(_experiments(work, work.missing[name]), ignore_errors=True)
+        if name not in part.errors and work.missing[name].uses_lens:
+            setting.state.drop_units(record.fingerprint, _label(work.missing[name]))
     return written
 
 
 def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
+    """The environment of one metric's scores: judge and language model where the metric declares that it uses them."""
+    request = setting.request
     judge = setting.judge if metric.asks else None
     if judge is not None:
         judge.ledger.begin()
-    folder, request = _experiments(work, metric), setting.request
-    if request.force:
-        shutil.rmtree(folder, ignore_errors=True)
-    lens = Lens(
-        setting.subject,
-        work.job.read,
-        work.job.write,
-        work=folder,
-        batch_size=request.batch_size,
-        progress=setting.reporter,
-    )
+    lens = None
+    if metric.uses_lens:
+        if request.force:
+            setting.state.drop_units(work.record.fingerprint, _label(metric))
+        lens = Lens(
+            setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
+            work=setting.state.units(work.record.fingerprint, _label(metric)),
+        )  # fmt: skip
     return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
 
 
-def _experiments(work: Work, metric: type[Metric]) -> Path:
-    """The folder of a metric's finished experiments (`Lens.units`), kept until its scores are in the record."""
-    name = f"{work.record.fingerprint[:24]}-{metric.name}@{metric.version}-{saebench.__version__}"
-    return cache_folder() / "lens" / name
+def _label(metric: type[Metric]) -> str:
+    return f"{metric.name}@{metric.version}"
 
 
 def _tokens(passed: Passed) -> dict[str, Any]:

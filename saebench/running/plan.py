@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 
+from saebench.catalog import data_task, load_task, load_tasks
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
+from saebench.loading.hf import Address
+from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.sources import spread
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
+from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -120,11 +123,21 @@ def read_tasks(request: Request) -> list[Task]:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
         labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
-        return [data_task(Path(request.data), labels)]
+        labelled = [name for name, metric in registry(request.strict).metrics.items() if "labels" in metric.needs]
+        return [data_task(Path(request.data), labels, labelled)]
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)
-    return [Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))]
+    return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
+
+
+# What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
+_LACKING: dict[Kind, set[str]] = {
+    "contexts": {"labels"},
+    "labels": {"token_losses"},
+    "prompts": {"labels", "token_losses"},
+    "activations": {"labels", "token_losses"},
+}
 
 
 def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
@@ -135,12 +148,18 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """
     found = registry(request.strict)
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
-    lacking = "token_losses" if task.labels else "labels"
+    if not wanted:
+        raise UsageError(f"task {task.label} names no metrics: pass --metric")
     for name, metric in wanted.items():
-        if lacking in metric.needs:
-            has = "short labelled documents" if task.labels else "no labels"
+        if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
-                f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric"
+                f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
+        if lacking := _LACKING[task.kind] & set(metric.needs):
+            raise UsageError(
+                f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
             )
     return wanted
 
@@ -154,9 +173,9 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
     """
-    if not request.saes:
+    if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.saes, request.format, say)
+    sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []
@@ -255,7 +274,7 @@ def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
 def _longer(name: str, source: str | Path | SAE) -> str:
     if isinstance(source, SAE):
         return name
-    above = [folder.name for folder in Path(source).resolve().parents if folder.name]
+    above = [folder.name for folder in _named_path(source).parents if folder.name]
     return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
@@ -263,8 +282,22 @@ def default_name(source: str | Path | SAE) -> str:
     """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
-    path = Path(source)
-    name = path.stem if path.is_file() else path.resolve().name
+    path = _named_path(source)
+    is_file = path.is_file() or (is_remote(str(source)) and path.suffix in (".pt", ".pth", ".safetensors", ".npz"))
+    name = path.stem if is_file else path.name
     vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
-    parent = path.resolve().parent.name
+    parent = path.parent.name
     return f"{parent}-{name}" if vague and parent else name
+
+
+def _named_path(source: str | Path) -> Path:
+    """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
+    spec = str(source)
+    if not is_remote(spec):
+        path = Path(spec)
+        return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+    try:
+        address = Address.parse(spec) if is_on_hub(spec) else Address(spec.partition(":")[2])
+    except UsageError:
+        return Path("/", spec)
+    return Path("/", address.repo, address.path)

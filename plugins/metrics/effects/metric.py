@@ -13,7 +13,7 @@ import pandas as pd
 from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
 
 from ..autointerp.tables import Table, joined, rank_within, rows, size
-from ..latents import fired, firings, hashed, sampled
+from ..latents import fired, firings, hashed, lens_of, sampled
 from .measure import Firing, ablate
 from .settings import Settings
 
@@ -35,6 +35,7 @@ class Effects(Metric):
     version = 1
     needs = frozenset({"latents"})
     paired = False
+    uses_lens = True
     settings: ClassVar[Settings] = Settings()
     headlines = ("ablation_kl", "ablation_sparsity", "top10_share", "random_kl")
     about: ClassVar[dict[str, str]] = {
@@ -103,7 +104,7 @@ class Effects(Metric):
 
     def scores(self, env: Env) -> list[Score]:
         """Ablate every sampled latent at its firings; the harness keeps the latents that are done when a run is killed."""
-        lens, s = env.require_lens(self.name), self.settings
+        lens, s = lens_of(env, self.name), self.settings
         latents = self._sample()
         if not len(latents):
             raise SaebenchError(f"none of {len(self.live)} latents fires in this text: use a task with more text")
