@@ -5,20 +5,29 @@ Labelled documents are the exception: each is one context, cut at T, padded on t
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+import tokenizers
+import torch
+from torch import Tensor
 
+from saebench import ranks
+from saebench.cache import cache_folder, load_from_cache, save_in_cache
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
 from saebench.loading.hub import hub_documents, hub_table
 from saebench.models import fetched_folder
 from saebench.task import LabelSpec, Task
+
+# Raised when documents or contexts come out differently, so that no cached text outlives its code.
+CACHE_VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,32 @@ class Contexts:
     def tokens(self) -> int:
         """How many tokens there are, padding not counted."""
         return int(self.token_ids.size if self.lengths is None else self.lengths.sum())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Everything here as tensors, for the cache."""
+        about = {
+            "documents": self.documents, "dropped_tokens": self.dropped_tokens, "available": self.available,
+            "left_out": dict(self.left_out), "classes": self.labels.classes if self.labels else None,
+        }  # fmt: skip
+        arrays = {"token_ids": self.token_ids, "document_id": self.document_id, "special": self.special}
+        if self.lengths is not None:
+            arrays["lengths"] = self.lengths
+        if self.labels is not None:
+            arrays |= {f"labels.{name}": getattr(self.labels, name) for name in ("label", "test", "group")}
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor] | None) -> "Contexts | None":
+        """The contexts that `to_tensors` gave; None for None."""
+        if tensors is None:
+            return None
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        about = json.loads(arrays.pop("about").tobytes())
+        classes, documents = about.pop("classes"), tuple(about.pop("documents"))
+        own = {name.removeprefix("labels."): arrays.pop(name) for name in list(arrays) if name.startswith("labels.")}
+        labels = Labels(tuple(classes), **own) if classes else None
+        return cls(**arrays, **about, documents=documents, labels=labels)
 
     def head(self, n: int | None) -> "Contexts":
         """The first n contexts (all of them for None)."""
@@ -112,6 +147,37 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
         raise SaebenchError(
             f"task {task.label} begins contexts with BOS and this model's tokenizer has none: use a task with bos = false"
         )
+    if task.corpus.hub is None or Path(task.corpus.hub).is_dir():
+        return _made_contexts(task, tokenizer, bos)
+    return ranks.decide(lambda: _hub_contexts(task, tokenizer, bos))
+
+
+def _hub_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
+    """The contexts of a hub corpus, read once and cached: a pinned commit under one tokenizer gives them again."""
+    key = _cache_key(task, tokenizer, bos)
+    path = cache_folder() / "text" / f"{key}.safetensors"
+    cached = Contexts.from_tensors(load_from_cache(path)) if key else None
+    if cached is None:
+        cached = _made_contexts(task, tokenizer, bos)
+        if key:
+            save_in_cache(path, cached.to_tensors())
+    return cached
+
+
+def _cache_key(task: Task, tokenizer: Any, bos: int | None) -> str | None:
+    """Hash of everything that decides the contexts; None for a tokenizer whose state cannot be hashed."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    body = [
+        CACHE_VERSION, tokenizers.__version__, backend.to_str(), bos, special_ids(tokenizer).tolist(),
+        asdict(task.corpus), asdict(task.contexts), asdict(task.labels) if task.labels else None,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:32]
+
+
+def _made_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
+    spec = task.contexts
     if task.labels:
         return _labelled_contexts(task, tokenizer, bos)
     names, pieces, dropped = [], [], 0
