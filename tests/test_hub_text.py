@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saebench.cache import cache_folder
+from saebench.catalog import load_task
 from saebench.corpus import Contexts, task_contexts
 from saebench.errors import SaebenchError, UsageError
 from saebench.loading.hf import hub_error
-from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, load_task
+from saebench.task import ContextSpec, CorpusSpec, LabelContent, LabelSpec, Task, TextContent
 from tests.hub import Hub
 from tests.raising import check_message, raises
 
@@ -45,14 +46,15 @@ def parquet(hub: Hub, name: str = "owner/text") -> tuple[Path, CorpusSpec]:
 
 def task(corpus: CorpusSpec, **labels: Any) -> Task:
     contexts = ContextSpec(length=8, bos=True, count=12, max_norm=None)
-    return Task("t", 1, ("sparsity",), corpus, contexts, labels=LabelSpec(**labels) if labels else None)
+    content = LabelContent(corpus, contexts, LabelSpec(**labels)) if labels else TextContent(corpus, contexts)
+    return Task("t", 1, ("sparsity",), content)
 
 
 def test_streamed_once_and_equal_to_the_text_on_the_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, spec = parquet(hub)
     made = task(spec)
     first = task_contexts(made, tokenizer())
-    local = task_contexts(replace(made, corpus=replace(spec, hub=str(folder), revision=None)), tokenizer())
+    local = task_contexts(made.with_content(corpus=replace(spec, hub=str(folder), revision=None)), tokenizer())
     assert first.fingerprint() == local.fingerprint()
     before = len(hub.requests)
     again = task_contexts(made, tokenizer())
@@ -68,9 +70,9 @@ def test_another_question_is_not_answered_from_the_cache(hub: Hub, change: str) 
     made = task(spec)
     first = task_contexts(made, tokenizer())
     other = {
-        "length": replace(made, contexts=replace(made.contexts, length=9)),
-        "count": replace(made, contexts=replace(made.contexts, count=11)),
-        "documents": replace(made, corpus=replace(spec, documents=19)),
+        "length": made.with_content(contexts=replace(made.contexts, length=9)),
+        "count": made.with_content(contexts=replace(made.contexts, count=11)),
+        "documents": made.with_content(corpus=replace(spec, documents=19)),
         "tokenizer": made,
     }[change]
     words = WORDS[:2] + WORDS[:1:-1] if change == "tokenizer" else WORDS
@@ -80,7 +82,7 @@ def test_another_question_is_not_answered_from_the_cache(hub: Hub, change: str) 
 def test_labelled_text_comes_back_whole(hub: Hub) -> None:
     _, spec = parquet(hub)
     made = task(spec, label="kind")
-    made = replace(made, contexts=replace(made.contexts, length=30, count=99))
+    made = made.with_content(contexts=replace(made.contexts, length=30, count=99))
     first = task_contexts(made, tokenizer())
     before = len(hub.requests)
     again = task_contexts(made, tokenizer())
@@ -139,7 +141,7 @@ def test_the_piles_test_split_is_its_file(hub: Hub) -> None:
         (folder / f"{name}.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(rows.encode()))
     pile = load_task("fidelity-pile")
     corpus = replace(pile.corpus, revision=hub.commit(folder))
-    got = task_contexts(replace(pile, corpus=corpus, contexts=ContextSpec(8, True, 3, None)), tokenizer())
+    got = task_contexts(pile.with_content(corpus=corpus, contexts=ContextSpec(8, True, 3, None)), tokenizer())
     assert got.token_ids[0].tolist() == [0, 3, 4, 5, 6, 7, 8, 9]
 
 

@@ -1,7 +1,7 @@
 """One task on one language model: everything that the SAEs measured there share."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,9 @@ def make_setting(
     """
     clock = Stopwatch(seconds)
     with clock.timed("text"):
+        task = task.build(subject.loaded.tokenizer)
         contexts = _contexts(request, task, subject)
-    state = StateFolder(request.results)
+    state = StateFolder(request.folder)
     return Setting(request, task, metrics, subject, contexts, judge, reporter, clock, state, *ranks.start())
 
 
@@ -101,6 +102,6 @@ def _contexts(request: Request, task: Task, subject: Subject) -> Contexts:
     tokenizer = subject.loaded.tokenizer
     if request.tokens is None:
         return task_contexts(task, tokenizer).head(request.limit)
-    specials: Iterable[int] = () if tokenizer is None else special_ids(tokenizer).tolist()
+    specials = special_ids(tokenizer, subject.model.config.get_text_config())
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
-    return token_contexts(Path(request.tokens), vocabulary, specials).head(request.limit)
+    return token_contexts(Path(request.tokens), vocabulary, specials.tolist()).head(request.limit)

@@ -25,6 +25,8 @@ class Heard:
     def message(self, text: str) -> None:
         self.messages.append(text)
 
+    def capturing(self, done: int, total: int) -> None: ...
+
     def begin(self, steps: int, done: int) -> None:
         self.steps.append(done)
 
