@@ -58,6 +58,7 @@ def run(
     judge_url: str | None = None,
     judge_cache: str | Path | None = None,
     judge_batch: bool = False,
+    judge_thinking: int = 0,
     replay: Mode = "record",
     max_cost: float | None = None,
     reporter: Reporter | None = None,
@@ -86,6 +87,7 @@ def run(
         judge_url: another address that speaks the provider's protocol; it gets no key but $SAEBENCH_JUDGE_KEY.
         judge_cache: the file of the judge's replies; by default in the cache folder.
         judge_batch: hand the calls over as a batch, at half the price, and wait for it.
+        judge_thinking: tokens that a reply of the model at `judge_url` may spend on thoughts.
         replay: "record" asks what the file of replies does not hold, "live" asks everything again and puts it in
             its place (older records made from that file can then be replayed only from a copy of it), "only" asks nothing.
         max_cost: US dollars that the judge may cost; the run stops before passing it.
@@ -106,7 +108,7 @@ def run(
             limit=limit, seed=seed, force=force, strict=strict, format=format, k=k, scale=scale,
             ignore_keys=ignore_keys, data=data, text_column=text_column, label_column=label_column,
             group_column=group_column, judge=judge, judge_url=judge_url, judge_cache=judge_cache,
-            judge_batch=judge_batch, replay=replay, max_cost=max_cost,
+            judge_batch=judge_batch, judge_thinking=judge_thinking, replay=replay, max_cost=max_cost,
         ),
         reporter or Silent(),
     )  # fmt: skip

@@ -97,6 +97,13 @@ if TYPE_CHECKING:
     "--judge-batch", is_flag=True, help="Ask in batches: half the price, up to a day. Stop and run again at will."
 )
 @click.option(
+    "--judge-thinking",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="TOKENS",
+    help="Tokens for the thoughts of a reasoning model at --judge-url. Default: thinking is turned off.",
+)
+@click.option(
     "--replay",
     type=click.Choice(["record", "live", "only"]),
     default="record",

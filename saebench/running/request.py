@@ -45,6 +45,7 @@ class Request:
     judge_url: str | None = None
     judge_cache: str | Path | None = None
     judge_batch: bool = False
+    judge_thinking: int = 0
     replay: Mode = "record"
     max_cost: float | None = None
 
