@@ -10,7 +10,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from saebench.board.leaderboard import boards
-from saebench.board.plots import pareto
+from saebench.board.plots import scatter
 from saebench.board.selection import sort_boards
 from saebench.registry import installed
 from saebench.report import Board, Column
@@ -89,7 +89,7 @@ def digest(board: Board) -> str:
             row.name,
             str(row.record.sae.get("architecture")),
             astuple(row.cells[column]),
-            astuple(row.l0) if row.l0 else None,
+            astuple(row.sparsity) if row.sparsity else None,
         )
         for row in board.rows
     ]
@@ -102,7 +102,7 @@ def draw(found: Sequence[Board]) -> None:
     best = _best(found)
     if best is None or (column := _pictured(best)) is None:
         return
-    figure = pareto(best, column)
+    figure = scatter(best, column)
     figure.savefig(ROOT / PICTURE, dpi=160, facecolor="white", metadata={"Comment": digest(best)})
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saebench.hookpoint import HookPoint as HookPoint
     from saebench.hookspecs import hookimpl as hookimpl
     from saebench.judge import Judge as Judge
+    from saebench.lens import Lens as Lens
     from saebench.loading.checkpoint import load_sae as load_sae
     from saebench.loading.checkpoint import save_sae as save_sae
     from saebench.metric import Batch as Batch
@@ -35,6 +36,7 @@ _HOME = {
     "HookPoint": "hookpoint",
     "Judge": "judge",
     "Latents": "sae",
+    "Lens": "lens",
     "LoadOptions": "format",
     "Metric": "metric",
     "Record": "results",

@@ -44,17 +44,36 @@ class LoadOptions:
     ignore_keys: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Layout:
+    """File names of a checkpoint: they find it in a hub repository's listing, and only these files are downloaded.
+
+    Attributes:
+        weights: path of the weights below the checkpoint's folder, as a glob ("checkpoints/final.safetensors").
+        needs: files that must exist; `{*}` stands for the part that the glob's star matches, "../" for the folder above.
+        reads: files that the format reads where they exist.
+        folder: whether the checkpoint is the folder; otherwise it is the file of weights.
+    """
+
+    weights: str
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    folder: bool = True
+
+
 class Format(ABC):
     """A checkpoint format: recognises its files and turns them into a canonical SAE.
 
     Attributes:
-        name: what `--format` takes.
+        name: the value of `--format`.
         files: the names that a checkpoint's folder always has together, where there are such: what an error lists
             where one of them is missing.
+        layouts: file names, for checkpoints on a hub.
     """
 
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[Layout, ...]] = ()
 
     @abstractmethod
     def matches(self, path: Path) -> bool:

@@ -42,6 +42,52 @@ _HF_SUFFIX = {
 }
 _TL_SUFFIX = {form.split("{}.")[1]: site for site, form in _PRINTED.items() if form.startswith("blocks")}
 
+# Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
+# attention's output, because the residual stream bypasses every module between the two.
+_PRE_NORM = {
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("self_attn", "out"),
+    "resid_mid": ("self_attn", "mid"),
+    "z": ("self_attn.o_proj", "in"),
+    "mlp_post": ("mlp.down_proj", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("post_attention_layernorm", "out"),
+}
+SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
+    "mlp_out": ("post_feedforward_layernorm", "out"),
+    "attn_out": ("post_attention_layernorm", "out"),
+    "resid_mid": ("post_attention_layernorm", "mid"),
+    "z": ("self_attn.o_proj", "in"),
+    "mlp_post": ("mlp.down_proj", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("pre_feedforward_layernorm", "out"),
+}
+# On Gemma 2 and 3, a module of Llama's name lies before the norm, or is a norm of another place.
+MOVED_ON_GEMMA = frozenset({"mlp_out", "attn_out", "ln2_out", "resid_mid"})
+_GPT2 = {
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("attn", "out"),
+    "resid_mid": ("attn", "mid"),
+    "z": ("attn.c_proj", "in"),
+    "mlp_post": ("mlp.c_proj", "in"),
+    "ln1_out": ("ln_1", "out"),
+    "ln2_out": ("ln_2", "out"),
+}
+_GPT_NEOX = {  # attention and MLP run side by side here: there is no resid_mid
+    "mlp_out": ("mlp", "out"),
+    "attn_out": ("attention", "out"),
+    "z": ("attention.dense", "in"),
+    "mlp_post": ("mlp.dense_4h_to_h", "in"),
+    "ln1_out": ("input_layernorm", "out"),
+    "ln2_out": ("post_attention_layernorm", "out"),
+}
+MODULES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "phi3", "olmo"), _PRE_NORM),
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), SANDWICH),
+    "gpt2": _GPT2,
+    "gpt_neox": _GPT_NEOX,
+}
+
 _TL = re.compile(r"^blocks\.([0-9]{1,6})\.(.+)$")
 _HF = re.compile(r"^(?:model\.|gpt_neox\.|transformer\.)?(?:layers|h)\.([0-9]{1,6})((?:\.[a-z_0-9]+)*)$")
 _DICTIONARY_LEARNING = re.compile(r"^(resid_post|resid_pre|mlp_out|attn_out)_layer_([0-9]{1,6})$")
@@ -60,6 +106,11 @@ class HookPoint:
 
     def __str__(self) -> str:
         return _PRINTED[self.site].format(self.layer)
+
+    @property
+    def on_stream(self) -> bool:
+        """Whether it lies on the residual stream between two blocks."""
+        return self.site in ("resid_pre", "resid_post")
 
     @classmethod
     def parse(cls, name: str) -> "HookPoint":

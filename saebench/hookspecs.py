@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saebench.metric import Metric
     from saebench.recipe import Recipe
     from saebench.report import Report
+    from saebench.task import TaskBuilder
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
@@ -64,4 +65,10 @@ def saebench_recipes() -> "Sequence[Recipe]":
 @hookspec
 def saebench_reports() -> "Sequence[Report]":
     """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`, or bytes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_tasks() -> "Sequence[TaskBuilder]":
+    """Tasks: objects with `name`, `version` and `build(tokenizer) -> Task`; a `Task` builds itself."""
     raise AssertionError("a specification is never called")

@@ -1,11 +1,12 @@
 """Find and load a language model: a hub id, a local folder, a GGUF file, or an alias that a plugin brings."""
 
 import hashlib
+import json
 import os
-import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory, one_line
+from saebench.loading.hf import Address, fetch_files, is_url, listing
 from saebench.registry import registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,9 +87,14 @@ def model_title(spec: str) -> str:
     """A model's name in records: of a local folder its own name, of a GGUF file its name without the ending."""
     path = Path(os.path.expanduser(spec))
     if not path.exists():
-        return spec
+        return spec if spec in registry().models else _hub_title(spec)
     name = path.resolve().name
     return name.removesuffix(".gguf") if path.is_file() else name
+
+
+def _hub_title(spec: str) -> str:
+    """The repository's own name, whichever way its address was written."""
+    return Address.parse(spec, bare=True).repo if _is_hub_id(spec) else spec
 
 
 def model_sha256(spec: str) -> str:
@@ -127,13 +134,18 @@ def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path
     path = Path(os.path.expanduser(spec))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path, None
-    if path.exists() or not _HUB_ID.fullmatch(spec) or path.suffix == ".gguf":
+    if path.exists() or path.suffix == ".gguf" or not _is_hub_id(spec):
         raise UsageError(_nowhere(spec))
     return _from_hub(spec, revision, weights)
 
 
-# OWNER/NAME, or the bare NAME of the hub's first models (gpt2).
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+def _is_hub_id(spec: str) -> bool:
+    """Whether `spec` is OWNER/NAME, the bare NAME of the hub's first models (gpt2), or an address of such a repository."""
+    try:
+        address = Address.parse(spec, bare=True)
+    except UsageError:
+        return False
+    return not address.path or spec.startswith("hf:") or is_url(spec)
 
 
 def _nowhere(spec: str, hub: str = "or a hub id like meta-llama/Llama-3.2-1B") -> str:
@@ -143,37 +155,63 @@ def _nowhere(spec: str, hub: str = "or a hub id like meta-llama/Llama-3.2-1B") -
 
 
 def _from_hub(spec: str, revision: str | None, weights: bool) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
+    address = Address.parse(spec, bare=True)
+    if address.path:
+        raise UsageError(f"model '{spec}' is a path inside a repository: name the repository, {address.repo}")
+    if revision and address.revision and revision != address.revision:
+        raise UsageError(f"model '{spec}' names revision {address.revision}, --revision {revision}: give one")
+    address = replace(address, revision=revision or address.revision)
     try:
-        folder = snapshot_download(spec, revision=revision, allow_patterns=patterns)
-    except GatedRepoError as error:
-        raise SaebenchError(
-            f"model '{spec}' is gated: accept its licence on its hub page, then log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UsageError(f"model '{spec}' has no revision '{revision}'") from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(_nowhere(spec, "and not on the hub (or it is private: set HF_TOKEN)")) from error
-    except Exception as error:  # httpx, requests and OS errors all mean the same here
-        if "/" not in spec:  # most likely a misspelt alias
-            why = one_line(error, 120)
-            raise UsageError(_nowhere(spec, f"and the hub could not be asked for it ({why})")) from error
-        raise SaebenchError(
-            f"model '{spec}' could not be fetched and is not in the local hub cache ({one_line(error, 120)}): "
-            "check the network, or pass a local folder to --model"
-        ) from error
-    return Path(folder), Path(folder).name
+        found = listing(address, f"model '{spec}'")
+        names = [n for n in found.sizes if "/" not in n and n.endswith((".json", ".model", ".txt", ".jinja"))]
+        if "config.json" not in names:
+            raise UsageError(f"model '{spec}': {address.repo} holds no config.json: is it a language model?")
+        if weights:
+            names += _weight_names(set(found.sizes), found.text, f"model '{spec}'")
+        return fetch_files(found, names, f"model '{spec}'"), found.commit
+    except SaebenchError as error:
+        if "/" in spec:
+            raise
+        raise UsageError(_nowhere(spec, f"and no hub model ({one_line(error, 600)})")) from error  # or a misspelt alias
+
+
+def _weight_names(names: Collection[str], read: Callable[[str], str], where: str) -> list[str]:
+    """The files of weights that transformers loads, in its order of preference, of the files in a model's folder.
+
+    Other files may hold the same weights once more (Mistral's `consolidated.safetensors`, Llama's `original/`).
+
+    Args:
+        read: returns the text of an index file.
+        where: the model, as errors name it.
+
+    Raises:
+        UsageError: no weights, or an index that cannot be read or lists a missing file.
+    """
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if whole in names:
+            return [whole]
+        index = f"{whole}.index.json"
+        if index in names:
+            try:
+                shards = sorted(set(json.loads(read(index))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UsageError(f"{where}: {index} cannot be read: {one_line(error)}") from error
+            missing = [shard for shard in shards if shard not in names]
+            if missing or not shards:
+                raise UsageError(
+                    f"{where}: {index} lists {', '.join(map(str, missing[:3])) or 'no file'}, which is missing"
+                )
+            return shards
+    raise UsageError(f"{where} has no weights: expected model.safetensors or pytorch_model.bin, whole or with an index")
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     config = folder / "config.json"
-    if not files or not config.is_file():
-        raise UsageError(f"{folder} is not a model folder: it needs config.json and *.safetensors")
-    return [config, *files]
+    if not config.is_file():
+        raise UsageError(f"{folder} is not a model folder: config.json is missing")
+    present = {path.name for path in folder.iterdir()}
+    names = _weight_names(present, lambda index: (folder / index).read_text("utf-8"), str(folder))
+    return [config, *(folder / name for name in names)]
 
 
 def _hash_files(files: list[Path]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.precision import PRODUCTS
 from saebench.arithmetic.ranks import all_min, batch_mean
 from saebench.errors import UsageError, unknown
 from saebench.sae import Activation
@@ -33,8 +34,11 @@ class Settings:
         decay: share of all steps, at the end, over which it falls linearly to 0.
         clip: largest global norm of the gradient; 0 never clips.
         dead_after: a latent that has not fired for this many tokens is dead.
+        frozen: `decoder` keeps the decoder's random unit rows, `encoder` the encoder's random rows, and trains the rest (biases
+            and thresholds too): controls that a trained SAE has to beat (arXiv 2602.14111). None trains both.
         encoder_norm: norm of the encoder's rows before the first step; the decoder's rows have norm 1 and the same directions.
-        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32.
+        dtype: of the dense matrix products, bfloat16 or float32; parameters, gradients and moments are float32. None follows
+            the processor's units (`saebench.arithmetic.precision`).
     """
 
     lr: float = 2e-3
@@ -45,8 +49,9 @@ class Settings:
     decay: float = 0.2
     clip: float = 1.0
     dead_after: int = 200_000
+    frozen: str | None = None
     encoder_norm: float = 1.0
-    dtype: str = "bfloat16"
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -57,8 +62,10 @@ class Settings:
         if not self.clip >= 0:
             raise UsageError(f"clip is {self.clip}, expected 0 (never clip) or a positive number")
 
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UsageError(f"dtype is '{self.dtype}', expected bfloat16 or float32")
+        if self.frozen not in (None, "decoder", "encoder"):
+            raise UsageError(f"frozen is {self.frozen!r}, expected decoder or encoder (leave it out to train both)")
+        if self.dtype not in (None, *PRODUCTS):
+            raise UsageError(f"dtype is {self.dtype!r}, expected {' or '.join(PRODUCTS)}")
 
     def require_positive(self, *names: str) -> None:
         """Raise UsageError unless these settings are above 0."""

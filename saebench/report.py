@@ -7,6 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 import pandas as pd
 
 from saebench.metric import Direction
+from saebench.presentation import Axis, Presentation
 from saebench.results import Record
 from saebench.stats import Ratio
 
@@ -58,7 +59,8 @@ class Row:
         record: what it was measured in.
         cells: one for every column of the board.
         ratios: how those scores were declared that can be resampled.
-        l0: latents per token; from another task's record of the same SAE (`reason` names it) where this one has none.
+        sparsity: its place on the board's sparsity axis; from another task's record of the same SAE (`reason` names the task)
+            where this one has none.
         parts: the records of one fingerprint that `record` is made of, where it is made of several.
     """
 
@@ -66,7 +68,7 @@ class Row:
     record: Record
     cells: dict[Column, Cell]
     ratios: dict[Column, Ratio]
-    l0: Cell | None = None
+    sparsity: Cell | None = None
     parts: Sequence[Record] = ()
 
     def units(self, metric: str) -> pd.DataFrame | None:
@@ -88,6 +90,8 @@ class Board:
         variant: in what it differs from another board of the same title, if there is one.
         headlines: the columns of a table that people read, unless others are asked for.
         asked: the scores requested by name; empty: tables show the headlines.
+        presentations: captions and figures of each metric and version.
+        sparsity: the score that rows are drawn, sorted and filtered by; None where no metric declares one.
     """
 
     model: str
@@ -103,6 +107,12 @@ class Board:
     variant: str = ""
     headlines: list[Column] = field(default_factory=list)
     asked: list[Column] = field(default_factory=list)
+    presentations: Mapping[tuple[str, int], Presentation] = field(default_factory=dict)
+    sparsity: Axis | None = None
+
+    def presentation(self, column: Column) -> Presentation:
+        """How the column's metric is shown."""
+        return self.presentations.get((column.metric, column.version), Presentation())
 
     @property
     def title(self) -> str:

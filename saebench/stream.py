@@ -1,119 +1,44 @@
 """The one pass: contexts × language model × SAEs -> batches -> metrics.
 
 Every SAE of one (model, hook point) goes through together. A batch of contexts is run once below the hook point; there it forks
-into one stream per SAE (saebench/subject.py), and what comes out is handed to each SAE's metrics.
+into one stream per SAE, edit and ablation (saebench/forward/fork.py), and each SAE's metrics receive the result.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from saebench.corpus import Contexts
-from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
-from saebench.forward.ablation import Ablations
-from saebench.forward.calibration import Calibration
-from saebench.forward.losses import Losses, spliced_losses
-from saebench.hookpoint import HookPoint
-from saebench.metric import Batch, Metric, TokenLosses, get_state, set_state
-from saebench.sae import SAE, Latents
-from saebench.subject import Copy, Subject
-
-
-@dataclass
-class Lane:
-    """One SAE on its way through the pass.
-
-    Attributes:
-        key: what it measures; a saved state is found again by it.
-        sae: on the model's device, float32.
-        metrics: by name; those that need no batch get none.
-        errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
-    """
-
-    key: str
-    sae: SAE
-    metrics: dict[str, Metric]
-    errors: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def alive(self) -> list[Metric]:
-        return [m for name, m in self.metrics.items() if name not in self.errors]
-
-    def states(self) -> dict[str, Any]:
-        """The state of every metric that has not failed, by name; one whose state cannot be saved fails here."""
-        found = {}
-        for metric in self.alive:
-            try:
-                found[metric.name] = get_state(metric)
-            except Exception as error:  # a stranger's metric
-                self.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"
-        return found
-
-    def needs(self, what: str) -> bool:
-        return any(what in m.needs for m in self.alive)
-
-    def fail(self, message: str, needing: frozenset[str]) -> None:
-        """Mark every metric that needs any of `needing` as failed."""
-        for name, metric in self.metrics.items():
-            if metric.needs & needing:
-                self.errors.setdefault(name, message)
+from saebench.errors import SaebenchError, is_out_of_memory
+from saebench.forward.fork import Fork, Forked, Ground
+from saebench.forward.lane import Lane
+from saebench.metric import set_state
 
 
 @dataclass
 class Tally:
-    """Tokens seen, by what became of them."""
+    """Tokens of a pass: scored, and not scored as outliers or as special tokens."""
 
     scored: int = 0
     outliers: int = 0
     special: int = 0
 
 
-@dataclass
-class _Seen:
-    """What one SAE made of one batch."""
-
-    latents: Latents | None = None
-    reconstruction: Tensor | None = None
-
-
 class Pass:
     """A pass over some contexts for some SAEs that share a model and a hook point.
 
     Attributes:
+        ground: model, text, hook points, calibration and ablations.
         done: contexts finished, counted from the beginning.
         tally: tokens seen.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        contexts: Contexts,
-        context_id: np.ndarray,
-        read: HookPoint,
-        write: HookPoint,
-        lanes: list[Lane],
-        calibration: Calibration,
-        ablations: Ablations | None,
-        seed: int = 0,
-    ) -> None:
-        """
-        Args:
-            context_id: [N] the task's numbers of these contexts.
-            ablations: None when no metric needs losses; the model then stops at the hook point.
-            seed: of the run.
-        """
-        self.subject = subject
-        self.contexts = contexts
-        self.context_id = context_id
-        self.read, self.write = read, write
+    def __init__(self, ground: Ground, lanes: list[Lane]) -> None:
+        self.ground = ground
+        self.contexts = ground.contexts
         self.lanes = lanes
-        self.calibration = calibration
-        self.ablations = ablations
-        self.seed = seed
         self.done = 0
         self.tally = Tally()
 
@@ -129,19 +54,19 @@ class Pass:
         while self.done < len(self.contexts):
             rows = np.arange(self.done, min(self.done + batch_size, len(self.contexts)))
             try:
-                batch, seen, losses = self._compute(rows)
+                forked = Fork(self.ground, self.lanes, rows).run()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if batch_size == 1:
                     raise SaebenchError(
                         f"not even one context with {len(self.lanes)} SAEs fits into the memory of "
-                        f"{self.subject.device}: give fewer --sae, or --dtype bfloat16"
+                        f"{self.ground.subject.device}: give fewer --sae, or --dtype bfloat16"
                     ) from error
                 batch_size //= 2
                 torch.cuda.empty_cache()
                 continue
-            self._update(batch, seen, losses, self._padding(rows))
+            self._update(forked, self._padding(rows))
             self.done += len(rows)
             after_batch()
         return batch_size
@@ -149,7 +74,7 @@ class Pass:
     # --- state: what is saved while the pass runs, and sent between ranks at its end ----------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything the pass has come to, as plain values and arrays."""
+        """The pass's complete state, as plain values and arrays."""
         lanes = {lane.key: lane.states() for lane in self.lanes}
         return {
             "done": self.done,
@@ -159,7 +84,7 @@ class Pass:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a snapshot that knows every lane of this pass."""
+        """Continue from a snapshot that holds every lane of this pass."""
         self.done = saved["done"]
         self.tally = Tally(*saved["tally"])
         for lane in self.lanes:
@@ -179,84 +104,7 @@ class Pass:
                     set_state(fresh, other["lanes"][lane.key][metric.name])
                     metric.merge(fresh)
                 except Exception as error:  # a stranger's metric
-                    lane.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"
-
-    # --- compute: nothing here changes state, so that a batch can be tried again ----------------------------------------
-
-    @torch.no_grad()
-    def _compute(self, rows: np.ndarray) -> tuple[Batch, list[_Seen], tuple[Losses, Tensor, Tensor] | None]:
-        device = self.subject.device
-        width = self.contexts.width(rows)
-        token_ids = torch.from_numpy(self.contexts.token_ids[rows, :width]).to(device)
-        special = torch.from_numpy(self.contexts.special[rows, :width]).to(device)
-        box: dict[str, Tensor] = {}
-        seen: list[_Seen] = []
-
-        def splice(x_read: Tensor, x_write: Tensor) -> list[Copy]:
-            box["x"] = x = x_write.float()
-            self._require_finite(x, rows)
-            box["x_read"] = x_read.float()
-            box["scored"] = scored = self.calibration.scored(x, special)
-            seen.extend(self._look(lane, x_read.float(), x_write) for lane in self.lanes)
-            if self.ablations is None:
-                return []
-            every = torch.arange(len(rows), device=device)
-            spliced = [x if s.reconstruction is None else s.reconstruction for s in seen]
-            copies = [Copy(torch.where(scored[..., None], xh.to(x_write.dtype), x_write), every) for xh in spliced]
-            return copies + self.ablations.copies(x_write, token_ids, scored)
-
-        losses = None
-        if self.ablations is None:
-            splice(*self.subject.capture(token_ids, self.read, self.write))
-        else:
-            count = len(self.lanes) + self.ablations.most_copies
-            clean, hidden = self.subject.fork(token_ids, self.read, self.write, splice, count)
-            own, ablated = hidden[: len(self.lanes)], hidden[len(self.lanes) :]
-            zero, mean = self.ablations.losses(rows, ablated, token_ids, box["scored"])
-            losses = spliced_losses(self.subject, clean, own, token_ids, box["scored"]), zero, mean
-        batch = Batch(
-            token_ids,
-            special,
-            box["scored"],
-            self.context_id[rows],
-            self.contexts.document_id[rows],
-            torch.arange(token_ids.shape[1], device=device),
-            self.calibration.mean,
-            box["x"],
-            _x_read=box["x_read"],
-            read_mean=self.calibration.sample.mean(0),
-            _labels=None if self.contexts.labels is None else self.contexts.labels.take(rows),
-            seed=self.seed,
-        )
-        return batch, seen, losses
-
-    def _require_finite(self, x: Tensor, rows: np.ndarray) -> None:
-        if not bool(torch.isfinite(x).all()):
-            bad = int(rows[int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])])
-            raise NonFiniteError(
-                f"activations at {self.write} are not finite in context {self.context_id[bad]} "
-                f"({self.subject.loaded.id}, {self.subject.dtype}): try --dtype float32"
-            )
-
-    def _look(self, lane: Lane, x_read: Tensor, x_write: Tensor) -> _Seen:
-        """Latents and reconstruction of one SAE; what is not finite fails its metrics and is not passed on."""
-        if not any(lane.needs(n) for n in ("latents", "reconstruction", "token_losses")):
-            return _Seen()
-        try:
-            latents = lane.sae.encode(x_read)
-            if not bool(torch.isfinite(latents.values).all()):
-                raise SaebenchError("latents are not finite")
-            if not (lane.needs("reconstruction") or lane.needs("token_losses")):
-                return _Seen(latents)
-            reconstruction = lane.sae.decode(latents, x_read)
-            if not bool(torch.isfinite(reconstruction).all()):
-                raise SaebenchError("the reconstruction is not finite")
-        except (SaebenchError, RuntimeError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            lane.fail(one_line(error), frozenset({"latents", "reconstruction", "token_losses"}))
-            return _Seen()
-        return _Seen(latents, reconstruction)
+                    lane.fail_metric(metric.name, error)
 
     # --- update -------------------------------------------------------------------------------------------------------
 
@@ -265,27 +113,18 @@ class Pass:
         lengths = self.contexts.lengths
         return 0 if lengths is None else int((self.contexts.width(rows) - lengths[rows]).sum())
 
-    def _update(
-        self, batch: Batch, seen: list[_Seen], losses: tuple[Losses, Tensor, Tensor] | None, padding: int
-    ) -> None:
-        special, scored = int(batch.special.sum()), int(batch.scored.sum())
+    def _update(self, forked: Forked, padding: int) -> None:
+        """Count the tokens and give each lane's metrics their batch."""
+        shared = forked.batches[0]
+        special, scored = int(shared.special.sum()), int(shared.scored.sum())
         self.tally.special += special - padding
         self.tally.scored += scored
-        self.tally.outliers += batch.scored.numel() - special - scored
-        predicted = batch.scored.clone()
-        predicted[:, -1] = False
-        for k, (lane, mine) in enumerate(zip(self.lanes, seen, strict=True)):
-            token_losses = None
-            if losses is not None:
-                all_losses, zero, mean = losses
-                token_losses = TokenLosses(
-                    all_losses.clean, all_losses.spliced[k], zero, mean, all_losses.kl[k], predicted
-                )
-            own = replace(batch, _latents=mine.latents, _reconstruction=mine.reconstruction, _token_losses=token_losses)
+        self.tally.outliers += shared.scored.numel() - special - scored
+        for k, lane in enumerate(self.lanes):
             for metric in lane.alive:
-                if not metric.needs:
+                if not (metric.needs or metric.edit_rows):
                     continue
                 try:
-                    metric.update(own)
+                    metric.update(forked.batch(k, metric))
                 except Exception as error:  # a stranger's metric must not end the pass
-                    lane.errors[metric.name] = f"{type(error).__name__}: {one_line(error)}"
+                    lane.fail_metric(metric.name, error)

@@ -6,8 +6,9 @@ any Hugging Face causal LM works. What does not survive a fork (checked on a few
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,70 +17,11 @@ from torch import Tensor, nn
 from saebench.arithmetic.allocator import keep_freed_memory
 from saebench.arithmetic.linear import linear, use_onednn
 from saebench.errors import SaebenchError, UsageError
-from saebench.hookpoint import HookPoint
+from saebench.hookpoint import MODULES, MOVED_ON_GEMMA, SANDWICH, HookPoint
+from saebench.lens.model import Copy as Copy
+from saebench.lens.model import Splice
 from saebench.models import LoadedModel
-
-# Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
-# attention's output, because the residual stream bypasses every module between the two.
-_PRE_NORM = {
-    "mlp_out": ("mlp", "out"),
-    "attn_out": ("self_attn", "out"),
-    "resid_mid": ("self_attn", "mid"),
-    "z": ("self_attn.o_proj", "in"),
-    "mlp_post": ("mlp.down_proj", "in"),
-    "ln1_out": ("input_layernorm", "out"),
-    "ln2_out": ("post_attention_layernorm", "out"),
-}
-_SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
-    "mlp_out": ("post_feedforward_layernorm", "out"),
-    "attn_out": ("post_attention_layernorm", "out"),
-    "resid_mid": ("post_attention_layernorm", "mid"),
-    "z": ("self_attn.o_proj", "in"),
-    "mlp_post": ("mlp.down_proj", "in"),
-    "ln1_out": ("input_layernorm", "out"),
-    "ln2_out": ("pre_feedforward_layernorm", "out"),
-}
-# There a module of Llama's name is before the norm, or a norm of another place.
-_MOVED = frozenset({"mlp_out", "attn_out", "ln2_out", "resid_mid"})
-_GPT2 = {
-    "mlp_out": ("mlp", "out"),
-    "attn_out": ("attn", "out"),
-    "resid_mid": ("attn", "mid"),
-    "z": ("attn.c_proj", "in"),
-    "mlp_post": ("mlp.c_proj", "in"),
-    "ln1_out": ("ln_1", "out"),
-    "ln2_out": ("ln_2", "out"),
-}
-_GPT_NEOX = {  # attention and MLP run side by side here: there is no resid_mid
-    "mlp_out": ("mlp", "out"),
-    "attn_out": ("attention", "out"),
-    "z": ("attention.dense", "in"),
-    "mlp_post": ("mlp.dense_4h_to_h", "in"),
-    "ln1_out": ("input_layernorm", "out"),
-    "ln2_out": ("post_attention_layernorm", "out"),
-}
-_FAMILIES = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "phi3", "olmo"), _PRE_NORM),
-    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), _SANDWICH),
-    "gpt2": _GPT2,
-    "gpt_neox": _GPT_NEOX,
-}
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One alternative stream: what stands at the hook point instead of the model's own activations.
-
-    Attributes:
-        rows: [R, T, d] activations.
-        source: [R] the context in the batch whose tokens each row has.
-    """
-
-    rows: Tensor
-    source: Tensor
-
-
-Splice = Callable[[Tensor, Tensor], list[Copy]]
+from saebench.module_hooks import after, before
 
 
 class _Stop(Exception):
@@ -116,7 +58,7 @@ class Subject:
             keep_freed_memory()
             use_onednn(self.model)
         self.blocks = _find_blocks(self.model)
-        self._sites = _FAMILIES.get(self.model.config.model_type, {})
+        self._sites = MODULES.get(self.model.config.model_type, {})
         self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
 
     @property
@@ -142,7 +84,7 @@ class Subject:
                 + "".join(f", {site}" for site in self._sites)
             )
 
-        if self._sites is _SANDWICH and hook.as_module and hook.site in _MOVED:
+        if self._sites is SANDWICH and hook.as_module and hook.site in MOVED_ON_GEMMA:
             raise UsageError(
                 f"{self.model.config.model_type} normalises what attention and the MLP add, so the module's name is another "
                 f"place than {hook}: use blocks.{hook.layer}.hook_attn_out, .hook_mlp_out or .hook_resid_mid if that is meant"
@@ -164,13 +106,13 @@ class Subject:
             raise _Stop
 
         with self._hooked(run, read, write, stop, copies=0), suppress(_Stop):
-            self._hidden(token_ids)
+            self.hidden(token_ids)
         assert run.write is not None
         return (run.write if run.read is None else run.read), run.write
 
     @torch.no_grad()
     def fork(
-        self, token_ids: Tensor, read: HookPoint, write: HookPoint, splice: Splice, copies: int
+        self, token_ids: Tensor, read: HookPoint, write: HookPoint, splice: Splice, copies: int | Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states (after the last norm) of the untouched model and of every copy, in one forward pass.
 
@@ -178,7 +120,8 @@ class Subject:
             token_ids: [B, T] int64, no padding.
             read, write: where SAEs read and where their output goes.
             splice: (x_read, x_write) -> the copies; called once, with activations [B, T, d] in the model's dtype.
-            copies: how many it returns. At a hook point inside a block each must have one row per context, in order.
+            copies: how many it returns, if each has one row per context, in order; else [R] the context of every row of
+                every copy. Needed beforehand at a hook point inside a block, where the block's input forks.
 
         Returns:
             clean [B, T, d] and, for each copy, [R, T, d].
@@ -187,7 +130,7 @@ class Subject:
             return self._separately(token_ids, read, write, splice)
         run = _Run(len(token_ids))
         with self._hooked(run, read, write, splice, copies):
-            hidden = self._hidden(token_ids)
+            hidden = self.hidden(token_ids)
         clean, *rest = hidden.split([run.size, *(len(c.rows) for c in run.copies)])
         return clean, list(rest)
 
@@ -196,20 +139,76 @@ class Subject:
     ) -> tuple[Tensor, list[Tensor]]:
         """The same as `fork`, one plain forward pass per copy: slower, and nothing can go wrong."""
         x_read, x_write = self.capture(token_ids, read, write)
-        clean = self._hidden(token_ids)
+        clean = self.hidden(token_ids)
         out = []
         for copy in splice(x_read, x_write):
-            with self._replaced(write, copy.rows):
-                out.append(self._hidden(token_ids[copy.source]))
+            with self._changed(write, partial(_rows_of, copy)):
+                out.append(self.hidden(token_ids[copy.source]))
         return clean, out
+
+    def differentiate(self, token_ids: Tensor, write: HookPoint, scalar: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient [B, T, d] of a scalar of the final hidden states with respect to the activations at a hook point.
+
+        Args:
+            scalar: final hidden states [B, T, d] -> one number.
+        """
+        leaves: list[Tensor] = []
+
+        def begin(h: Tensor) -> Tensor:
+            leaves.append(h.detach().requires_grad_())
+            return leaves[0]
+
+        with torch.enable_grad(), self._changed(write, begin):
+            value = scalar(self.hidden(token_ids))
+            (gradient,) = torch.autograd.grad(value, leaves)
+        return gradient
+
+    @torch.no_grad()
+    def step(
+        self,
+        token_ids: Tensor,
+        cache: Any,
+        read: HookPoint,
+        write: HookPoint,
+        change: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Any]:
+        """Final hidden states [B, t, d] of further tokens, and the grown KV cache.
+
+        Args:
+            token_ids: [B, t] the tokens after those in the cache.
+            cache: of the step before; None at the beginning.
+            change: (x_read, x) [B, t, d] -> the rows that stand at `write` instead.
+        """
+        run = _Run(len(token_ids))
+
+        def note(h: Tensor) -> None:
+            run.read = h
+
+        def replace(h: Tensor) -> Tensor:
+            return change(self._read_of(run, read, write, h), h).to(h.dtype)
+
+        with self._changed(read, note) if read != write else nullcontext(), self._changed(write, replace):
+            out = self.model.base_model(input_ids=token_ids, past_key_values=cache, use_cache=True)
+        return out.last_hidden_state, out.past_key_values
+
+    @property
+    def name(self) -> str:
+        return self.loaded.id
+
+    @property
+    def longest(self) -> int | None:
+        """Positions the model has been made for; None where its config sets no limit."""
+        config = self.model.config.get_text_config()
+        found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return None if found is None else int(found)
 
     @property
     def vocabulary(self) -> int:
         """V, how many logits the model gives."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
-    def logits(self, hidden: Tensor, tokens: slice = slice(None)) -> Tensor:
-        """Float32 logits [..., V] of final hidden states [..., d], or those of a slice of the vocabulary."""
+    def logits(self, hidden: Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """Float32 logits [..., V] of final hidden states [..., d], or those of some tokens [..., n]."""
         head = self.model.get_output_embeddings()
         bias = None if head.bias is None else head.bias[tokens]
         logits = linear(hidden.to(head.weight.dtype), head.weight[tokens], bias).float()
@@ -236,7 +235,7 @@ class Subject:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = (torch.arange(16, device=self.device) * 7919 % vocabulary).reshape(2, 8)
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        if not self.close(self.logits(self._hidden(ids)), whole):
+        if not self.close(self.logits(self.hidden(ids)), whole):
             raise SaebenchError(
                 f"{self.loaded.id} (model type '{self.model.config.model_type}') changes its logits after the output layer "
                 "in a way saebench does not know; its losses would be wrong"
@@ -258,23 +257,20 @@ class Subject:
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
-    def _hidden(self, token_ids: Tensor) -> Tensor:
+    def hidden(self, token_ids: Tensor) -> Tensor:
+        """Final hidden states [B, T, d], after the last norm, of the untouched model."""
         out: Tensor = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
         return out
 
     @contextmanager
-    def _hooked(self, run: _Run, read: HookPoint, write: HookPoint, splice: Splice, copies: int) -> Iterator[None]:
+    def _hooked(
+        self, run: _Run, read: HookPoint, write: HookPoint, splice: Splice, copies: int | Tensor
+    ) -> Iterator[None]:
         """Install the hooks of one pass, take them off again whatever happens."""
         handles: list[Any] = []
 
         def as_read(h: Tensor) -> Tensor:
-            if read == write:
-                return h
-            if run.read is None:
-                raise SaebenchError(
-                    f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook"
-                )
-            return run.read
+            return self._read_of(run, read, write, h)
 
         def fork_residual(h: Tensor) -> Tensor:
             run.write = h
@@ -283,8 +279,9 @@ class Subject:
             return torch.cat([h, *(c.rows.to(h.dtype) for c in run.copies)])
 
         def repeat_block_input(h: Tensor) -> Tensor:
-            run.source = torch.arange(run.size, device=h.device).repeat(1 + copies)
-            run.base = h.repeat(1 + copies, 1, 1)
+            own = torch.arange(run.size, device=h.device)
+            run.source = own.repeat(1 + copies) if isinstance(copies, int) else torch.cat([own, copies])
+            run.base = h[run.source]
             return run.base
 
         def replace_slices(h: Tensor) -> Tensor:
@@ -301,7 +298,7 @@ class Subject:
             if write.site in ("resid_pre", "resid_post"):
                 handles += self._at(write, fork_residual, run)
             else:
-                handles.append(_before(self.blocks[write.layer], repeat_block_input))
+                handles.append(before(self.blocks[write.layer], repeat_block_input))
                 handles += self._at(write, replace_slices, run)
             first = write.layer + (write.site == "resid_post")
             for block in self.blocks[first:]:
@@ -311,10 +308,20 @@ class Subject:
             for handle in handles:
                 handle.remove()
 
+    def _read_of(self, run: _Run, read: HookPoint, write: HookPoint, h: Tensor) -> Tensor:
+        """The activations at `read`, when those at `write` are h."""
+        if read == write:
+            return h
+        if run.read is None:
+            raise SaebenchError(
+                f"an SAE cannot read {read} and write {write}: the place it reads comes after: check --hook"
+            )
+        return run.read
+
     @contextmanager
-    def _replaced(self, hook: HookPoint, rows: Tensor) -> Iterator[None]:
-        """Every activation at `hook` replaced by `rows`."""
-        handles = self._at(hook, lambda h: rows.to(h.dtype), _Run(len(rows)))
+    def _changed(self, hook: HookPoint, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """`change` applied to the activations at `hook`; None leaves them."""
+        handles = self._at(hook, change, _Run(0))
         try:
             yield
         finally:
@@ -325,15 +332,15 @@ class Subject:
         """Call `change` with the activations at `hook`; what it returns (unless None) stands there instead."""
         block = self.blocks[hook.layer]
         if hook.site == "resid_pre":
-            return [_before(block, change)]
+            return [before(block, change)]
         if hook.site == "resid_post":
-            return [_after(block, change)]
+            return [after(block, change)]
         name, end = self._sites[hook.site]
         module = block.get_submodule(name)
         if end == "in":
-            return [_before(module, change)]
+            return [before(module, change)]
         if end == "out":
-            return [_after(module, change)]
+            return [after(module, change)]
 
         def keep_base(h: Tensor) -> None:
             run.base = h
@@ -343,7 +350,11 @@ class Subject:
             changed = change(run.base + out)
             return None if changed is None else changed - run.base
 
-        return [_before(block, keep_base), _after(module, through_attention)]
+        return [before(block, keep_base), after(module, through_attention)]
+
+
+def _rows_of(copy: Copy, h: Tensor) -> Tensor:
+    return copy.rows.to(h.dtype)
 
 
 def _find_blocks(model: Any) -> nn.ModuleList:
@@ -356,31 +367,6 @@ def _find_blocks(model: Any) -> nn.ModuleList:
             "only decoder-only language models are supported"
         )
     return found[0]
-
-
-def _before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """Pre-hook on a module's first argument, given by position or as hidden_states."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        value = args[0] if args else kwargs["hidden_states"]
-        changed = change(value)
-        if changed is None:
-            return None
-        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """Hook on a module's output: a bare tensor, or the first of a tuple."""
-
-    def hook(_: nn.Module, args: Any, output: Any) -> Any:
-        changed = change(output[0] if isinstance(output, tuple) else output)
-        if changed is None:
-            return None
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return module.register_forward_hook(hook)
 
 
 def _repeat_arguments(block: nn.Module, run: _Run) -> Any:

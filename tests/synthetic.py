@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from saebench.presentation import Axis, Figure, Presentation
 from saebench.results import Record, load_records
 from saebench.stats import Ratio, ratio_interval
 
 DOCUMENTS = np.repeat(np.arange(20), 6)
 Make = Callable[..., Record]
+# Stored as a run stores it: these metrics are nobody's plugins.
+FIDELITY = Presentation(("explained_variance",), sparsity=Axis("l0", "latents per token (L0)")).to_json()
+USE = Presentation(figures=(Figure("dead_fraction_curve", "at", "tokens seen"),)).to_json()
 
 
 def units(shift: float, seed: int = 0) -> pd.DataFrame:
@@ -73,7 +77,10 @@ def make_record(root: Path, name: str, shift: float = 0.0, seed: int = 0, folder
         "settings": {
             "model_dtype": "float32", "sae_dtype": "float32", "max_norm": 10.0, "seed": 0, "limit": None,
         },
-        "metrics": {"fidelity": {"version": 1, "units": None}, "use": {"version": 1, "units": None}},
+        "metrics": {
+            "fidelity": {"version": 1, "units": None, "presentation": FIDELITY},
+            "use": {"version": 1, "units": None, "presentation": USE},
+        },
         "scores": scores,
         "runs": [{
             "metrics": ["fidelity", "use"],

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from saebench.cli import main
+from saebench.loading.hf import Address, Listing
 from saebench.testing import random_sae
 from tests.conftest import HOOK, write_sae
 
@@ -207,7 +208,7 @@ def test_what_cannot_be_is_found_before_anything_is_loaded(
     flags, code, words, two_saes, llama, tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("saebench.running.plan.load_sae", _must_not_be_called)
-    monkeypatch.setattr("saebench.running.measure.load_model", _must_not_be_called)
+    monkeypatch.setattr("saebench.running.setting.load_model", _must_not_be_called)
     flat = tmp_path / "flat.npy"
     np.save(flat, np.arange(9))
     given = dict(zip(flags[::2], flags[1::2], strict=True))
@@ -224,7 +225,7 @@ def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
     def gated(*_: Any, **__: Any) -> None:
         raise errors.GatedRepoError.__new__(errors.GatedRepoError)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    monkeypatch.setattr("saebench.loading.hf.resolve", gated)
     result = call("run", "--sae", two_saes[0], "--model", "meta-llama/Llama-3.2-1B")
     assert result.exit_code == 1
     assert "gated" in one_line(result)
@@ -233,7 +234,7 @@ def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
     def offline(*_: Any, **__: Any) -> None:
         raise errors.LocalEntryNotFoundError("cannot find the requested files in the local cache")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setattr("saebench.loading.hf.resolve", offline)
     result = call("run", "--sae", two_saes[0], "--model", "meta-llama/Llama-3.2-1B")
     assert result.exit_code == 1
     assert "network" in one_line(result)
@@ -242,11 +243,12 @@ def test_hub_errors_say_what_to_do(two_saes, monkeypatch):
 def test_a_bare_hub_id_is_asked_of_the_hub(two_saes, llama, tokens, tmp_path, monkeypatch):
     asked = []
 
-    def download(spec: str, **_: Any) -> str:
-        asked.append(spec)
-        return str(llama)
+    def listing(address: Address, subject: str) -> Listing:
+        asked.append(address.repo)
+        return Listing(address.repo, "0" * 40, {path.name: 1 for path in llama.iterdir()})
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("saebench.models.listing", listing)
+    monkeypatch.setattr("saebench.models.fetch_files", lambda *_: llama)
     result = run(two_saes[0], "gpt2", tokens, tmp_path, "--metric", "geometry", "--json")
     assert result.exit_code == 0, result.stderr
     assert asked == ["gpt2"]
@@ -266,7 +268,7 @@ def test_a_name_that_nobody_knows_lists_the_aliases_and_says_whose_it_is(
     def nowhere(*_: Any, **__: Any) -> None:
         raise getattr(errors, kind).__new__(getattr(errors, kind))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", nowhere)
+    monkeypatch.setattr("saebench.loading.hf.resolve", nowhere)
     common = ["run", "--sae", two_saes[0], "--tokens", tokens, "--results", tmp_path, *more]
     said = call(*common)  # the checkpoint says "tiny"
     given = call(*common, "--model", "tiny")

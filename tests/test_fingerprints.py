@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from saebench.catalog import load_task
 from saebench.results import fingerprint, load_records
-from saebench.task import builtin_tasks, load_task
+from saebench.task import builtin_tasks
 from tests.conftest import REPOSITORY
 
 RECORDS = sorted((REPOSITORY / "results").rglob("*@*.json"))

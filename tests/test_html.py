@@ -22,7 +22,7 @@ from saebench.cli import main
 from saebench.registry import registry
 from saebench.report import Board
 from saebench.results import load_records
-from tests.synthetic import Make, make_record, plain
+from tests.synthetic import USE, Make, make_record, plain
 
 EVIL = "<script>alert(1)</script>\"' onload=x $x^2$ &amp; </td>"
 
@@ -257,7 +257,8 @@ def test_plots_show_each_sae_once_and_write_files(make: Make, tmp_path: Path) ->
 
 def test_what_explanations_are_worth_is_drawn(make: Make) -> None:
     """Scores with a control: filled points over hollow ones, and the gain with a line at nothing."""
-    measured = {name: {"version": 1, "units": None} for name in ("autointerp", "use")}
+    axis = {"sparsity": {"key": "l0", "label": "L0"}}
+    measured = {"autointerp": {"version": 1, "units": None}, "use": {"version": 1, "units": None, "presentation": axis}}
     for i in range(3):
         values = {"_gain": (0.2, "higher"), "": (0.7, "higher"), "_shuffled": (0.5, None)}
         scores = [plain("autointerp", f"detection{end}", v + i / 100, better) for end, (v, better) in values.items()]
@@ -265,7 +266,7 @@ def test_what_explanations_are_worth_is_drawn(make: Make) -> None:
         make(f"sae-{i}", 0.01 * i, i, metrics=measured, scores=[*scores, plain("use", "l0", 20.0 + i)])
     [board] = boards([load_records([p])[0] for p in sorted(make.args[0].glob("*.json"))])  # type: ignore[attr-defined]
     drawn = plots(board)
-    assert list(drawn) == ["control-detection", "pareto-detection_gain"]
+    assert list(drawn) == ["pareto-detection_gain", "control-detection"]
     [axes] = drawn["control-detection"].axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     by_name = {row.name: row.record for row in board.rows}
@@ -290,7 +291,7 @@ def test_probing_stands_between_ceiling_and_floor(make: Make) -> None:
          metrics={"probing": {"version": 1, "units": None}})  # fmt: skip
     found = load_records([make.args[0]])  # type: ignore[attr-defined]
     [board] = boards(sorted(found, key=lambda r: r.sae["name"] == "probed"))
-    [axes] = plots(board)["probing-mean"].axes
+    [axes] = plots(board)["curve-mean_sae_accuracy"].axes
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
     for label, key in (("topk, random weights", "mean_random_sae_accuracy"), ("k principal directions", "mean_pca_accuracy"),
                        ("k random directions", "mean_random_accuracy")):  # fmt: skip
@@ -311,7 +312,7 @@ def test_the_dead_latent_curve_is_the_records(make: Make) -> None:
         0.1,
         1,
         scores=newer,
-        metrics={"fidelity": {"version": 1, "units": None}, "use": {"version": 2, "units": None}},
+        metrics={"fidelity": {"version": 1, "units": None}, "use": {"version": 2, "units": None, "presentation": USE}},
     )
     [board] = boards(load_records([make.args[0]]))  # type: ignore[attr-defined]
     drawn = plots(board)
@@ -375,7 +376,7 @@ def test_a_browser_sorts_filters_hovers_and_opens(
     tab.on("dialog", lambda dialog: (problems.append("alert"), dialog.dismiss()))
     tab.goto(file.as_uri())
 
-    for descending in (False, True):
+    for descending in (True, False):  # the best first: higher explained variance is better
         tab.locator("table.board thead button").nth(3).click()
         values = tab.eval_on_selector_all("table.board tbody tr", SORTED)
         assert values == sorted(values, reverse=descending)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import saebench
 from saebench.board.leaderboard import boards
 from saebench.board.plots import plots
+from saebench.catalog import load_task, load_tasks
 from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
@@ -24,7 +25,7 @@ from saebench.labels import labelled_texts, read_table, split_by_group
 from saebench.models import load_model
 from saebench.running.dry_run import dry_runs
 from saebench.running.request import Request
-from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
+from saebench.task import LabelSpec, builtin_tasks
 
 WORDS = [f"w{i}" for i in range(90)]
 
@@ -237,7 +238,7 @@ def test_a_labelled_run_makes_a_record(speaker: Path, two_saes: list[Path], tmp_
         assert record.metrics["probing"]["details"]["probes"]
         assert json.loads(record.path.read_text())
     [board] = boards(records)
-    assert {"probing-mean", "probing-max"} <= set(plots(board))
+    assert {"curve-mean_sae_accuracy", "curve-max_sae_accuracy"} <= set(plots(board))
     assert records[0].score("dense_accuracy")["value"] == records[1].score("dense_accuracy")["value"]
     alone = saebench.run(two_saes[1], model=str(speaker), task=task, results=tmp_path / "alone", batch_size=7)[0]
     for row, other in zip(records[1].scores, alone.scores, strict=True):

@@ -66,7 +66,7 @@ def test_headlines_are_a_metrics_own(make: Make, monkeypatch: pytest.MonkeyPatch
 
     def keys() -> list[str]:
         [board] = boards([of(make, "mine", *rows)])
-        return [column.key for column in select(board.columns, ())]
+        return [column.key for column in select(board, ())]
 
     assert keys() == ["kl", "other"]
     monkeypatch.setitem(installed().metrics, "mine", Mine)

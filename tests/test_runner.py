@@ -1,13 +1,12 @@
 """Running: resume, invariance to how the work is split, failures that cost nobody else their numbers."""
 
-import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from saebench.cli import main
 from saebench.errors import UsageError
 from saebench.results import Record
 from saebench.runner import RunError
-from saebench.running.measure import Outcome
-from saebench.running.request import Request
 from saebench.sae import SAE
 from saebench.testing import constant_sae, identity_sae, random_sae
 from tests.conftest import HOOK, write_sae
@@ -214,14 +211,14 @@ def test_new_metric_computes_only_that(llama, tokens, two_saes, tmp_path, monkey
 
 def test_two_runs_on_one_record_at_a_time_lose_nothing(llama, tokens, two_saes, tmp_path, monkeypatch):
     """The second begins and ends while the first, which has read what there is, still computes."""
-    original = saebench.running.measure.finish_metric
+    original = saebench.running.finish.finish_metric
 
     def meanwhile(*args: Any) -> Any:
         monkeypatch.undo()
         measure(two_saes[0], llama, tokens, tmp_path, metrics=["sparsity"])
         return original(*args)
 
-    monkeypatch.setattr("saebench.running.measure.finish_metric", meanwhile)
+    monkeypatch.setattr("saebench.running.finish.finish_metric", meanwhile)
     [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["fidelity"])
     [there] = saebench.load_records([tmp_path])
     assert record.to_json() == there.to_json()
@@ -340,8 +337,8 @@ def test_records_never_hold_a_local_secret(llama, tokens, two_saes, tmp_path, mo
 
 _KILLED = """
 import os, signal, sys
-import saebench.running.measure as measure, saebench.stream as stream
-measure.SAVE_EVERY = 0.0
+import saebench.running.finish as finish, saebench.running.passes as passes, saebench.stream as stream
+passes.SAVE_EVERY = 0.0
 where, after = sys.argv[1], int(sys.argv[2])
 seen = 0
 def wrap(owner, name):
@@ -353,7 +350,7 @@ def wrap(owner, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*a, **k)
     setattr(owner, name, counted)
-wrap(*{"update": (stream.Pass, "_update"), "replace": (os, "replace"), "score": (measure, "finish_metric")}[where])
+wrap(*{"update": (stream.Pass, "_update"), "replace": (os, "replace"), "score": (finish, "finish_metric")}[where])
 from saebench.cli import main
 main(sys.argv[3:])
 """
@@ -399,15 +396,15 @@ def test_sigkill_and_again_gives_the_same_record(
 def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_path, monkeypatch):
     from saebench.stream import Pass
 
-    monkeypatch.setattr("saebench.running.measure.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("saebench.running.passes.SAVE_EVERY", 0.0)
     seen: list[int] = []
     real = Pass._update
 
-    def update(self: Pass, batch: Any, *rest: Any) -> None:
+    def update(self: Pass, forked: Any, *rest: Any) -> None:
         if len(seen) >= 12 and not resumed:
             raise KeyboardInterrupt
-        seen.extend(batch.context_id.tolist())
-        real(self, batch, *rest)
+        seen.extend(forked.batches[0].context_id.tolist())
+        real(self, forked, *rest)
 
     monkeypatch.setattr(Pass, "_update", update)
     resumed = False
@@ -419,21 +416,6 @@ def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_p
     # 24 contexts once for the two that had begun, 24 more for the one that had not
     assert sorted(seen) == sorted(list(range(24)) * 2)
     assert not (tmp_path / ".state").exists()
-
-
-def test_every_argument_of_run_is_the_requests_of_that_name(monkeypatch):
-    asked: list[Any] = []
-
-    def execute(request: Any, reporter: Any) -> Any:
-        asked.append(request)
-        return Outcome()
-
-    monkeypatch.setattr("saebench.runner.execute", execute)
-    names = [name for name in inspect.signature(saebench.run).parameters if name != "reporter"]
-    assert set(names) == {field.name for field in fields(Request)}
-    given: dict[str, Any] = {name: f"the {name}" for name in names} | {"saes": ["one"]}
-    saebench.run(**given)
-    assert {name: getattr(asked[0], name) for name in names} == given | {"results": Path("the results")}
 
 
 def test_request_errors_are_usage_errors(llama, tokens, two_saes, tmp_path):

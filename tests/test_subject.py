@@ -203,7 +203,7 @@ def test_logits_are_the_models_own(subjects, name: str):
     subject.check(HookPoint(1, "resid_post"))
     assert subject.forks
     own = subject.model(input_ids=ids, use_cache=False).logits
-    assert torch.allclose(subject.logits(subject._hidden(ids)), own, atol=1e-6)
+    assert torch.allclose(subject.logits(subject.hidden(ids)), own, atol=1e-6)
     if name == "gemma2":
         assert own.abs().max() < 3.0  # softcapped
         assert own.abs().max() > 1.0  # and it matters

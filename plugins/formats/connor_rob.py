@@ -7,7 +7,7 @@ and an unknown one is refused.
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError
+from saebench.format import CheckpointError, Layout
 from saebench.loading.readers import Config, TorchFile, shapes_of, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
@@ -32,6 +32,7 @@ class ConnorRob(Format):
     """Attention SAEs of GPT-2."""
 
     name = "connor_rob"
+    layouts = (Layout("*.pt", ("{*}_cfg.json",), folder=False),)
 
     def matches(self, path: Path) -> bool:
         file = torch_file_of(path)

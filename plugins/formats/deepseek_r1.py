@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
+from saebench.format import Layout
 from saebench.loading.readers import shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
@@ -17,6 +18,7 @@ class DeepSeekR1(Format):
     """Two linear layers in a torch file."""
 
     name = "deepseek_r1"
+    layouts = (Layout("*[-_.]l[0-9]*.pt", folder=False),)
 
     def matches(self, path: Path) -> bool:
         file = torch_file_of(path)

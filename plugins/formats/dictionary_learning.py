@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, TorchFile, folder_of
 from saebench.sae import Activation, Fact, Gated, JumpReLU, Metadata, ReLU, TopK
 
@@ -52,6 +52,7 @@ class DictionaryLearning(Format):
 
     name = "dictionary_learning"
     files = ("config.json", "ae.pt")
+    layouts = (Layout("ae.pt", ("config.json",)),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, "ae.pt")

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError
+from saebench.format import CheckpointError, Layout
 from saebench.loading.readers import NpzFile, folder_of, shapes_of
 from saebench.sae import Fact, JumpReLU, Metadata
 
@@ -21,6 +21,7 @@ class GemmaScope(Format):
     """Gemma Scope 1: SAEs and transcoders."""
 
     name = "gemma_scope"
+    layouts = (Layout("params.npz"),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, "params.npz")

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError
+from saebench.format import CheckpointError, Layout
 from saebench.loading.readers import Config, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Fact, JumpReLU, Metadata
 
@@ -22,6 +22,7 @@ class GemmaScope2(Format):
     """Gemma Scope 2: SAEs, transcoders, skip transcoders."""
 
     name = "gemma_scope_2"
+    layouts = (Layout(_WEIGHTS, reads=("config.json",)),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, _WEIGHTS)

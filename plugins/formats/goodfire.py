@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
+from saebench.format import Layout
 from saebench.loading.readers import shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
@@ -18,6 +19,7 @@ class Goodfire(Format):
     """Goodfire."""
 
     name = "goodfire"
+    layouts = (Layout("*-SAE-l*.pth", folder=False), Layout("*-SAE-l*.pt", folder=False))
 
     def matches(self, path: Path) -> bool:
         file = torch_file_of(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, SafetensorsFile, TorchFile, Weights
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU, TopK
 
@@ -35,6 +35,7 @@ class LlamaScope(Format):
     """Llama Scope."""
 
     name = "llama_scope"
+    layouts = tuple(Layout(f"{name}{end}", ("hyperparams.json",)) for name in _FILES for end in (".safetensors", ".pt"))
 
     def matches(self, path: Path) -> bool:
         return _root(path) is not None

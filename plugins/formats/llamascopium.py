@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, NormTopK, NoTransform, ReLU, TokenScale, TopK, Transform
 
@@ -34,6 +34,7 @@ class Llamascopium(Format):
 
     name = "llamascopium"
     files = ("config.json", _WEIGHTS)
+    layouts = (Layout(_WEIGHTS, ("config.json",)),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, _WEIGHTS)

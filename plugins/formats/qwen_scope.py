@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import oriented, shapes_of, torch_checkpoint, torch_file_of
 from saebench.sae import Fact, Metadata, TopK
 
@@ -21,6 +21,7 @@ class QwenScope(Format):
     """Qwen Scope."""
 
     name = "qwen_scope"
+    layouts = (Layout("layer*.sae.pt", folder=False),)
 
     def matches(self, path: Path) -> bool:
         file = torch_file_of(path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, SafetensorsFile, folder_of, shapes_of
 from saebench.sae import (
     AbsTopK,
@@ -97,6 +97,7 @@ class SAELens(Format):
 
     name = "saelens"
     files = ("cfg.json", WEIGHTS)
+    layouts = (Layout(WEIGHTS, ("cfg.json",), ("activation_scaler.json", "activation_whitening.safetensors")),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, WEIGHTS)

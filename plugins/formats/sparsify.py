@@ -10,7 +10,7 @@ from typing import Any
 
 from saebench import SAE, Format, HookPoint, LoadOptions, hookimpl
 from saebench.errors import UsageError
-from saebench.format import CheckpointError, MissingError
+from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, SafetensorsFile, folder_of
 from saebench.sae import AbsTopK, Fact, GroupMax, Metadata, TopK
 
@@ -24,6 +24,7 @@ class Sparsify(Format):
 
     name = "sparsify"
     files = ("cfg.json", _WEIGHTS)
+    layouts = (Layout(_WEIGHTS, ("cfg.json",), ("../config.json", "../../config.json")),)
 
     def matches(self, path: Path) -> bool:
         folder = folder_of(path, _WEIGHTS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from saebench import SAE, Format, LoadOptions, hookimpl
-from saebench.format import CheckpointError
+from saebench.format import CheckpointError, Layout
 from saebench.loading.readers import SafetensorsFile, oriented, shapes_of
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU
 
@@ -23,6 +23,10 @@ class Transcoders(Format):
     """circuit-tracer transcoders."""
 
     name = "transcoders"
+    layouts = (
+        Layout("layer_*.safetensors", reads=("config.yaml",), folder=False),
+        Layout("W_enc_*.safetensors", reads=("config.yaml", "W_dec_{*}.safetensors"), folder=False),
+    )
 
     def matches(self, path: Path) -> bool:
         file = _file(path)

@@ -10,6 +10,7 @@ from scipy.special import gammaln
 
 from saebench import SAE, Batch, Env, Metric, Score, hookimpl
 from saebench.metric import Rows
+from saebench.presentation import Axis, Figure
 
 # Edges of the histogram of log10 firing frequency; latents that never fired are counted by dead_fraction, not here.
 EDGES = np.arange(-7.0, 0.5, 0.5)
@@ -37,6 +38,8 @@ class Sparsity(Metric):
     needs = frozenset({"latents"})
     headlines = ("l0", "dead_fraction")
     about = _ABOUT
+    figures = (Figure("dead_fraction_curve", "at", "tokens seen"),)
+    sparsity = Axis("l0", "latents per token (L0)")
 
     def __init__(self, sae: SAE) -> None:
         self.rows = Rows()

@@ -9,7 +9,7 @@ function element(name, text) {
   return made;
 }
 
-// [name, text] of what there is to say of a row, in one order for all.
+// [name, text] of each fact about a row, in one order for all.
 function about(board, index) {
   const { facts, common, rows } = boards[board], all = { ...common, ...rows[index].about };
   return facts.filter(name => name in all).map(name => [name, all[name]]);
@@ -42,10 +42,10 @@ function filter(section) {
   const get = name => section.querySelector(`.filters .${name}`).value;
   const name = get("name").toLowerCase(), kind = get("kind");
   const low = +get("low"), high = get("high") === "" ? Infinity : +get("high");
-  const l0 = get("l0") === "" ? Infinity : +get("l0");
+  const most = section.querySelector(".filters .sparsity")?.value ?? "";
   const shown = new Set();
   for (const row of section.querySelectorAll("tbody tr")) {
-    const d = row.dataset, sparse = l0 === Infinity || (d.l0 !== "" && +d.l0 <= l0);
+    const d = row.dataset, sparse = most === "" || (d.sparsity !== "" && +d.sparsity <= +most);
     const keep = row.cells[0].textContent.toLowerCase().includes(name) && (!kind || d.kind === kind)
       && +d.latents >= low && +d.latents <= high && sparse;
     row.classList.toggle("hidden", !keep);
@@ -90,7 +90,8 @@ for (const section of document.querySelectorAll("section[data-board]")) {
   const board = +section.dataset.board;
   [...section.querySelectorAll("table.board thead th")].forEach((head, index) =>
     head.firstChild.addEventListener("click", () => {
-      sortBy(head.closest("table"), index, head.getAttribute("aria-sort") === "ascending");
+      const now = head.getAttribute("aria-sort");
+      sortBy(head.closest("table"), index, now === "none" ? head.dataset.best === "higher" : now === "ascending");
       shorten(section);
     }));
   section.querySelector(".all").addEventListener("click", () => {

@@ -2,22 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from saebench.board.html_page import html_page
+from saebench.board.html_page import render_page
 from saebench.board.plots import architecture
 from saebench.board.tables import caption
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record, RecordError, slug
-from saebench.text import clean, interval_text, value_text
+from saebench.text import clean
 
 _ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
-
-
-def style() -> str:
-    """The style sheet of all pages."""
-    return files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 def page_names(boards: Sequence[Board]) -> dict[str, str]:
@@ -72,89 +66,51 @@ def sae_pages(boards: Sequence[Board], home: str) -> dict[str, str]:
     for board in boards:
         for row in board.rows:
             rows.setdefault(str(row.record.sae["sha256"]), []).append((board, row))
-    sheet = style()
-    pages = {name: _page(rows[sha], home, sheet) for sha, name in page_names(boards).items()}
+    pages = {name: _page(rows[sha], home) for sha, name in page_names(boards).items()}
     for row in (row for board in boards for row in board.rows):
         pages |= {name: _kept(row, metric) for metric, name in kept_names(row).items()}
     return pages
 
 
-def _page(found: Sequence[tuple[Board, Row]], home: str, sheet: str) -> str:
-    first = found[0][1]
-    name = escape(clean(first.record.sae["name"]))
-    sections = "\n".join(_section(board, row) for board, row in found)
-    body = f"""<header><p><a href="{escape(home)}">SAE leaderboard</a></p><h1>{name}</h1></header>
-<main>
-<h2>The checkpoint</h2>
-{_list(_checkpoint(first.record))}
-{sections}
-</main>"""
-    return html_page(clean(first.record.sae["name"]), sheet, body)
-
-
-def _section(board: Board, row: Row) -> str:
-    plain = [c for c in row.cells if c.at is None and row.cells[c].state != "missing"]
-    record = row.record
-    failed = "".join(
-        f"<li>{escape(clean(metric))} failed: {escape(clean(why, 300))}</li>" for metric, why in record.errors.items()
-    )
-    kept = "".join(
-        f'<p><a href="{escape(file)}">{escape(clean(m, 40))}, one by one</a></p>' for m, file in kept_names(row).items()
-    )
-    return f"""<h2>{escape(caption(board))}</h2>
-{kept}<div class="scroll" tabindex="0" role="region" aria-label="Scores">{_scores(row, plain)}</div>
-{"".join(_curves(row))}
-<ul class="notes">{failed}</ul>
-<details open><summary>Where it comes from</summary>{_list(provenance(record))}</details>"""
-
-
-def _scores(row: Row, columns: Sequence[Column]) -> str:
-    lines = "".join(
-        f"<tr><th scope=row>{escape(clean(c.metric, 40))}.{escape(clean(c.key, 40))}{_ARROWS[c.direction]}</th>"
-        f"{_number(row.cells[c])}<td>{'' if (rank := row.cells[c].rank) is None else f'#{rank}'}</td>"
-        f"<td>{'' if (n := row.cells[c].n) is None else f'{n:,}'}</td><td>{escape(clean(c.unit, 30)) if c.unit else ''}</td></tr>"
-        for c in columns
-    )
-    return (
-        "<table><thead><tr><th scope=col>score<th scope=col>value<th scope=col>95 % interval<th scope=col>rank"
-        f"<th scope=col>n<th scope=col>unit</tr></thead><tbody>{lines}</tbody></table>"
+def _page(found: Sequence[tuple[Board, Row]], home: str) -> str:
+    first = found[0][1].record
+    return render_page(
+        __package__,
+        "sae.html",
+        title=clean(first.sae["name"]),
+        home=home,
+        checkpoint=_checkpoint(first),
+        sections=[_section(board, row) for board, row in found],
+        arrows=_ARROWS,
     )
 
 
-def _curves(row: Row) -> Iterator[str]:
-    """Each curve as a table that opens."""
+def _section(board: Board, row: Row) -> dict[str, Any]:
+    """The values that the template needs of one task of the SAE."""
+    return {
+        "caption": caption(board),
+        "kept": kept_names(row),
+        "scores": [(c, cell) for c, cell in row.cells.items() if c.at is None and cell.state != "missing"],
+        "curves": _curves(row),
+        "errors": row.record.errors,
+        "provenance": provenance(row.record),
+    }
+
+
+def _curves(row: Row) -> dict[str, list[tuple[float, Cell]]]:
+    """The points of each curve, in the order of their places."""
     curves: dict[tuple[str, str, int], list[Column]] = {}
     for column in row.cells:
         if column.at is not None and row.cells[column].value is not None:
             curves.setdefault((column.metric, column.key, column.version), []).append(column)
-    for (metric, key, _), columns in curves.items():
-        lines = "".join(
-            f"<tr><td>{c.at:,.10g}</td>{_number(row.cells[c])}</tr>" for c in sorted(columns, key=lambda c: c.at or 0.0)
-        )
-        name = f"{escape(clean(metric, 40))}.{escape(clean(key, 40))}"
-        yield (
-            f"<details><summary>{name}</summary><table><thead><tr><th scope=col>at<th scope=col>value"
-            f"<th scope=col>95 % interval</tr></thead><tbody>{lines}</tbody></table></details>\n"
-        )
+    found = {}
+    for (metric, key, version), columns in curves.items():
+        places = sorted(columns, key=lambda c: c.at or 0.0)
+        found[f"{clean(metric, 40)}.{clean(key, 40)} v{version}"] = [(c.at or 0.0, row.cells[c]) for c in places]
+    return found
 
 
-def _number(cell: Cell) -> str:
-    if cell.value is None:
-        return f"<td>{cell.state}</td><td>{escape(clean(cell.reason or '', 200))}</td>"
-    why = f"<small>none: {escape(clean(cell.reason, 200))}</small>" if cell.low is None and cell.reason else ""
-    return f'<td title="{cell.value!r}">{value_text(cell)}</td><td>{interval_text(cell)}{why}</td>'
-
-
-def _list(facts: Mapping[str, object]) -> str:
-    lines = "".join(
-        f"<dt>{escape(clean(name, 60))}</dt><dd>{escape(clean(value, 300))}</dd>"
-        for name, value in facts.items()
-        if value not in (None, "", [])
-    )
-    return f"<dl>{lines}</dl>"
-
-
-# --- where numbers come from -----------------------------------------------------------------------------------------
+# --- provenance -----------------------------------------------------------------------------------------
 
 
 def about(row: Row) -> dict[str, str]:

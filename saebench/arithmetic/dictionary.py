@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from saebench.arithmetic import kernels
 from saebench.arithmetic.kernels import Codes
+from saebench.streams import generator
 
 
 class Dictionary(nn.Module):
@@ -36,13 +37,13 @@ class Dictionary(nn.Module):
     ) -> None:
         """
         Args:
-            seed: of the directions, which encoder and decoder start with in common.
+            seed: of the directions (stream `train/weights`), which encoder and decoder start with in common.
             encoder_norm: of the encoder's rows; the decoder's have norm 1.
         """
         super().__init__()
         self.dtype = dtype
-        generator = torch.Generator().manual_seed(seed)
-        directions = nn.functional.normalize(torch.randn(width, d_in, generator=generator), dim=1)
+        stream = generator("train/weights", seed)
+        directions = nn.functional.normalize(torch.randn(width, d_in, generator=stream), dim=1)
         self.W_enc = nn.Parameter(encoder_norm * directions)
         self.W_dec = nn.Parameter(directions)
         self.b_enc = nn.Parameter(torch.zeros(width))

@@ -118,7 +118,8 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, W_dec = ctx.saved_tensors
         g = grads[0].contiguous()
-        return ctx.layout.dots(W_dec, g), ctx.layout.transposed_product(values, g), g.sum(0), None
+        to_W = ctx.layout.transposed_product(values, g) if ctx.needs_input_grad[1] else None
+        return ctx.layout.dots(W_dec, g), to_W, g.sum(0), None
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -188,8 +189,9 @@ class _Encode(torch.autograd.Function):
         centred, W_enc, values = ctx.saved_tensors
         g = torch.where(values > 0, grads[0], 0)
         to_bias = torch.zeros(len(W_enc), dtype=g.dtype, device=g.device).index_add_(0, ctx.layout.indices, g)
+        to_W = ctx.layout.transposed_product(g, centred) if ctx.needs_input_grad[2] else None
         # x takes no gradient; b_dec is subtracted from every row, so its own needs only the sum over rows.
-        return None, -(to_bias @ W_enc), ctx.layout.transposed_product(g, centred), to_bias, None, None, None
+        return None, -(to_bias @ W_enc), to_W, to_bias, None, None, None
 
 
 def encode_top_k(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -> Codes:

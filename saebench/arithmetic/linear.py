@@ -15,9 +15,15 @@ from torch.nn import functional as F
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weightᵀ + bias, exactly what `F.linear` computes; x [..., d_in], weight [d_out, d_in]. No gradients on a CPU."""
+    """x @ weightᵀ + bias, exactly what `F.linear` computes; x [..., d_in], weight [d_out, d_in]. No gradient to the weights."""
     operator = onednn()
-    if operator is None or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if (
+        x.requires_grad
+        or operator is None
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+    ):
         return F.linear(x, weight, bias)
     return operator(x, weight, bias, "none", [], "")
 

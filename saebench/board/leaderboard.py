@@ -6,21 +6,21 @@ else is comparable, so nothing else ever stands in one table.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from saebench.board.groups import differing
+from saebench.board.presented import headlines, presentations
+from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
-from saebench.registry import installed
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record, with_metrics
 from saebench.stats import Ratio, ranks
-
-if TYPE_CHECKING:
-    pass
+from saebench.text import clean
 
 # Two runs of one fingerprint may differ by rounding inside the model (metrics.md: 1e-5, more where a score is a small
 # difference of large sums). Beyond this, and beyond a hundredth of the interval, they contradict each other.
@@ -29,26 +29,26 @@ _AGREE = 1e-4
 _COUNTED = 0.01
 
 
-def boards(records: Iterable[Record], l0: "Mapping[Site, Cell] | None" = None) -> list[Board]:
+def boards(records: Iterable[Record], sparsity: Sparsity | None = None) -> list[Board]:
     """Records grouped into boards, with ranks, in the order in which their groups first appear.
 
     Partial records are counted and left out; records of one fingerprint are merged, or refused where they disagree.
 
     Args:
         records: of any number of groups.
-        l0: `measured_l0` of more records than these, for tasks that do not measure it.
+        sparsity: `measured_sparsity` of more records than these, for tasks that do not measure it.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
-    if l0 is None:
-        l0 = measured_l0([r for members in groups.values() for r in members])
-    found = [_board(members, l0) for members in groups.values()]
+    if sparsity is None:
+        sparsity = measured_sparsity(r for members in groups.values() for r in members)
+    found = [_board(members, sparsity) for members in groups.values()]
     _tell_apart(found, list(groups))
     return found
 
 
-def _board(records: list[Record], l0: "Mapping[Site, Cell]") -> Board:
+def _board(records: list[Record], sparsity: Sparsity) -> Board:
     board = _empty(records[0])
     board.partial = sum(r.partial for r in records)
     merged = _merge_duplicates([r for r in records if not r.partial], board.notes)
@@ -57,56 +57,23 @@ def _board(records: list[Record], l0: "Mapping[Site, Cell]") -> Board:
     for name, (record, parts) in zip(_names(kept), merged, strict=True):
         scores = {_column(row): row for row in record.scores}
         cells = {column: _cell(column, record, scores.get(column)) for column in board.columns}
-        board.rows.append(Row(name, record, cells, ratios(record), _own_l0(record) or l0.get(site(record)), parts))
+        board.rows.append(Row(name, record, cells, ratios(record), sparsity.of(record), parts))
         board.notes += [f"{name}: {metric} failed: {message}" for metric, message in record.errors.items()]
-    board.headlines = headlines(board.columns)
+    board.presentations = presentations(kept, board.notes)
+    board.sparsity = sparsity.axis
+    board.headlines = headlines(board.columns, board.presentations)
     _rank(board)
     return board
 
 
-# What records are named by that belong to different groups and would have the same title, in the order of `Record.group`.
-_PARTS = ("weights", "hook", "task", "definition", "text", "dtypes", "max_norm")
-
-
 def _tell_apart(found: Sequence[Board], groups: Sequence[tuple[str, ...]]) -> None:
-    """Say of boards with one title in what they differ: what is not comparable must not look as if it were."""
-    titles: dict[tuple[str, str], list[int]] = {}
+    """Name the parts in which boards with one caption differ."""
+    titles: dict[tuple[str, ...], list[int]] = {}
     for i, board in enumerate(found):
-        titles.setdefault((board.title, board.dtypes), []).append(i)
+        titles.setdefault(tuple(map(clean, (board.model, board.hook, board.task, board.dtypes))), []).append(i)
     for alike in titles.values():
-        for place, word in enumerate(_PARTS):
-            if len({groups[i][place] for i in alike}) > 1:
-                for i in alike:
-                    found[i].variant += f"{', ' if found[i].variant else ''}{word} {groups[i][place][:8]}"
-
-
-# --- sparsity --------------------------------------------------------------------------------------------------------
-
-Site = tuple[str, str, str]
-SPARSITY = "l0"
-
-
-def site(record: Record) -> Site:
-    """The SAE's function, the language model and where it reads: what an L0 belongs to, whatever the text."""
-    return str(record.sae["sha256"]), str(record.model["sha256"]), record.hook
-
-
-def _own_l0(record: Record) -> Cell | None:
-    try:
-        row = record.score(SPARSITY)
-    except KeyError:
-        return None
-    return Cell("scored", row["value"], row["low"], row["high"], row["n"])
-
-
-def measured_l0(records: Iterable[Record]) -> dict[Site, Cell]:
-    """Each SAE's L0 where it was measured on most tokens: tasks without an l0 of their own are drawn and filtered by it."""
-    found: dict[Site, Cell] = {}
-    for record in records:
-        cell, place = _own_l0(record), site(record)
-        if cell and not record.partial and (place not in found or (cell.n or 0) > (found[place].n or 0)):
-            found[place] = replace(cell, reason=record.task_label)
-    return found
+        for i, parts in zip(alike, differing([groups[i] for i in alike]), strict=True):
+            found[i].variant = ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def _empty(record: Record) -> Board:
@@ -269,28 +236,15 @@ def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:
 # --- what to look at -------------------------------------------------------------------------------------------------
 
 
-def headlines(columns: Sequence[Column]) -> list[Column]:
-    """The columns for a table that people read, metric by metric: what the metric names as its headlines, and where none of
-    them is there, or the metric is not installed, all its scores that have a direction. Curves never are.
-    """
-    scalars = [c for c in columns if c.at is None]
-    found = []
-    for metric in dict.fromkeys(c.metric for c in scalars):
-        keys: tuple[str, ...] = getattr(installed().metrics.get(metric), "headlines", ())
-        own = [c for c in scalars if c.metric == metric]
-        first = sorted((c for c in own if c.key in keys), key=lambda c: keys.index(c.key))
-        found += first or [c for c in own if c.direction is not None]
-    return found
-
-
-def select(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
-    """The columns that are asked for by key, metric, or metric.key; headlines if nothing is.
+def select(board: Board, names: Sequence[str]) -> list[Column]:
+    """The columns requested by key, metric, or metric.key; the headlines without a request.
 
     Raises:
-        UsageError: nothing is called that.
+        UsageError: no column has such a name; suggests the nearest.
     """
     if not names:
-        return headlines(columns)
+        return board.headlines
+    columns = board.columns
     found: list[Column] = []
     for name in names:
         hits = called(columns, name)

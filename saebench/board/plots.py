@@ -1,4 +1,4 @@
-"""The pictures of a board: quality against sparsity with a Pareto front per architecture, and curves.
+"""The pictures of a board: scores over the sparsity axis with a Pareto front per architecture, and curves.
 
 Matplotlib draws them, so one function serves the README's PNG, a paper's SVG and the HTML leaderboard.
 """
@@ -10,57 +10,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from saebench.board.leaderboard import SPARSITY
+from saebench.presentation import Figure
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import slug, write_atomically
 from saebench.text import clean
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure as plt
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, less black and yellow: they read on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vP"
 # Stands for "the colour of the text around", which a figure cannot know.
 _INK = "#010203"
-# Scores of these names are a score's control (an explanation that belongs to another latent), and what it has over that.
-_SHUFFLED, _GAIN = "_shuffled", "_gain"
+_LINES = ("-", "--", "-.", ":")
 # Beyond this many points, interval bars hide them.
 _BARS = 300
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
 
-def plots(board: Board) -> "dict[str, Figure]":
-    """Every picture that the board has numbers for, by name: pareto-KEY for each score shown that has a better and an
-    interval, control-KEY where it has a control (then in place of the other), curve-KEY, and probing-POOL."""
-    found = {}
-    controls = {c: control for c in board.shown if (control := _control(board, c)) and _points(board, c)}
-    for column, shuffled in controls.items():
-        found[f"control-{_stem(column, list(controls))}"] = controlled(board, column, shuffled)
-    better = [c for c in board.shown if c.direction and c.key != SPARSITY and c not in controls and _points(board, c)]
-    for column in better:
-        if any(row.cells[column].low is not None for row in board.rows):
-            found[f"pareto-{_stem(column, better)}"] = pareto(board, column)
-    curves: dict[Column, list[Column]] = {}
-    for column in board.columns:
-        if column.key.endswith("_curve") and column.at is not None:
-            curves.setdefault(replace(column, at=None), []).append(column)
-    for column, places in curves.items():
-        found[f"curve-{_stem(column, list(curves))}"] = curve(board, places)
-    for pool in ("mean", "max"):
-        if any(c.key == f"{pool}_sae_accuracy" for c in board.columns):
-            found[f"probing-{pool}"] = probing(board, pool)
+def plots(board: Board) -> "dict[str, plt.Figure]":
+    """Every picture that the board has numbers for, by name.
+
+    pareto-KEY (control-KEY where it has references) for each score that tables show and its metric draws over the sparsity axis:
+    those declared, and each other score with a direction and an interval. curve-KEY for each declared curve.
+    """
+    points = {c: figure for c in board.shown if (figure := _over_sparsity(board, c)) and _points(board, c)}
+    found = {
+        f"{'control' if figure.references else 'pareto'}-{_stem(column, list(points))}": scatter(board, column, figure)
+        for column, figure in points.items()
+    }
+    curves = _curves(board)
+    for column, figure in curves.items():
+        found[f"curve-{_stem(column, list(curves))}"] = curve(board, column, figure)
     return found
 
 
-def _control(board: Board, column: Column) -> Column | None:
-    """The column that holds the score's control, if there is one."""
-    key = f"{column.key}{_SHUFFLED}"
-    same = (
-        c for c in board.columns if (c.metric, c.version, c.key, c.at) == (column.metric, column.version, key, None)
-    )
-    return next(same, None) if column.at is None else None
+def _over_sparsity(board: Board, column: Column) -> Figure | None:
+    """The declared figure of a score over the sparsity axis; the default for a score that has a direction and an interval."""
+    if column.at is not None or (board.sparsity and column.key == board.sparsity.key):
+        return None
+    for figure in board.presentation(column).figures:
+        if (figure.key, figure.against) == (column.key, "sparsity"):
+            return figure
+    interval = any(row.cells[column].low is not None for row in board.rows)
+    return Figure(column.key) if column.direction and interval else None
+
+
+def _curves(board: Board) -> dict[Column, Figure]:
+    """The declared figures that the board has a point of, by their score as a column without a place."""
+    found = {}
+    for column in board.columns:
+        for figure in board.presentation(column).figures:
+            if (figure.key, figure.against) == (column.key, "at") and column.at is not None:
+                found[replace(column, at=None)] = figure
+    return found
 
 
 def _stem(column: Column, among: Sequence[Column]) -> str:
@@ -69,130 +74,113 @@ def _stem(column: Column, among: Sequence[Column]) -> str:
     return column.key if len(same) == 1 else f"{column.metric}-{column.key}-v{column.version}"
 
 
-def pareto(board: Board, quality: Column) -> "Figure":
-    """Quality against L0: a point an SAE with both intervals, a line along each architecture's Pareto front.
+def _places(board: Board, column: Column, key: str) -> list[Column]:
+    """The columns of a score of the same metric and version, in the order of their places."""
+    same = [c for c in board.columns if (c.metric, c.version, c.key) == (column.metric, column.version, key)]
+    return sorted(same, key=lambda c: (c.at is not None, c.at or 0.0))
 
-    A score that is a difference from a control (real − shuffled) has a line where it is worth nothing.
+
+# --- points over the sparsity axis -----------------------------------------------------------------------------------
+
+
+def scatter(board: Board, column: Column, declared: Figure | None = None) -> "plt.Figure":
+    """A score over the sparsity axis: a point per SAE with its interval, and a line along each architecture's Pareto front.
+
+    A reference of each SAE's own is a hollow point, joined to the score's; then no front is drawn.
     """
-    points = _points(board, quality)
-    sparse = {i: cell for i, row in enumerate(board.rows) if (cell := row.l0)}
-    borrowed = sorted({cell.reason for i, cell in sparse.items() if i in points and cell.reason})
-    figure, axes = _axes(
-        "latents per token (L0)" + (f", of {clean(borrowed[0], 30)}" if borrowed else ""), _label(quality)
-    )
+    declared = declared or Figure(column.key)
+    figure, axes = _axes(_sparsity_label(board), declared.y or _label(column))
+    points = _points(board, column)
+    own = [c for r in declared.references if not r.shared for c in _places(board, column, r.key) if c.at is None]
     for i, (name, members) in enumerate(_by_architecture(board, points).items()):
         colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
-        cells = [l0 for m in members if (l0 := board.rows[m].l0)], [board.rows[m].cells[quality] for m in members]
-        x, y = ([cell.value or 0.0 for cell in side] for side in cells)
-        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6, "label": name, "zorder": 3}
-        axes.plot(x, y, gid=_gid(members), **style)
-        front = pareto_front(x, y, higher=quality.direction == "higher")
-        axes.plot([x[j] for j in front], [y[j] for j in front], color=colour, linewidth=1, alpha=0.6)
+        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6}
+        sparse = [_sparsity(board.rows[m]) for m in members]
+        cells = [board.rows[m].cells[column] for m in members]
+        x, y = ([cell.value or 0.0 for cell in side] for side in (sparse, cells))
+        axes.plot(x, y, gid=_gid(members), label=name, zorder=3, **style)
+        if not own:
+            front = pareto_front(x, y, higher=column.direction == "higher")
+            axes.plot([x[j] for j in front], [y[j] for j in front], color=colour, linewidth=1, alpha=0.6)
         if len(points) <= _BARS:
             bars = {"fmt": "none", "ecolor": colour, "elinewidth": 1, "alpha": 0.6}
-            drawn = axes.errorbar(x, y, yerr=_bars(cells[1]), xerr=_bars(cells[0]), **bars)
+            drawn = axes.errorbar(x, y, yerr=_bars(cells), xerr=None if own else _bars(sparse), **bars)
             for lines in drawn[2]:
                 lines.set_gid(_gid(members))
-    if quality.key.endswith(_GAIN):
-        axes.axhline(0.0, linestyle=":", color=_INK, alpha=0.5, linewidth=1, label="no better than the control")
-    _log_if_wide(axes, [_l0(board.rows[m]) for m in points])
+        for reference in own:
+            label = next(r.label for r in declared.references if r.key == reference.key) if i == 0 else None
+            _hollow(axes, x, y, [board.rows[m].cells[reference].value for m in members], style, label)
+    _level(axes, declared)
+    _shared(axes, board, column, declared)
+    _log_if_wide(axes, [_sparsity(board.rows[m]).value or 0.0 for m in points])
     _legend(axes)
     return figure
 
 
-def controlled(board: Board, real: Column, shuffled: Column) -> "Figure":
-    """A score (filled, with its interval) over its control (hollow), against L0: the line between is what it is worth."""
-    figure, axes = _axes(_sparsity_label(board), _label(real))
-    points = _points(board, real)
-    for i, (name, members) in enumerate(_by_architecture(board, points).items()):
-        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
-        x = [_l0(board.rows[m]) for m in members]
-        cells = [board.rows[m].cells[real] for m in members]
-        y = [cell.value or 0.0 for cell in cells]
-        style = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 6}
-        axes.plot(x, y, gid=_gid(members), label=name, zorder=3, **style)
-        axes.errorbar(x, y, yerr=_bars(cells), fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
-        below = [board.rows[m].cells[shuffled].value for m in members]
-        both = [(at, low, high) for at, low, high in zip(x, below, y, strict=True) if low is not None]
-        label = {"label": "with another latent's"} if i == 0 else {}
-        axes.plot([at for at, *_ in both], [low for _, low, _ in both], markerfacecolor="none", **style, **label)
-        axes.vlines(*zip(*both, strict=True) if both else ([], [], []), colors=colour, linestyles=":", linewidth=1)
-    _log_if_wide(axes, [_l0(board.rows[m]) for m in points])
-    _legend(axes)
-    return figure
+def _hollow(
+    axes: Any, x: Sequence[float], y: Sequence[float], reference: Sequence[float | None], style: Any, label: str | None
+) -> None:
+    """Hollow points of a reference, each joined to the score that it belongs to."""
+    both = [(at, low, high) for at, low, high in zip(x, reference, y, strict=True) if low is not None]
+    named = {} if label is None else {"label": label}
+    axes.plot([at for at, *_ in both], [low for _, low, _ in both], markerfacecolor="none", **style, **named)
+    if both:
+        axes.vlines(*zip(*both, strict=True), colors=style["color"], linestyles=":", linewidth=1)
 
 
-def curve(board: Board, columns: Sequence[Column]) -> "Figure":
-    """A score over the place where it was taken, a line an SAE: dead latents over tokens seen, for one."""
-    columns = sorted(columns, key=lambda c: c.at or 0.0)
-    figure, axes = _axes("tokens seen", _label(columns[0]).split(" @")[0])
-    for i, (name, members) in enumerate(_by_architecture(board, _having(board, columns[0].key)).items()):
-        for member in members:
-            cells = board.rows[member].cells
-            drawn = [(c.at, cells[c].value) for c in columns if cells[c].value is not None]
-            style = {
-                "color": _COLOURS[i % len(_COLOURS)],
-                "linewidth": 1,
-                "label": name if member == members[0] else None,
-            }
-            axes.plot([at for at, _ in drawn], [value for _, value in drawn], **style)
-    _log(axes)
-    _legend(axes)
-    return figure
+# --- curves ----------------------------------------------------------------------------------------------------------
 
 
-# What a probe on k latents stands between, and how it is drawn: the ceiling, rivals that read x, the floor.
-_RIVALS = {
-    "dense": ("all of x (dense probe)", "-"),
-    "pca": ("k principal directions", "--"),
-    "random": ("k random directions", "-."),
-}
-
-
-def probing(board: Board, pool: str) -> "Figure":
-    """Accuracy against the number of latents a probe reads: SAEs with intervals, random twins dotted, ceiling, majority."""
-    figure, axes = _axes("latents a class (k)", f"accuracy, {pool}-pooled")
-    for i, (name, members) in enumerate(_by_architecture(board, _having(board, f"{pool}_sae_accuracy")).items()):
+def curve(board: Board, column: Column, declared: Figure) -> "plt.Figure":
+    """A score over the place where it was taken, a line per SAE with intervals; references of its own are dotted."""
+    columns = _places(board, column, column.key)
+    figure, axes = _axes(declared.x or "at", declared.y or _label(columns[0]))
+    having = [i for i, row in enumerate(board.rows) if any(row.cells[c].value is not None for c in columns)]
+    for i, (name, members) in enumerate(_by_architecture(board, having).items()):
         colour = _COLOURS[i % len(_COLOURS)]
         for member in members:
             first = member == members[0]
-            at, value, bars = _accuracy(board, member, f"{pool}_sae_accuracy")
-            axes.errorbar(
-                at, value, yerr=bars, color=colour, linewidth=1.4, elinewidth=0.8, label=name if first else None
-            )
-            at, value, _ = _accuracy(board, member, f"{pool}_random_sae_accuracy")
-            axes.plot(at, value, ":", color=colour, linewidth=1.2, label=f"{name}, random weights" if first else None)
-    # Rivals that read x are the same for every SAE; they come from the first that has them.
-    for source, (name, line) in _RIVALS.items():
-        found = (_accuracy(board, row, f"{pool}_{source}_accuracy") for row in range(len(board.rows)))
-        at, value, _ = next((one for one in found if one[0]), ([], [], []))
-        if len(at) == 1:
-            axes.axhline(value[0], linestyle=line, color=_INK, linewidth=1, label=name)
-        elif at:
-            axes.plot(at, value, line, color=_INK, alpha=0.5, linewidth=1, label=name)
-    for column in board.columns:
-        levels = [level for row in board.rows if (level := row.cells[column].value) is not None]
-        if column.key == "majority_rate" and levels:
-            axes.axhline(levels[0], linestyle=":", color=_INK, alpha=0.5, linewidth=1, label="majority class")
+            at, value, bars = _line(board, member, columns)
+            style = {"color": colour, "linewidth": 1.4, "elinewidth": 0.8, "label": name if first else None}
+            axes.errorbar(at, value, yerr=bars, **style)
+            for reference in (r for r in declared.references if not r.shared):
+                at, value, _ = _line(board, member, _places(board, column, reference.key))
+                label = f"{name}, {reference.label}" if first else None
+                axes.plot(at, value, ":", color=colour, linewidth=1.2, label=label)
+    _level(axes, declared)
+    _shared(axes, board, column, declared)
     _log(axes)
     _legend(axes)
     return figure
 
 
-def _having(board: Board, key: str) -> list[int]:
-    """The rows that have any point of a curve."""
-    columns = [c for c in board.columns if c.key == key and c.at is not None]
-    return [i for i, row in enumerate(board.rows) if any(row.cells[c].value is not None for c in columns)]
+def _line(board: Board, row: int, columns: Sequence[Column]) -> tuple[list[float], list[float], list[list[float]]]:
+    """Places, values and interval bars of one SAE's curve."""
+    scored = [c for c in columns if c.at is not None and board.rows[row].cells[c].value is not None]
+    cells = [board.rows[row].cells[c] for c in scored]
+    return [c.at or 0.0 for c in scored], [cell.value or 0.0 for cell in cells], _bars(cells)
 
 
-def _accuracy(board: Board, row: int, key: str) -> tuple[list[float], list[float], list[list[float]]]:
-    """k, accuracy and interval bars of one probe of one SAE."""
-    scored = [
-        c for c in board.columns if c.key == key and c.at is not None and board.rows[row].cells[c].value is not None
-    ]
-    columns = sorted(scored, key=lambda c: c.at or 0.0)
-    cells = [board.rows[row].cells[c] for c in columns]
-    return [c.at or 0.0 for c in columns], [cell.value or 0.0 for cell in cells], _bars(cells)
+def _level(axes: Any, declared: Figure) -> None:
+    """The value at which the score is worth nothing."""
+    if declared.worthless is not None:
+        label = declared.worthless_label or None
+        axes.axhline(declared.worthless, linestyle=":", color=_INK, alpha=0.5, linewidth=1, label=label)
+
+
+def _shared(axes: Any, board: Board, column: Column, declared: Figure) -> None:
+    """References that are equal for all SAEs, each from the first SAE that has it: a line, or a level where it is one value."""
+    for i, reference in enumerate(r for r in declared.references if r.shared):
+        style = {"linestyle": _LINES[i % len(_LINES)], "color": _INK, "linewidth": 1, "label": reference.label}
+        columns = _places(board, column, reference.key)
+        for row in board.rows:
+            found = [(c.at, value) for c in columns if (value := row.cells[c].value) is not None]
+            if len(found) == 1:
+                axes.axhline(found[0][1], **style)
+            elif found:
+                axes.plot([at for at, _ in found], [value for _, value in found], alpha=0.5, **style)
+            if found:
+                break
 
 
 def pareto_front(x: Sequence[float], y: Sequence[float], *, higher: bool) -> list[int]:
@@ -226,12 +214,12 @@ def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
 # --- into a page -----------------------------------------------------------------------------------------------------
 
 
-def inline_svg(figure: "Figure", title: str, salt: str) -> str:
+def inline_svg(figure: "plt.Figure", title: str, salt: str) -> str:
     """A figure as an <svg> element for a page: it takes the page's text colour, and what is drawn for a row has its data-row.
 
     Args:
-        figure: from `pareto` or `curve`.
-        title: what a screen reader says.
+        figure: from `scatter` or `curve`.
+        title: the text alternative for screen readers.
         salt: makes the ids of this figure its own within the page.
     """
     out = io.BytesIO()
@@ -255,7 +243,7 @@ def inline_svg(figure: "Figure", title: str, salt: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _save(figure: "Figure", target: Any, kind: str, salt: str = "saebench") -> None:
+def _save(figure: "plt.Figure", target: Any, kind: str, salt: str = "saebench") -> None:
     """The same bytes from the same numbers: no date, ids from `salt`."""
     import matplotlib
 
@@ -269,10 +257,10 @@ def _save(figure: "Figure", target: Any, kind: str, salt: str = "saebench") -> N
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _axes(x: str, y: str) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
+def _axes(x: str, y: str) -> tuple["plt.Figure", Any]:
+    import matplotlib.figure as plt
 
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
+    figure = plt.Figure(figsize=(4.8, 3.4), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
     axes.patch.set_alpha(0)
@@ -299,14 +287,15 @@ def _label(column: Column) -> str:
 
 
 def _sparsity_label(board: Board) -> str:
-    """What stands below a plot against L0; names the task that it was measured in where that is another."""
-    elsewhere = sorted({row.l0.reason for row in board.rows if row.l0 and row.l0.reason})
-    return "latents per token (L0)" + (f", of {clean(elsewhere[0], 30)}" if elsewhere else "")
+    """The label of the sparsity axis, with the task that measured it where that is another."""
+    elsewhere = sorted({row.sparsity.reason for row in board.rows if row.sparsity and row.sparsity.reason})
+    label = clean(board.sparsity.label, 60) if board.sparsity else ""
+    return label + (f", of {clean(elsewhere[0], 30)}" if elsewhere else "")
 
 
-def _l0(row: Row) -> float:
-    assert row.l0 is not None
-    return row.l0.value or 0.0
+def _sparsity(row: Row) -> Cell:
+    assert row.sparsity is not None
+    return row.sparsity
 
 
 def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
@@ -326,9 +315,9 @@ def _log(axes: Any) -> None:
 
 
 def _points(board: Board, column: Column) -> list[int]:
-    """The rows that have this score and an L0."""
+    """The rows that have this score and a sparsity."""
     rows = enumerate(board.rows)
-    return [i for i, row in rows if row.cells[column].value is not None and row.l0 and row.l0.value is not None]
+    return [i for i, row in rows if row.cells[column].value is not None and row.sparsity]
 
 
 def architecture(row: Row) -> str:

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from saebench.board.leaderboard import boards
+from saebench.board.presented import Presentations, presentations
 from saebench.board.tables import board_table
-from saebench.registry import installed
 from saebench.report import Cell
 from saebench.results import Record
 from saebench.text import clean, interval_text, value_text
@@ -30,7 +30,7 @@ def record_table(record: Record) -> Table:
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("what it says")
-    last = None
+    last, shown = None, presentations([record], [])
     for row in record.scores:
         if row["at"] is not None:
             continue
@@ -39,17 +39,16 @@ def record_table(record: Record) -> Table:
         last = row["metric"]
         cell = Cell("scored", row["value"], row["low"], row["high"], row["n"])
         better = {"higher": " ↑", "lower": " ↓"}.get(row["direction"], "")
-        meaning = Text(clean(_meaning(row), 120))
+        meaning = Text(clean(_meaning(row, shown), 120))
         table.add_row(Text(clean(row["key"]) + better), value_text(cell), interval_text(cell), meaning)
     return table
 
 
-def _meaning(row: dict[str, Any]) -> str:
-    """What the metric that made a score says of it; its unit, where that metric or that version of it is not installed."""
-    metric = installed().metrics.get(row["metric"])
-    about = getattr(metric, "about", {}) if metric is not None and metric.version == row["version"] else {}
-    said: str = about.get(row["key"]) or str(row["unit"])
-    return said.replace("{n:,}", f"{row['n']:,}")
+def _meaning(row: dict[str, Any], shown: Presentations) -> str:
+    """The caption of a score, by the version of the metric that made it; its unit where there is none."""
+    captions = shown[row["metric"], row["version"]].about if (row["metric"], row["version"]) in shown else {}
+    caption = captions.get(row["key"]) or str(row["unit"])
+    return caption.replace("{n:,}", f"{row['n']:,}")
 
 
 def reading_help(records: Sequence[Record]) -> str:

@@ -1,11 +1,12 @@
 """Which records stand on a board, and in which order: by architecture, width, L0 or any score."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from saebench.board.leaderboard import SPARSITY, Site, called, site
+from saebench.board.leaderboard import called
+from saebench.board.sparsity import Sparsity
 from saebench.errors import unknown
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record
@@ -14,7 +15,7 @@ from saebench.text import clean
 
 def keep(
     records: Iterable[Record],
-    l0: Mapping[Site, Cell],
+    sparsity: Sparsity,
     *,
     task: str | None = None,
     architectures: Collection[str] = (),
@@ -24,7 +25,7 @@ def keep(
     """The records that are asked for; ranks are then among those alone.
 
     Args:
-        l0: `measured_l0` of everything there is, since not every task measures it.
+        sparsity: `measured_sparsity` of all records, since not every task measures it.
         task: name, or name@version.
         architectures: in the checkpoints' words ("topk"), whatever their case.
         widths: numbers of latents.
@@ -45,7 +46,7 @@ def keep(
         if (task is None or task in (r.task["name"], r.task_label))
         and (not wanted or str(r.sae.get("architecture")).lower() in wanted)
         and (not widths or r.sae.get("d_sae") in widths)
-        and (max_l0 is None or _value(l0.get(site(r))) <= max_l0)
+        and (max_l0 is None or _value(sparsity.of(r)) <= max_l0)
     ]
 
 
@@ -88,8 +89,8 @@ def sort_boards(boards: Sequence[Board], by: str) -> list[Board]:
         "name": lambda row: row.name.lower(),
         "architecture": lambda row: str(row.record.sae.get("architecture")).lower(),
         "width": lambda row: _whole(row.record.sae.get("d_sae")),
-        SPARSITY: lambda row: _value(row.l0),
     }
+    about |= {board.sparsity.key: lambda row: _value(row.sparsity) for board in boards if board.sparsity}
     if by in about:
         return [replace(board, rows=sorted(board.rows, key=about[by])) for board in boards]
     known = {name for board in boards for c in board.columns for name in _called(c)} | set(about)

@@ -56,7 +56,7 @@ def board_table(board: Board, scores: Sequence[str] = ()) -> Table:
     Raises:
         UsageError: an unknown score.
     """
-    columns = select(board.columns, scores) if scores else board.shown
+    columns = select(board, scores) if scores else board.shown
     table = Table(title=Text(caption(board)), caption=Text(LEGEND, style="dim"), caption_justify="left")
     table.add_column("SAE", overflow="fold")
     table.add_column("latents", justify="right")

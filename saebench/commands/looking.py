@@ -31,10 +31,12 @@ def list_(kind: str, as_json: bool, debug: bool) -> None:
 
 
 def _task_rows() -> list[dict[str, str]]:
-    from saebench.task import builtin_tasks, load_task
+    from saebench.catalog import known_tasks
 
-    tasks = [load_task(name) for name in builtin_tasks()]
-    return [{"name": t.label, "about": t.title, "description": t.description} for t in tasks]
+    return [
+        {"name": t.label, "about": t.title, "kind": t.kind, "description": t.description}
+        for t in known_tasks().values()
+    ]
 
 
 def _plugin_rows(kind: str) -> list[dict[str, str]]:

@@ -68,15 +68,16 @@ def leaderboard(
 def _boards(
     folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, filters: dict[str, Any]
 ) -> "list[Board]":
-    from saebench.board.leaderboard import boards, measured_l0
+    from saebench.board.leaderboard import boards
     from saebench.board.selection import keep, only_scores, sort_boards
+    from saebench.board.sparsity import measured_sparsity
     from saebench.results import load_records
 
     records = load_records(folders or (Path("results"),))
     if not records:
         raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
-    l0 = measured_l0(records)
-    found = boards(keep(records, l0, **filters), l0)
+    sparsity = measured_sparsity(records)
+    found = boards(keep(records, sparsity, **filters), sparsity)
     if not found:
         flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
         raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")

@@ -1,6 +1,8 @@
 """`saebench train`: train SAEs, with progress, and say where they lie."""
 
 import json
+import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,16 @@ _OF_A_TOY = ("seed", "k", "sets")
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text of your own: .parquet, .csv, .jsonl (column text) or token ids .npy. Default: saebench's training text.",
+    help="Text of your own: .parquet, .csv, .jsonl (column text), .txt or a folder of .txt, or token ids .npy. "
+    "Default: saebench's training text.",
+)
+@click.option("--context-length", type=int, help="Tokens a context. Default: 128.")
+@click.option(
+    "--no-bos",
+    "bos",
+    flag_value=False,
+    default=None,
+    help="Contexts without BOS. Default: BOS if the tokenizer has one.",
 )
 @click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
 @click.option(
@@ -72,17 +83,18 @@ def train(
         if toy:
             _toy(what or "topk", out, dry_run, options)
             return
-        request = _request(what, options)
+        requests = _requests(what, options)
         if dry_run:
-            _dry_run(request, as_json)
+            _dry_run(requests, as_json)
             return
         if out is None:
             raise UsageError("--out DIR is missing: the folder of the run")
-        _train(request, out)
+        _train(requests, out)
 
 
-def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
-    from saebench.training.plan import TrainRequest, expand, read_request, with_options
+def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]":
+    """One run, or one for each hook point of a file."""
+    from saebench.training.plan import TrainRequest, expand, read_requests, with_options
 
     if what is None:
         raise UsageError("name a recipe (saebench list recipes) or a TOML file (tasks/train/ has some)")
@@ -92,7 +104,8 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
             raise UsageError(
                 f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
             )
-        return with_options(read_request(Path(what), options["seed"] or 0), options)
+        found = read_requests(Path(what), options["seed"] or 0)
+        return [with_options(request, options) for request in (found[:1] if options["hook"] else found)]
     for name, value in (("model", options["model"]), ("hook", options["hook"]), ("width", own["width"])):
         if value is None:
             raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
@@ -103,7 +116,7 @@ def _request(what: str | None, options: dict[str, Any]) -> "TrainRequest":
     if own["k"] is not None:
         entry["k"] = own["k"]
     asked = {name: value for name, value in options.items() if value is not None}
-    return TrainRequest(saes=tuple(expand(entry)), **asked)
+    return [TrainRequest(saes=tuple(expand(entry)), **asked)]
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -117,35 +130,48 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _dry_run(request: "TrainRequest", as_json: bool) -> None:
+def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
     from saebench.models import load_config
     from saebench.training.budget import budget
     from saebench.training.estimate import estimate
     from saebench.training.shapes import check_shapes
 
-    check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while
-    tokens, steps, length = budget(request)
-    found = estimate(request, tokens, steps, length)
+    found = []
+    for request in requests:
+        check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while
+    for request in requests:
+        tokens, steps, text = budget(request)
+        found.append((estimate(request, tokens, steps, None if text is None else text.length), text))
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        plain = [run.to_json() | ({} if text is None else {"text": text.facts()}) for run, text in found]
+        click.echo(json.dumps(plain[0] if len(plain) == 1 else plain, indent=1))
         return
-    for line in found.lines():
-        click.echo(line)
+    for run, text in found:
+        for line in [*run.lines(), *([] if text is None else text.describe())]:
+            click.echo(line)
 
 
-def _train(request: "TrainRequest", out: Path) -> None:
+def _train(requests: "list[TrainRequest]", out: Path) -> None:
     from saebench import ranks
-    from saebench.models import default_device
+    from saebench.models import default_device, load_config
     from saebench.training.run import train as run_training
+    from saebench.training.shapes import check_shapes
 
     console = console_on()
-    rank, _ = ranks.start(ranks.own_device(request.device or default_device()))
-    paths = run_training(request, out, _Progress(console, quiet=rank > 0))
+    rank, _ = ranks.start(ranks.own_device(requests[0].device or default_device()))
+    for request in requests:  # before the first of them trains
+        check_shapes(request, load_config(request.model, request.revision))
+    folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
+    paths: list[Path] = []
+    for request, folder in zip(requests, folders, strict=True):
+        paths += run_training(request, folder, _Progress(console, quiet=rank > 0))
     if rank > 0:
         return
     for path in paths:
         console.print(f"SAE: {path}", markup=False, soft_wrap=True)
-    console.print(f"measure it: saebench run --sae {paths[0]}", markup=False, soft_wrap=True)
+    measured = paths if len(paths) == 1 else folders  # a folder stands for the SAEs in it
+    saes = " ".join(f"--sae {shlex.quote(str(path))}" for path in measured)
+    console.print(f"measure: saebench run {saes}", markup=False, soft_wrap=True)
 
 
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
@@ -177,7 +203,9 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
 
 
 class _Progress:
-    """A live table on a terminal, a line per SAE now and then on anything else."""
+    """A live table on a terminal; elsewhere a line per SAE every twentieth of the run, and at least every half minute."""
+
+    _SILENCE = 30.0  # seconds
 
     _COLUMNS = (("loss", ".4f"), ("explained_variance", ".4f"), ("l0", ".1f"), ("dead_fraction", ".4f"))
 
@@ -185,10 +213,16 @@ class _Progress:
         self.console, self.quiet = console, quiet
         self.live: Any = None
         self.steps = self.printed = 0
+        self.spoke = time.monotonic()
 
     def message(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, markup=False, style="dim")
+
+    def capturing(self, done: int, total: int) -> None:
+        if not self.quiet and self.live is None and time.monotonic() - self.spoke >= self._SILENCE:
+            self.spoke = time.monotonic()
+            self.message(f"activations: {done} of {total} forward passes")
 
     def begin(self, steps: int, done: int) -> None:
         from rich.live import Live
@@ -205,8 +239,9 @@ class _Progress:
             return
         title = f"step {step:,} of {self.steps:,}, {tokens_per_second:,.0f} tokens/s"
         if self.live is None:
-            if step - self.printed >= self.steps / 20 or step == self.steps:
-                self.printed = step
+            silent = time.monotonic() - self.spoke >= self._SILENCE
+            if silent or step - self.printed >= self.steps / 20 or step == self.steps:
+                self.printed, self.spoke = step, time.monotonic()
                 for line in lines:
                     figures = ", ".join(f"{key} {line[key]:{form}}" for key, form in self._COLUMNS if key in line)
                     said = ": ".join(filter(None, (title, line["sae"], figures)))  # a baseline has no figures

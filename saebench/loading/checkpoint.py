@@ -43,8 +43,7 @@ def load_sae(
         UsageError: no such path, unknown format, an option that contradicts the checkpoint or that it has no use for.
         CheckpointError: no format or several match, files are damaged or missing, or the checkpoint cannot be read exactly.
     """
-    source = str(path)
-    local = fetch(source) if is_remote(source) else Path(path)
+    local, source = fetch(str(path)) if is_remote(str(path)) else (Path(path), str(path))
     if not local.exists():
         raise UsageError(f"no such file or folder: {local}")
     chosen: Format = registry().get("formats", format) if format else recognise(local)

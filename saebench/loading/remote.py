@@ -1,4 +1,4 @@
-"""SAEs that live elsewhere: `hf:REPO/PATH` on the Hugging Face hub, `saelens:RELEASE/ID` in sae-lens's registry.
+"""SAEs that live elsewhere: `hf:OWNER/REPO/PATH` on the Hugging Face hub, `saelens:RELEASE/ID` in sae-lens's registry.
 
 Both become files on this machine, which are then read like any others.
 """
@@ -7,55 +7,203 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
+from posixpath import basename, dirname, join, normpath
 
-from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.errors import SaebenchError, UsageError, one_line, unknown
+from saebench.format import Format, Layout
+from saebench.loading.hf import Address, Listing, fetch_files, is_url, listing, pinned
+from saebench.registry import registry
 
 _SCHEMES = ("hf:", "saelens:")
+_WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
+# As far below the named folder as in a local one.
+_DEPTH = 2
 # Families whose conversion there leaves something out (decoder norms in the gate, ...) or is no SAE of one place.
 _MISREAD = {"llama_scope", "llama_scope_r1_distill", "sparsify", "mntss_clt_layer_transcoder"}
 
 
+@dataclass
+class HubSAE:
+    """A checkpoint in a repository's listing.
+
+    Attributes:
+        path: of the folder or file that is the SAE; "" for the whole repository.
+        files: that its format reads.
+        nbytes: their size.
+    """
+
+    path: str
+    files: set[str] = field(default_factory=set)
+    nbytes: int = 0
+
+
 def is_remote(spec: str) -> bool:
     """Whether `spec` names an SAE elsewhere rather than a path here."""
-    return spec.startswith(_SCHEMES) and not Path(spec).exists()
+    return (spec.startswith(_SCHEMES) or is_url(spec)) and not Path(spec).exists()
 
 
-def fetch(spec: str) -> Path:
-    """The local path of a remote SAE's files, downloaded if need be.
+def is_on_hub(spec: str) -> bool:
+    """Whether `spec` names a place on the Hugging Face hub."""
+    return is_remote(spec) and not spec.startswith("saelens:")
+
+
+def fetch(spec: str) -> tuple[Path, str]:
+    """The local path of a remote SAE's files, downloaded if need be, and the spec with the commit that it came from.
 
     Raises:
-        UsageError: the spec is malformed, or the package it needs is not installed.
-        SaebenchError: it could not be had (offline, no such repository, no right to it).
+        UsageError: the spec is malformed or names no single SAE, or the package it needs is not installed.
+        SaebenchError: offline, no such repository, or no right to it.
     """
-    scheme, _, rest = spec.partition(":")
-    first, _, tail = rest.partition("/")
+    if is_on_hub(spec):
+        address = Address.parse(spec)
+        found = listing(address, spec)
+        sae = _single(spec, address, found)
+        root = fetch_files(found, sorted(sae.files), spec)
+        return root / sae.path, f"hf:{pinned(address, found)}"
+    first, _, tail = spec.partition(":")[2].partition("/")
     if not first or not tail:
         raise UsageError(f"'{spec}': write hf:OWNER/REPO/PATH or saelens:RELEASE/ID")
-    return _from_hub(rest) if scheme == "hf" else _from_saelens(first, tail)
+    return _from_saelens(first, tail), spec
 
 
-def _from_hub(rest: str) -> Path:
-    owner, repo, *inner = rest.split("/")
-    if any(part in ("", ".", "..") for part in (owner, repo, *inner)):
-        raise UsageError(f"'hf:{rest}': write hf:OWNER/REPO/PATH")
-    try:
-        from huggingface_hub import snapshot_download
+def hub_saes(spec: str) -> list[tuple[str, int]]:
+    """(spec, bytes) of each SAE that a place on the hub stands for, pinned, by path; the place itself where it is one.
 
-        path = "/".join(inner)
-        patterns = [path, f"{path}/*"] if inner else None
-        root = Path(snapshot_download(f"{owner}/{repo}", allow_patterns=patterns))
-    except ImportError as error:
-        raise UsageError("hf: needs huggingface_hub: pip install huggingface_hub") from error
-    except Exception as error:  # the hub's own errors, and every network's
-        raise SaebenchError(
-            f"hf:{rest} could not be had: {one_line(error, 160)}; check the name, the network, and `hf auth login`"
-        ) from error
-    found = root.joinpath(*inner)
-    if not found.exists():
-        raise SaebenchError(f"hf:{rest}: {owner}/{repo} has no such path")
-    return found
+    Nothing is downloaded but the listing.
+
+    Raises:
+        UsageError: malformed, no such place, or no SAE there that can be told by its files' names.
+        SaebenchError: see `fetch`.
+    """
+    address = Address.parse(spec)
+    found = listing(address, spec)
+    saes = _in_reach(address, found)
+    if [sae.path for sae in saes] == [address.path]:
+        return [(spec, saes[0].nbytes)]
+    if not saes:
+        raise _nothing(spec, address, found)
+    return [(f"hf:{Address(address.repo, found.commit, sae.path)}", sae.nbytes) for sae in saes]
+
+
+def _single(spec: str, address: Address, found: Listing) -> HubSAE:
+    saes = _in_reach(address, found)
+    if [sae.path for sae in saes] == [address.path]:
+        return saes[0]
+    raise _nothing(spec, address, found)
+
+
+def _in_reach(address: Address, found: Listing) -> list[HubSAE]:
+    """The SAE at the address, or those at most two folders below it."""
+    if address.path in found.sizes:
+        return [_named_file(address.path, found)]
+    saes = find_saes(found, address.path)
+    start = address.path.count("/") + 1 if address.path else 0
+    return [sae for sae in saes if sae.path == address.path or sae.path.count("/") + 1 - start <= _DEPTH]
+
+
+def _nothing(spec: str, address: Address, found: Listing) -> UsageError:
+    """No single SAE at the address: those below it, the files there, or the nearest path."""
+    inside = f"{address.path}/" if address.path else ""
+    files = [name for name in found.sizes if name.startswith(inside)]
+    if not files:
+        folders = {
+            "/".join(parts[:i]) for name in found.sizes for parts in [name.split("/")] for i in range(1, len(parts))
+        }
+        return unknown(f"path in {address.repo}", address.path, {*folders, *found.sizes})
+    saes = find_saes(found, address.path)
+    if saes:
+        listed = ", ".join(f"{sae.path} ({size_text(sae.nbytes)})" for sae in saes[:8])
+        return UsageError(
+            f"{spec} is a folder of {len(saes)} SAEs ({size_text(sum(s.nbytes for s in saes))}): name one of them or a folder "
+            f"nearer to them: {listed}{' …' if len(saes) > 8 else ''}"
+        )
+    weights = [f"{name} ({size_text(found.sizes[name])})" for name in sorted(files) if name.endswith(_WEIGHTS)]
+    listed = ", ".join(weights[:8]) + (" …" if len(weights) > 8 else "")
+    holds = f"{len(files)} files, of weights: {listed}" if weights else f"{len(files)} files and no weights"
+    return UsageError(f"{spec}: no format finds an SAE by the files' names ({holds}): name the file of weights itself")
+
+
+def find_saes(found: Listing, inside: str = "") -> list[HubSAE]:
+    """The SAEs in a folder of a repository, by the names of its files, sorted by path.
+
+    Below an SAE's own folder lie others, like checkpoints of its training: these do not count.
+    """
+    saes: dict[str, HubSAE] = {}
+    folders: set[str] = set()
+    taken: set[tuple[str, str]] = set()
+    for format in registry().formats.values():
+        for layout in layouts_of(format):
+            for name in found.sizes:
+                path = _matched(layout, name, found)
+                if path is None or not _is_below(path, inside) or (format.name, path) in taken:
+                    continue
+                taken.add((format.name, path))
+                saes.setdefault(path, HubSAE(path)).files |= _files(layout, name, found)
+                if layout.folder:
+                    folders.add(path)
+    own = [sae for sae in saes.values() if not any(_is_below(sae.path, f) and sae.path != f for f in folders)]
+    for sae in own:
+        sae.nbytes = sum(found.sizes[name] for name in sae.files)
+    return sorted(own, key=lambda sae: sae.path)
+
+
+def layouts_of(format: Format) -> tuple[Layout, ...]:
+    """A format's file layouts; of one that declares none, those that its `files` give."""
+    weights = [name for name in format.files if name.endswith(_WEIGHTS)]
+    given = tuple(Layout(name, tuple(n for n in format.files if n != name)) for name in weights[:1])
+    return format.layouts or given
+
+
+def _named_file(path: str, found: Listing) -> HubSAE:
+    """A file that the user names: it and whatever a format with such a file reads beside it."""
+    files = {path}
+    for format in registry().formats.values():
+        for layout in layouts_of(format):
+            if _matched(layout, path, found) is not None:
+                files |= _files(layout, path, found)
+    return HubSAE(path, files, sum(found.sizes[name] for name in files))
+
+
+def _matched(layout: Layout, name: str, found: Listing) -> str | None:
+    """The path of the SAE whose weights the file `name` would be; None where it is not."""
+    depth = layout.weights.count("/") + 1
+    parts = name.split("/")
+    if len(parts) < depth or not fnmatchcase("/".join(parts[-depth:]), layout.weights):
+        return None
+    if any(beside not in found.sizes for beside in _beside(layout, layout.needs, name)):
+        return None
+    return "/".join(parts[:-depth]) if layout.folder else name
+
+
+def _files(layout: Layout, name: str, found: Listing) -> set[str]:
+    beside = _beside(layout, layout.needs + layout.reads, name)
+    return {name, *(path for path in beside if path in found.sizes)}
+
+
+def _beside(layout: Layout, names: tuple[str, ...], weights: str) -> list[str]:
+    """Paths of the files that a layout names, for these weights."""
+    folder = weights
+    for _ in range(layout.weights.count("/") + 1):
+        folder = dirname(folder)
+    before, _, after = basename(layout.weights).partition("*")
+    matched = basename(weights)[len(before) :].removesuffix(after)
+    return [normpath(join(folder, name.replace("{*}", matched))) for name in names]
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+def size_text(nbytes: int) -> str:
+    """A size for people: 512 kB, 1.3 GB."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.1f} {unit}"
+    return f"{max(1, round(nbytes / 1000))} kB"
 
 
 def _cache() -> Path:

@@ -1,6 +1,6 @@
 """The judge of a run: made from what was asked for, checked before anything is spent, estimated for a dry run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from saebench.judging.session import JudgeSession
 from saebench.metric import Metric
 from saebench.running.request import Request
 
-Wanted = dict[str, type[Metric]]
+Wanted = Mapping[str, type[Metric]]
 
 
 def open_session(request: Request, wanted: Sequence[Wanted], listener: Listener) -> JudgeSession | None:

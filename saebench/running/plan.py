@@ -4,22 +4,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from saebench.catalog import data_task, load_task, load_tasks
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
+from saebench.loading.hf import Address
+from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
-from saebench.results import Record
+from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.sources import spread
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
+from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -50,18 +53,27 @@ _VAGUE = frozenset(
 _KEEP_BYTES = 4 * 2**30
 
 
-@dataclass
+@dataclass(frozen=True)
+class Place:
+    """The hook points at which SAEs of one pass read and write; they differ for transcoders."""
+
+    read: HookPoint
+    write: HookPoint
+
+
+@dataclass(frozen=True)
 class Job:
     """One SAE of a run.
 
     Attributes:
         name: in records and tables.
-        source: where it is loaded from, or the SAE itself.
+        source: the checkpoint's path, or the SAE itself.
         sha256: of the SAE's function.
-        model: what the language model is asked for by.
+        model: alias, hub id or path of the language model.
         read, write: hook points.
-        record: skeleton with the fingerprint, or the existing record; set once the text is known.
-        missing: metrics still to compute.
+        about: the record's entry `sae`.
+        nbytes: size of the weights.
+        loaded: the SAE; None where it is loaded again for its pass, to save memory.
     """
 
     name: str
@@ -72,21 +84,15 @@ class Job:
     write: HookPoint
     about: dict[str, Any]
     nbytes: int
-    record: Record | None = None
-    missing: dict[str, type[Metric]] = field(default_factory=dict)
     loaded: SAE | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.read, self.write)
 
     def sae(self, request: Request) -> SAE:
         """The SAE in CPU memory."""
         return self.loaded or _load(self.source, request)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An SAE that could not be measured, and why."""
-
-    name: str
-    error: SaebenchError
 
 
 @contextmanager
@@ -117,11 +123,21 @@ def read_tasks(request: Request) -> list[Task]:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
         labels = LabelSpec(request.text_column, request.label_column, group=request.group_column)
-        return [data_task(Path(request.data), labels)]
+        labelled = [name for name, metric in registry(request.strict).metrics.items() if "labels" in metric.needs]
+        return [data_task(Path(request.data), labels, labelled)]
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)
-    return [Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))]
+    return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
+
+
+# What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
+_LACKING: dict[Kind, set[str]] = {
+    "contexts": {"labels"},
+    "labels": {"token_losses"},
+    "prompts": {"labels", "token_losses"},
+    "activations": {"labels", "token_losses"},
+}
 
 
 def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
@@ -132,12 +148,18 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """
     found = registry(request.strict)
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
-    lacking = "token_losses" if task.labels else "labels"
+    if not wanted:
+        raise UsageError(f"task {task.label} names no metrics: pass --metric")
     for name, metric in wanted.items():
-        if lacking in metric.needs:
-            has = "short labelled documents" if task.labels else "no labels"
+        if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
-                f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric"
+                f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
+        if lacking := _LACKING[task.kind] & set(metric.needs):
+            raise UsageError(
+                f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
             )
     return wanted
 
@@ -151,9 +173,9 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
     """
-    if not request.saes:
+    if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.saes, request.format, say)
+    sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []
@@ -168,8 +190,7 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
             failures.append(Failure(name, error))
             continue
         kept += job.nbytes
-        job.loaded = sae if kept <= _KEEP_BYTES else None
-        jobs.append(job)
+        jobs.append(replace(job, loaded=sae) if kept <= _KEEP_BYTES else job)
     return jobs, failures
 
 
@@ -253,7 +274,7 @@ def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
 def _longer(name: str, source: str | Path | SAE) -> str:
     if isinstance(source, SAE):
         return name
-    above = [folder.name for folder in Path(source).resolve().parents if folder.name]
+    above = [folder.name for folder in _named_path(source).parents if folder.name]
     return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
@@ -261,8 +282,22 @@ def default_name(source: str | Path | SAE) -> str:
     """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
-    path = Path(source)
-    name = path.stem if path.is_file() else path.resolve().name
+    path = _named_path(source)
+    is_file = path.is_file() or (is_remote(str(source)) and path.suffix in (".pt", ".pth", ".safetensors", ".npz"))
+    name = path.stem if is_file else path.name
     vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
-    parent = path.resolve().parent.name
+    parent = path.parent.name
     return f"{parent}-{name}" if vague and parent else name
+
+
+def _named_path(source: str | Path) -> Path:
+    """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
+    spec = str(source)
+    if not is_remote(spec):
+        path = Path(spec)
+        return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+    try:
+        address = Address.parse(spec) if is_on_hub(spec) else Address(spec.partition(":")[2])
+    except UsageError:
+        return Path("/", spec)
+    return Path("/", address.repo, address.path)

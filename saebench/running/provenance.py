@@ -1,6 +1,5 @@
 """What produced a number: code, libraries, machine. Recorded with every run, never part of its identity."""
 
-import platform
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 
 import saebench
 from saebench.arithmetic.linear import onednn
+from saebench.arithmetic.precision import processor_name
 
 LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "tokenizers")
 
@@ -44,7 +44,7 @@ def _version(name: str) -> str | None:
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, commit, device: plain values only, nothing that names a user or a folder."""
     commit, dirty = _commit()
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "saebench": saebench.__version__,
         "commit": commit,

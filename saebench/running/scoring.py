@@ -12,37 +12,48 @@ import pyarrow as pa
 
 from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
-from saebench.results import Record
+from saebench.presentation import Presentation
 from saebench.stats import ratio_interval
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is written beside a record for one metric: its units, and files by suffix."""
+class Measured:
+    """One metric's part of a record, and the files to write beside it.
 
+    Attributes:
+        entry: the record's `metrics` entry.
+        scores: rows of the record's `scores`.
+        errors: by metric, or by `metric.score` for a single undefined score.
+        units: None where there are none.
+        files: by suffix.
+    """
+
+    entry: dict[str, Any]
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    errors: Mapping[str, str] = field(default_factory=dict)
     units: pd.DataFrame | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def finish_metric(record: Record, metric: Metric | type[Metric], error: str | None, env: Env) -> Kept:
-    """Put one metric's scores into the record, or its error; returns what to keep beside it.
+def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) -> Measured:
+    """Compute one metric's scores and intervals.
 
-    A metric that fails leaves an error and no number, and so does a single score that is not defined (its denominator
-    is 0, it is not finite), under `metric.score`. What the record held of the metric before is replaced.
+    A metric that fails has an error and no score; a single undefined score (denominator 0, not finite) has an error of its own.
 
     Args:
-        metric: the instance; its class where none could be made.
-        error: why it failed during the pass, if it did.
+        metric: the instance; its class where the instance could not be made.
+        error: the metric's failure during the pass, if any.
     """
     name = metric.name
-    record.scores = [row for row in record.scores if row["metric"] != name]
-    record.errors = {k: v for k, v in record.errors.items() if k != name and not k.startswith(f"{name}.")}
-    record.metrics[name] = {"version": metric.version, "units": None}
+    entry: dict[str, Any] = {"version": metric.version, "units": None}
     if not metric.paired:
-        record.metrics[name]["paired"] = False
+        entry["paired"] = False
     try:
         if error or isinstance(metric, type):
             raise SaebenchError(error or "it could not be made")
+        if metric.uses_lens and env.lens is None:
+            raise SaebenchError("needs the language model, and this run has none: measure the SAE on its model")
+        shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
         pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
@@ -57,13 +68,12 @@ def finish_metric(record: Record, metric: Metric | type[Metric], error: str | No
                 )
     except Exception as problem:  # a stranger's metric must not cost the others their numbers
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
-        record.errors[name] = kind + one_line(problem)
-        return Kept()
-    record.scores += rows
-    record.errors |= undefined
+        return Measured(entry, errors={name: kind + one_line(problem)})
+    if shown:
+        entry["presentation"] = shown
     if details:
-        record.metrics[name]["details"] = details
-    return Kept(units if len(units) else None, files)
+        entry["details"] = details
+    return Measured(entry, rows, undefined, units if len(units) else None, files)
 
 
 def _rows(metric: Metric, scores: list[Score], units: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from saebench import __version__
 from saebench.results import write_atomically
 
 
@@ -27,6 +29,7 @@ class StateFolder:
 
     def __init__(self, results: Path) -> None:
         self.folder = results / ".state"
+        self._settled: set[str] = set()
 
     def save(self, group: str, state: Mapping[str, Any]) -> None:
         """Replace the state of the pass with these lanes."""
@@ -44,14 +47,30 @@ class StateFolder:
                 best = state
         return best
 
-    def drop(self, group: str, finished: set[str]) -> None:
-        """Delete the states whose every lane belongs to a finished record (of these fingerprints)."""
+    def settle(self, fingerprint: str) -> None:
+        """Mark a record as complete: its lanes need no state any more."""
+        self._settled.add(fingerprint)
+
+    def drop(self, group: str) -> None:
+        """Delete the group's states whose every lane belongs to a settled record."""
         for path in self.folder.glob(f"{group}-*.safetensors"):
             state = _read(path)
-            if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= finished:
+            if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= self._settled:
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # another state is in it, or somebody else was faster
+        self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):  # another state is in it, or another process was faster
             self.folder.rmdir()
+
+    def units(self, fingerprint: str, metric: str) -> Path:
+        """The folder of a metric's finished units (`Lens.units`) for one record; `metric` is name@version."""
+        return self.folder / f"units-{fingerprint[:24]}-{metric}-{__version__}"
+
+    def drop_units(self, fingerprint: str, metric: str) -> None:
+        """Delete the finished units of a metric whose scores are recorded."""
+        rmtree(self.units(fingerprint, metric), ignore_errors=True)
+        self._remove_if_empty()
 
     def _path(self, group: str, lanes: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256("|".join(sorted(lanes)).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ are measured on. With several processes each runs its share of a chunk's batches
 training step sees does not depend on how many processes there are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +46,8 @@ class Activations:
         batch: contexts a forward pass; halved for good when memory runs out.
         seed: of the order of contexts.
         between: called before each forward pass, equally often by every process (some have no pass left in the last round):
-            it may ask them all, and raise on all of them.
+            it may communicate, and raise on all of them.
+        passed: called after each forward pass with how many of the chunk's are done, and how many there are.
     """
 
     subject: Subject
@@ -57,6 +58,7 @@ class Activations:
     batch: int
     seed: int
     between: Callable[[], None] = lambda: None
+    passed: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def per_epoch(self) -> int:
@@ -76,7 +78,7 @@ class Activations:
         """
         while True:
             try:
-                return self._gather([self._pass(rows) for rows in self._share(contexts)])
+                return self._gather(list(self._passes(self._share(contexts))))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -98,6 +100,11 @@ class Activations:
             return batches
         batches += [contexts[:0]] * (-len(batches) % dist.get_world_size())
         return batches[dist.get_rank() :: dist.get_world_size()]
+
+    def _passes(self, batches: list[np.ndarray]) -> Iterator[Tensor]:
+        for done, contexts in enumerate(batches, 1):
+            yield self._pass(contexts)
+            self.passed(done, len(batches))
 
     def _pass(self, contexts: np.ndarray) -> Tensor:
         """[n, d_in] the rows of one forward pass; none of no contexts."""

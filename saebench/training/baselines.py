@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from saebench.errors import UsageError, unknown
 from saebench.sae import SAE, Metadata, TopK
+from saebench.streams import generator
 
 
 class Trainable(Protocol):
@@ -79,8 +80,8 @@ class RandomWeights:
     """Random unit directions, tied; each token keeps its k largest projections. A topk SAE before its first step."""
 
     def __init__(self, d_in: int, width: int, k: int, device: str, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.directions = F.normalize(torch.randn(width, d_in, generator=generator), dim=1).to(device)
+        stream = generator("train/random", seed)
+        self.directions = F.normalize(torch.randn(width, d_in, generator=stream), dim=1).to(device)
         self.k = k
 
     def initialise(self, sample: Tensor) -> None:

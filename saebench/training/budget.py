@@ -1,10 +1,9 @@
 """How much there is to do: the text, its steps, what is shuffled together, what a checkpoint takes."""
 
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from saebench.corpus import token_contexts
+from saebench.corpus import special_ids, token_contexts
 from saebench.errors import UsageError
 from saebench.models import load_config, load_tokenizer
 from saebench.training.baselines import BASELINES
@@ -18,25 +17,14 @@ _CHUNK_BYTES = 2 * 2**30
 _OUTLIERS = 0.002
 
 
-def run_dtype(device: str, asked: str | None) -> str:
-    """The model's precision: bfloat16 wherever the machine multiplies it faster than float32."""
-    if asked:
-        return asked
-    has_bf16 = not device.startswith("cpu") or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "bfloat16" if has_bf16 else "float32"
-
-
-def default_context_batch(device: str) -> int:
-    """Contexts a forward pass: what was fastest (16 and 32 are alike on a CPU)."""
-    return 16 if device.startswith("cpu") else 64
-
-
 def chunk_contexts(request: TrainRequest, d_in: int, nbytes: int, length: int) -> int:
     """How many contexts of `length` tokens are shuffled together."""
     if request.chunk_contexts:
         return request.chunk_contexts
-    tokens = min(_CHUNK_TOKENS, _CHUNK_BYTES // (d_in * nbytes))
-    return max(1, max(tokens, 2 * request.batch_size) // length)
+    tokens = max(min(_CHUNK_TOKENS, _CHUNK_BYTES // (d_in * nbytes)), 2 * request.batch_size)
+    if request.tokens:  # no chunk holds much more than the run takes
+        tokens = min(tokens, int(1.02 * request.tokens) + 2 * length)
+    return max(1, tokens // length)
 
 
 def step_count(request: TrainRequest, text_tokens: int) -> int:
@@ -62,42 +50,48 @@ def step_count(request: TrainRequest, text_tokens: int) -> int:
     return tokens // request.batch_size
 
 
-def budget(request: TrainRequest) -> tuple[int | None, int | None, int]:
-    """(tokens, steps, tokens a context) of a request whose text is on this machine; of one from a hub, what was asked for.
+def budget(request: TrainRequest) -> tuple[int | None, int | None, Text | None]:
+    """(tokens, steps, text) of a request whose text is on this machine; of one from a hub, the request's own numbers and None.
 
     Raises:
         UsageError: see `step_count`.
     """
     if request.data is None and request.corpus.hub is not None:
-        return request.tokens, request.tokens and request.tokens // request.batch_size, request.context_length
-    loaded_for = load_tokenizer(request.model, request.revision)
-    config = load_config(request.model, request.revision).get_text_config()
-    text = read_text(request, loaded_for, config.vocab_size, special_ids_of(config))
+        return request.tokens, request.tokens and request.tokens // request.batch_size, None
+    tokenizer = load_tokenizer(request.model, request.revision)
+    text = read_text(request, tokenizer, load_config(request.model, request.revision))
     steps = step_count(request, text.tokens)
-    return steps * request.batch_size, steps, text.length
+    return steps * request.batch_size, steps, text
 
 
-def read_text(request: TrainRequest, tokenizer: Any, vocabulary: int, specials: list[int]) -> Text:
+def read_text(request: TrainRequest, tokenizer: Any, config: Any, vocabulary: int | None = None) -> Text:
     """The text of a request.
+
+    Args:
+        config: the model's.
+        vocabulary: rows of the embedding, which bound token ids; None takes the config's vocabulary.
 
     Raises:
         UsageError: `data` is missing, or no such file as `saebench.training.text.own_texts` reads.
     """
+    config = config.get_text_config()
     if request.data is not None and request.data.suffix == ".npy":
-        contexts = token_contexts(request.data, vocabulary, specials)
-        return Text(contexts.token_ids.astype("int32"), torch.tensor(specials).numpy(), len(contexts))
+        specials = special_ids(tokenizer, config)
+        contexts = token_contexts(request.data, vocabulary or config.vocab_size, specials.tolist())
+        return Text(contexts.token_ids.astype("int32"), specials, len(contexts))
     if tokenizer is None:
         raise UsageError(f"model '{request.model}' has no tokenizer: give token ids with --data FILE.npy")
     wanted = (request.tokens or 2**62) // request.epochs + 4 * _CHUNK_TOKENS
-    return training_text(request.task(), tokenizer, wanted, request.data)
+    return training_text(with_bos(request, tokenizer).task(), tokenizer, wanted, request.data)
+
+
+def with_bos(request: TrainRequest, tokenizer: Any) -> TrainRequest:
+    """The request with bos = "auto" replaced by whether the tokenizer has a BOS token."""
+    if request.bos != "auto":
+        return request
+    return replace(request, bos=getattr(tokenizer, "bos_token_id", None) is not None)
 
 
 def checkpoint_bytes(request: TrainRequest, d_in: int) -> int:
     """Weights and two moments of every SAE, in float32."""
     return sum(3 * 4 * (2 * d_in * sae.width + sae.width + d_in) for sae in request.saes if sae.recipe not in BASELINES)
-
-
-def special_ids_of(config: Any) -> list[int]:
-    """Special ids of a model without a tokenizer, from its config."""
-    found = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
-    return sorted({i for value in found for i in (value if isinstance(value, list) else [value]) if i is not None})

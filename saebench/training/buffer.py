@@ -7,10 +7,10 @@ left over, so training goes on from there with the same batches.
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from saebench.streams import numpy_generator
 from saebench.training.activations import Chunks
 
 
@@ -65,7 +65,6 @@ class Buffer:
         if self._rows is None or self._order is None:
             fresh = self.chunks.chunk(self.refill)
             self._rows = fresh if self.carry is None else torch.cat([self.carry.to(fresh), fresh])
-            # numpy takes both numbers whole; torch's CPU generator keeps the low 32 bits of one seed.
-            order = np.random.default_rng((self.seed, self.refill)).permutation(len(self._rows))
+            order = numpy_generator(f"train/shuffle/{self.refill}", self.seed).permutation(len(self._rows))
             self._order = torch.from_numpy(order).to(self._rows.device)
         return self._rows, self._order

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from saebench.errors import SaebenchError, one_line
+from saebench.streams import numpy_generator
 from saebench.training.activations import Activations
-from saebench.training.text import context_order
 
 # Raised when what is computed changes, so that no cache outlives its code.
-CACHE_VERSION = "1"
+CACHE_VERSION = "2"
 
 
 @dataclass
@@ -44,7 +44,7 @@ class CachedActivations:
 
     def chunk(self, number: int) -> Tensor:
         epoch, i = divmod(number, self.per_epoch)
-        first = i if epoch == 0 else int(context_order(self.per_epoch, self.source.seed, epoch)[i])
+        first = i if epoch == 0 else self._order(epoch)[i]
         path = self.folder / f"{first:06d}.safetensors"
         device = self.source.subject.device
         rows = read_shard(path)
@@ -54,6 +54,11 @@ class CachedActivations:
                 write_shard(path, rows)
         assert rows is not None
         return rows.to(device)
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order in which a later epoch reads the kept chunks."""
+        stream = numpy_generator(f"train/chunks/{epoch}", self.source.seed)
+        return [int(i) for i in stream.permutation(self.per_epoch)]
 
 
 def _everywhere(found: bool) -> bool:

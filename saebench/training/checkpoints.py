@@ -44,8 +44,13 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / "log.jsonl"
 
-    def begin(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def begin(self, identity: Mapping[str, Any], about: Mapping[str, Any], text: Mapping[str, Any]) -> None:
         """Make the folder this run's own, or find that it already is.
+
+        Args:
+            identity: everything that could change an SAE.
+            about: provenance: code, libraries, machine.
+            text: counts of the text that is trained on, and of the text left out.
 
         Raises:
             UsageError: it holds another run, or something else.
@@ -55,13 +60,19 @@ class RunFolder:
         if known is None:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise UsageError(f"--out {self.path} holds something else than a training run: name another folder")
-            body = {"identity": identity, "provenance": about, "finished": False}
+            body = {"identity": identity, "text": text, "provenance": about, "finished": False}
             write_atomically(self.path / "run.json", json.dumps(body, indent=1).encode())
             return
         if different := _difference(known["identity"], identity):
             raise UsageError(
                 f"--out {self.path} holds another run ({different}): name another folder, or delete this one"
             )
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """The identity of the run that the folder holds; None where it holds none."""
+        known = self._about()
+        return known["identity"] if known is not None and isinstance(known["identity"], dict) else None
 
     @property
     def finished(self) -> bool:

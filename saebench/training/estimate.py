@@ -11,7 +11,8 @@ from saebench.recipe import StepCost, make_settings
 from saebench.registry import registry
 from saebench.running.cost import ModelSize, model_size
 from saebench.training.baselines import BASELINES
-from saebench.training.budget import checkpoint_bytes, chunk_contexts, default_context_batch, run_dtype
+from saebench.training.budget import checkpoint_bytes, chunk_contexts
+from saebench.training.choices import settled
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.shapes import check_shapes
 
@@ -60,6 +61,8 @@ class Estimate:
             out.append(
                 f"tokens {self.tokens:,} in {self.steps:,} steps of {request.batch_size:,}, at most {request.epochs} epoch(s)"
             )
+        if products := self.products:
+            out.append(f"SAE products in {' and '.join(products)}")
         out.append(f"work per token: model {self.model_flops / 1e6:,.0f} MFLOP, SAEs {self.sae_flops / 1e6:,.0f} MFLOP")
         out.append(f"memory about {self.memory / 2**30:.1f} GiB; disk about {self.disk / 2**30:.2f} GiB")
         if self.cache is not None:
@@ -71,11 +74,17 @@ class Estimate:
             )
         return out
 
+    @property
+    def products(self) -> list[str]:
+        """The precisions of the SAEs' dense products; none of baselines alone."""
+        return sorted({_cost(sae)[1] for sae in self.request.saes if sae.recipe not in BASELINES})
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; bytes, seconds, floating-point operations."""
         return {
-            "saes": [sae.name for sae in self.request.saes], "device": self.device, "dtype": self.dtype, "d_in": self.d_in,
-            "tokens": self.tokens, "steps": self.steps, "model_flops_per_token": self.model_flops,
+            "saes": [sae.name for sae in self.request.saes], "device": self.device, "dtype": self.dtype,
+            "products": self.products, "d_in": self.d_in, "tokens": self.tokens, "steps": self.steps,
+            "model_flops_per_token": self.model_flops,
             "sae_flops_per_token": self.sae_flops, "seconds": self.seconds and sum(self.seconds),
             "memory_bytes": self.memory, "disk_bytes": self.disk, "cache_bytes": self.cache,
         }  # fmt: skip
@@ -92,13 +101,14 @@ def estimate(
     Raises:
         UsageError: see `check_shapes`.
     """
+    device = request.device or default_device()
+    request = settled(request, device)
     hook = HookPoint.parse(request.hook)
     config = load_config(request.model, request.revision)
     size = model_size(config)
     d_in = check_shapes(request, config)
     length = length or request.context_length
-    device = request.device or default_device()
-    dtype = run_dtype(device, request.dtype)
+    dtype = str(request.dtype)
     itemsize = DTYPES[dtype].itemsize
     tokens = tokens or request.tokens
     steps = steps or (tokens // request.batch_size if tokens else None)
@@ -106,7 +116,8 @@ def estimate(
     sae_flops = sum(2.0 * _cost(sae)[0].products * d_in * sae.width for sae in request.saes)
     seconds = None
     if tokens is not None:
-        rates = {name: matrix_speed(device, DTYPES[name]) for name in {dtype, "float32", "bfloat16"}}
+        needed = {dtype, "float32", *(_cost(sae)[1] for sae in request.saes)}
+        rates = {name: matrix_speed(device, DTYPES[name]) for name in sorted(needed)}
         seconds = (
             tokens * model_flops / rates[dtype],
             tokens * sum(_sae_seconds(s, d_in, rates) for s in request.saes),
@@ -125,7 +136,7 @@ def _memory(
 ) -> float:
     """Weights, one forward pass's widest layer, the buffer twice over (as it is filled), the SAEs, the fullest of their steps."""
     text = config.get_text_config()
-    batch = (request.context_batch or default_context_batch(device)) * length
+    batch = int(request.context_batch or 1) * length
     wide = 3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 4 * text.hidden_size
     model = size.parameters * itemsize + batch * wide * itemsize
     saes = sum(4 * 4 * (2 * d_in * sae.width) for sae in request.saes)
@@ -139,7 +150,7 @@ def _cost(sae: SaeSpec) -> tuple[StepCost, str]:
     if sae.recipe in BASELINES:
         return StepCost(held=0, products=1, elementwise=0), "float32"  # pca's covariance; random makes no step
     recipe = registry().get("recipes", sae.recipe)
-    return recipe.cost, make_settings(recipe, sae.settings).dtype
+    return recipe.cost, str(make_settings(recipe, sae.settings).dtype)
 
 
 def _sae_seconds(sae: SaeSpec, d_in: int, rates: Mapping[str, float]) -> float:

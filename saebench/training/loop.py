@@ -29,9 +29,13 @@ SAMPLE = 32_768
 
 
 class Reporter(Protocol):
-    """Hears how training goes."""
+    """Receives a run's progress."""
 
     def message(self, text: str) -> None: ...
+
+    def capturing(self, done: int, total: int) -> None:
+        """Forward passes of the chunk that is being made."""
+        ...
 
     def begin(self, steps: int, done: int) -> None: ...
 
@@ -233,7 +237,7 @@ class TrainingRun:
             model=self.subject.loaded.id,
             hook=str(self.hook),
             context_length=self.text.length,
-            prepend_bos=request.bos if request.data is None or request.data.suffix != ".npy" else None,
+            prepend_bos=request.bos is True if request.data is None or request.data.suffix != ".npy" else None,
             training_tokens=self.steps * request.batch_size,
         )
         return replace(sae, metadata=about).to("cpu")

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from saebench.catalog import read_corpus
 from saebench.errors import UsageError, one_line, unknown
-from saebench.task import ContextSpec, CorpusSpec, Task, read_corpus
+from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
 
 # The model's precision, as `saebench.models.DTYPES` has it.
 DTYPES = ("float32", "bfloat16", "float16")
+# Raised when a seed stands for other draws (1: bare seeds; 2: `saebench.streams`): run.json holds it.
+STREAMS = 2
 # What lies beside the SAEs in a run's folder.
 RUN_FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "curves.png")
 # The vendored text that no task measures on.
@@ -53,7 +56,7 @@ class TrainRequest:
         tokens: activations that each SAE sees; None is all of the text, `epochs` times.
         epochs: how often the text may be read.
         batch_size: activations a step, over all processes.
-        context_length, bos, max_norm: as in a task's contexts.
+        context_length, max_norm: as in a task's contexts. bos: whether contexts begin with BOS; "auto" follows the tokenizer.
         chunk_contexts: contexts whose activations are shuffled together; None fits them to memory.
         context_batch: contexts a forward pass; None is fitted to the device.
         seed: of the order of text and activations; that of weights is each SAE's own.
@@ -73,7 +76,7 @@ class TrainRequest:
     epochs: int = 1
     batch_size: int = 2048
     context_length: int = 128
-    bos: bool = True
+    bos: bool | str = "auto"
     max_norm: float | None = 10.0
     chunk_contexts: int | None = None
     context_batch: int | None = None
@@ -109,9 +112,9 @@ class TrainRequest:
         """The text as a task has it."""
         from importlib.resources import files
 
-        contexts = ContextSpec(self.context_length, self.bos, 1, self.max_norm)
+        contexts = ContextSpec(self.context_length, self.bos is True, 1, self.max_norm)
         folder = self.folder or Path(str(files("saebench.tasks")))
-        return Task("train", 1, (), self.corpus, contexts, folder=folder)
+        return Task("train", 1, (), TextContent(self.corpus, contexts), folder=folder)
 
     def identity(self) -> dict[str, Any]:
         """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not.
@@ -123,6 +126,7 @@ class TrainRequest:
             del plain[name]
         if self.data is not None:
             plain["corpus"] = None
+        plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
         return plain
 
@@ -141,8 +145,8 @@ def _require_plain(request: TrainRequest) -> None:
         value = getattr(request, name)
         if not (isinstance(value, str) and value) and not (name == "revision" and value is None):
             raise UsageError(f"{name} is {value!r}, expected text in quotes")
-    if not isinstance(request.bos, bool):
-        raise UsageError(f"bos is {request.bos!r}, expected true or false")
+    if not isinstance(request.bos, bool) and request.bos != "auto":
+        raise UsageError(f'bos is {request.bos!r}, expected true, false or "auto"')
     norm = request.max_norm
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
         raise UsageError(f"max_norm is {norm!r}, expected a positive number of median norms")
@@ -166,8 +170,8 @@ def _require_name(name: Any) -> None:
         raise UsageError(f"an SAE is named '{name}', as a file of the run is: give it another name")
 
 
-def read_request(path: Path, seed: int = 0) -> TrainRequest:
-    """A run from a TOML file.
+def read_requests(path: Path, seed: int = 0) -> list[TrainRequest]:
+    """The runs of a TOML file: one for each hook point that it lists.
 
     Args:
         seed: of the weights of SAEs for which the file gives none.
@@ -179,16 +183,23 @@ def read_request(path: Path, seed: int = 0) -> TrainRequest:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable: {one_line(error)}") from error
-    known = {f.name for f in fields(TrainRequest)} - {"folder", "data", "cache", "device"}
+    known = {f.name for f in fields(TrainRequest)} - {"folder", "cache", "device"}
     for key in raw:
         if key not in known | {"prefix"}:
             raise UsageError(f"{path}: {unknown('key', key, known)}")
     prefix = raw.pop("prefix", "")
     try:
+        if "corpus" in raw and "data" in raw:
+            raise UsageError("data and [corpus] are both set: keep one")
         if "corpus" in raw:
             raw |= {"corpus": read_corpus(raw.pop("corpus")), "folder": path.parent}
+        if "data" in raw:
+            raw["data"] = path.parent / raw["data"]
+        hooks = raw.pop("hook") if isinstance(raw["hook"], list) else [raw.pop("hook")]
+        if not hooks or len(set(map(str, hooks))) < len(hooks):
+            raise UsageError(f"hook is {hooks!r}, expected hook points that differ")
         saes = tuple(sae for entry in _tables(raw.pop("saes", [])) for sae in expand({"seed": seed} | entry, prefix))
-        return TrainRequest(saes=saes, **raw)
+        return [TrainRequest(saes=saes, hook=hook, **raw) for hook in hooks]
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (TypeError, AttributeError, KeyError) as error:

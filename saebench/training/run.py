@@ -22,19 +22,19 @@ from saebench.training.baselines import BASELINES, Trainable, make_baseline
 from saebench.training.budget import (
     checkpoint_bytes,
     chunk_contexts,
-    default_context_batch,
     read_text,
-    run_dtype,
-    special_ids_of,
     step_count,
+    with_bos,
 )
 from saebench.training.cache import CachedActivations, cache_key
 from saebench.training.checkpoints import RunFolder
+from saebench.training.choices import settled
 from saebench.training.interrupt import Interrupt
 from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.shapes import check_saes
+from saebench.training.text import Text
 from saebench.training.trainer import Trainer
 
 
@@ -73,17 +73,20 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
             f"--batch-size {request.batch_size} cannot be split over {world} processes: use a multiple of it"
         )
     hook = HookPoint.parse(request.hook)
+    folder = RunFolder(out)
+    request = ranks.agree(settled(request, device, folder.identity))
     reporter.message(f"loading {request.model}")
-    dtype = run_dtype(device, request.dtype)
-    loaded = load_model(request.model, revision=request.revision, dtype=dtype, device=device)
+    loaded = load_model(request.model, revision=request.revision, dtype=str(request.dtype), device=device)
     subject = Subject(loaded)
     subject.require(hook)
     check_saes(request.saes, hook_width(loaded.model.config, hook))
-    config = loaded.model.config.get_text_config()
+    request = with_bos(request, loaded.tokenizer)
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
-    text = read_text(request, loaded.tokenizer, vocabulary, special_ids_of(config))
+    text = read_text(request, loaded.tokenizer, loaded.model.config, vocabulary)
+    for line in text.describe():
+        reporter.message(line)
     steps = step_count(request, text.tokens)
-    batch = request.context_batch or default_context_batch(device)
+    batch = int(request.context_batch or 1)
     calibration = calibrate_on(text, subject, hook, request.max_norm, batch, cache_folder())
     d_in = int(calibration.sample.shape[1])
     lanes = [Lane(spec, make_trainer(spec, d_in, steps, str(subject.device)), Meter()) for spec in request.saes]
@@ -91,30 +94,31 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     interrupt = Interrupt()
     source = Activations(
         subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
-        interrupt.check,
+        interrupt.check, reporter.capturing,
     )  # fmt: skip
     chunks: Chunks = source
     if request.cache is not None:
         chunks = CachedActivations(source, request.cache / cache_key(source))
     tokens = steps * request.batch_size
     reporter.message(f"{len(lanes)} SAE(s), {tokens:,} tokens of {text.tokens:,} in the text, {steps:,} steps")
-    folder = RunFolder(out)
     identity = request.identity() | {
-        "dtype": dtype, "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
-        "chunk_contexts": source.contexts, "context_batch": batch, "cached": request.cache is not None,
+        "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
+        "chunk_contexts": source.contexts, "cached": request.cache is not None,
     }  # fmt: skip
-    ranks.decide(lambda: _claim(folder, identity, subject, request, d_in))
+    ranks.decide(lambda: _claim(folder, identity, text, subject, request, d_in))
     return TrainingRun(request, subject, hook, text, chunks, steps, lanes, folder, interrupt, rank, world)
 
 
-def _claim(folder: RunFolder, identity: dict[str, Any], subject: Subject, request: TrainRequest, d_in: int) -> None:
+def _claim(
+    folder: RunFolder, identity: dict[str, Any], text: Text, subject: Subject, request: TrainRequest, d_in: int
+) -> None:
     """Make the folder this run's own.
 
     Raises:
         UsageError: it holds something else.
         SaebenchError: it cannot be written, or there is too little space.
     """
-    folder.begin(identity, provenance(subject.device))
+    folder.begin(identity, provenance(subject.device), text.facts())
     folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
 
 

@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from saebench.recipe import Recipe, make_settings
+from saebench.streams import generator
 from saebench.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -38,20 +39,20 @@ class ToyNetwork:
 
     @classmethod
     def random(cls, features: int, neurons: int, seed: int) -> "ToyNetwork":
-        generator = torch.Generator().manual_seed(seed)
-        return cls(torch.nn.functional.normalize(torch.randn(features, neurons, generator=generator), dim=1))
+        stream = generator("toy/network", seed)
+        return cls(torch.nn.functional.normalize(torch.randn(features, neurons, generator=stream), dim=1))
 
     @property
     def active(self) -> float:
         """How many features are active on average."""
         return len(self.directions) * self.on * self.fires
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, stream: torch.Generator) -> Tensor:
         """Activations of the neurons [n, neurons]."""
         features = len(self.directions)
-        on = torch.rand(n, features // self.group, generator=generator) < self.on
-        fires = torch.rand(n, features, generator=generator) < self.fires
-        strength = 0.5 + torch.rand(n, features, generator=generator)
+        on = torch.rand(n, features // self.group, generator=stream) < self.on
+        fires = torch.rand(n, features, generator=stream) < self.fires
+        strength = 0.5 + torch.rand(n, features, generator=stream)
         return (on.repeat_interleave(self.group, dim=1) & fires) * strength @ self.directions
 
 
@@ -105,13 +106,11 @@ def toy(
     defaults: dict[str, Any] = {"dtype": "float32", "dead_after": 20_000, "lr": 1e-2}
     if "k" in {f.name for f in dataclasses.fields(recipe.settings)}:
         defaults["k"] = -int(-network.active // 1)
-    trainer = Trainer(
-        recipe, make_settings(recipe, defaults | given), neurons, width=latents, seed=seed + 1, steps=steps
-    )
-    generator = torch.Generator().manual_seed(seed + 2)
-    trainer.initialise(network.sample(4096, generator))
+    trainer = Trainer(recipe, make_settings(recipe, defaults | given), neurons, width=latents, seed=seed, steps=steps)
+    stream = generator("toy/data", seed)
+    trainer.initialise(network.sample(4096, stream))
     for _ in range(steps):
-        trainer.step(network.sample(512, generator))
+        trainer.step(network.sample(512, stream))
     return compare(trainer.sae().W_dec, network.directions, steps)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from saebench.arithmetic.dictionary import Dictionary
+from saebench.arithmetic.precision import product_dtype
 from saebench.arithmetic.ranks import all_sum, variance, world
 from saebench.errors import NonFiniteError, SaebenchError
 from saebench.recipe import Batch, Loss, Recipe
@@ -71,10 +72,13 @@ class Trainer:
         self.recipe, self.settings, self.steps, self.device = recipe, settings, steps, torch.device(device)
         extra = recipe.parameters(settings, d_in, width)
         state = recipe.buffers(settings, d_in, width)
+        products = getattr(torch, settings.dtype or product_dtype(str(self.device)))
         self.dictionary = Dictionary(
-            d_in, width, seed=seed, dtype=getattr(torch, settings.dtype), encoder_norm=settings.encoder_norm, extra=extra,
+            d_in, width, seed=seed, dtype=products, encoder_norm=settings.encoder_norm, extra=extra,
             state=state,
         ).to(self.device)  # fmt: skip
+        if settings.frozen:
+            {"decoder": self.dictionary.W_dec, "encoder": self.dictionary.W_enc}[settings.frozen].requires_grad_(False)
         self.scale: float | None = None
         self.done = 0
         self.tokens = 0
@@ -157,8 +161,9 @@ class Trainer:
     def _update(self) -> float:
         """Clip, project, step, renormalise. Returns the learning rate."""
         W = self.dictionary.W_dec
-        if self.recipe.unit_decoder:
-            # What would only lengthen a row is taken out of its gradient, so that Adam's moments never hold it.
+        unit = self.recipe.unit_decoder and W.requires_grad
+        if unit:
+            # Without its radial part, which would only lengthen a row, so that Adam's moments never hold it.
             assert W.grad is not None
             W.grad.addcmul_(W, (W.grad * W).sum(1, keepdim=True), value=-1)
         norm = nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.settings.clip or math.inf)
@@ -168,7 +173,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = lr * group["rate"]
         self._optimiser.step()
-        if self.recipe.unit_decoder:
+        if unit:
             W.div_(W.norm(dim=1, keepdim=True))
         return lr
 
@@ -215,7 +220,8 @@ class Trainer:
         if not self.recipe.unit_decoder:
             norm = W_dec.norm(dim=1, keepdim=True)
             W_enc, W_dec, b_enc = W_enc * norm, W_dec / norm, b_enc * norm[:, 0]
-        meta = Metadata(architecture=self.recipe.architecture, training_tokens=self.tokens)
+        frozen = f"_frozen_{settings.frozen}" if settings.frozen else ""
+        meta = Metadata(architecture=self.recipe.architecture + frozen, training_tokens=self.tokens)
         return SAE(
             copy(W_enc.T),
             copy(W_dec),

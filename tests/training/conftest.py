@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from saebench.training.checkpoints import RunFolder
 from saebench.training.plan import SaeSpec, TrainRequest
@@ -23,6 +25,8 @@ class Heard:
     def message(self, text: str) -> None:
         self.messages.append(text)
 
+    def capturing(self, done: int, total: int) -> None: ...
+
     def begin(self, steps: int, done: int) -> None:
         self.steps.append(done)
 
@@ -32,6 +36,12 @@ class Heard:
     def end(self) -> None: ...
 
     def logged(self, folder: RunFolder) -> None: ...
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two SAE folders hold the same tensors to the bit."""
+    first, second = (load_file(folder / "sae_weights.safetensors") for folder in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 @pytest.fixture(scope="session")

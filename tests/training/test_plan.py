@@ -15,7 +15,7 @@ from saebench.recipe import Recipe
 from saebench.task import builtin_tasks
 from saebench.training.budget import budget, chunk_contexts
 from saebench.training.estimate import estimate
-from saebench.training.plan import SaeSpec, TrainRequest, expand, read_request, with_options
+from saebench.training.plan import SaeSpec, TrainRequest, expand, read_requests, with_options
 from saebench.training.toy import ToyResult, compare
 
 FOLDER = Path(__file__).resolve().parents[2] / "tasks" / "train"
@@ -49,7 +49,7 @@ def test_full_size_dry_run(file: str, size: str, d_in: int, width: int, layers: 
     done = CliRunner().invoke(main, ["train", str(FOLDER / file), "--model", str(model), "--dry-run", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    request = read_request(FOLDER / file)
+    request = read_requests(FOLDER / file)[0]
     assert found["d_in"] == d_in
     assert request.saes[0].width == width
     assert request.saes[0].settings["k"] == 64
@@ -85,7 +85,8 @@ def test_time_of_saes_is_what_they_took(
     monkeypatch.setattr("saebench.training.estimate.matrix_speed", lambda device, dtype: rates[dtype])
     LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2).save_pretrained(tmp_path)
     request = TrainRequest(
-        model=str(tmp_path), hook="blocks.1.hook_resid_post", saes=(SaeSpec("a", recipe, 9216),), device="cpu",
+        model=str(tmp_path), hook="blocks.1.hook_resid_post", device="cpu",
+        saes=(SaeSpec("a", recipe, 9216, settings={"dtype": "bfloat16"}),),
         batch_size=4096, tokens=40_960,
     )  # fmt: skip
     found = estimate(request).seconds
@@ -112,7 +113,7 @@ def test_dry_run_says_it_in_words(tmp_path: Path) -> None:
 
 def test_dry_run_finds_what_would_fail_later(tmp_path: Path) -> None:
     model = _model(tmp_path / "1B", "1B")
-    request = with_options(read_request(FOLDER / "llama-3.2-1b.toml"), {"model": str(model), "device": "cpu"})
+    request = with_options(read_requests(FOLDER / "llama-3.2-1b.toml")[0], {"model": str(model), "device": "cpu"})
     with pytest.raises(UsageError, match="layers 0 to 15"):
         estimate(with_options(request, {"hook": "blocks.16.hook_resid_post"}))
     [wrong] = expand({"recipe": "topk", "width": 32, "k": 33})
@@ -121,7 +122,7 @@ def test_dry_run_finds_what_would_fail_later(tmp_path: Path) -> None:
 
 
 def test_the_seed_projects_warm_up_is_a_thousand_steps() -> None:
-    request = read_request(FOLDER / "seed-project.toml")
+    request = read_requests(FOLDER / "seed-project.toml")[0]
     assert request.tokens is not None
     assert request.saes[0].settings["warmup"] * (request.tokens // request.batch_size) == pytest.approx(1000, rel=1e-3)
 
@@ -152,15 +153,15 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
-            r"unknown key of \[corpus\] 'filez': did you mean 'file'",
+            r"unknown key 'filez' in \[corpus\]; did you mean 'file'",
         ),
         ('model = "m"\nhook = "h"\ncorpus = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus is 'x'"),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "must be text"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.file is 3"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfile = "a"\nhub = "b"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
             "exactly one of file and hub",
         ),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "needs its sha256"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.sha256"),
         ('model = "m"\nhook = "h"\n[saes]\nrecipe = "topk"\nwidth = 8', r"begins with \[\[saes\]\]"),
         ('model = "m"\nhook = "h"\nsaes = [3]', r"begins with \[\[saes\]\]"),
         ("model = ", "not readable"),
@@ -168,7 +169,7 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\nhook = 5\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook is 5"),
         (
             'model = "m"\nhook = "h"\nbos = "no"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
-            "bos is 'no', expected true or false",
+            "bos is 'no', expected true, false or",
         ),
         ('model = "m"\nhook = "h"\nmax_norm = 0\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is 0"),
         ('model = "m"\nhook = "h"\nmax_norm = "10"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "max_norm is '10'"),
@@ -192,7 +193,7 @@ def test_lists_make_every_combination() -> None:
 def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UsageError, match=message) as caught:
-        read_request(tmp_path / "run.toml")
+        read_requests(tmp_path / "run.toml")[0]
     assert "\n" not in str(caught.value)
     assert "run.toml" in str(caught.value)
 
@@ -266,7 +267,7 @@ def test_seed_is_of_weights_too_unless_the_file_gives_theirs(tmp_path: Path, mon
         '[[saes]]\nrecipe = "relu"\nwidth = 8\nseed = [0, 1]\n'
     )
     asked: list[TrainRequest] = []
-    monkeypatch.setattr("saebench.commands.train._train", lambda request, out: asked.append(request))
+    monkeypatch.setattr("saebench.commands.train._train", lambda requests, out: asked.extend(requests))
     for more in ([], ["--seed", "7"]):
         assert CliRunner().invoke(main, ["train", str(tmp_path / "run.toml"), "--out", "x", *more]).exit_code == 0
     assert [(r.seed, [s.seed for s in r.saes]) for r in asked] == [(0, [0, 0, 1]), (7, [7, 0, 1])]
@@ -295,10 +296,13 @@ def test_a_buffer_is_as_large_for_rows_of_another_length(llama: Path, tmp_path: 
     )
     assert chunk_contexts(request, 32, 4, 128) == 2**17 // 128
     assert chunk_contexts(request, 32, 4, 2048) == 2**17 // 2048
+    few = with_options(request, {"tokens": 12_000})
+    assert 12_000 < chunk_contexts(few, 32, 4, 128) * 127 < 13_000, "no more activations than the run takes"
     np.save(tmp_path / "long.npy", np.full((2, 2048), 5))
-    tokens, steps, length = budget(with_options(request, {"data": tmp_path / "long.npy"}))
-    assert length == 2048
-    short, long = (estimate(request, tokens, steps, n) for n in (128, length))
+    tokens, steps, text = budget(with_options(request, {"data": tmp_path / "long.npy"}))
+    assert text is not None
+    assert text.length == 2048
+    short, long = (estimate(request, tokens, steps, n) for n in (128, text.length))
     # A forward pass of as many contexts is longer; the buffer is not.
     wide = 3 * 64 + 4 * 32
     assert long.memory - short.memory == pytest.approx(16 * (2048 - 128) * wide * 4)

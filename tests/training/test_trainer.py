@@ -10,11 +10,13 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from saebench.arithmetic.ranks import variance
-from saebench.errors import NonFiniteError
+from saebench.errors import NonFiniteError, UsageError
 from saebench.recipe import Batch, make_settings
 from saebench.registry import installed
 from saebench.training.auxk import auxk_loss
+from saebench.training.toy import toy
 from saebench.training.trainer import Trainer, schedule
+from tests.raising import raises
 from tests.training.test_recipes import RECIPES, WIDTH, D, K, data
 
 
@@ -80,13 +82,15 @@ def test_auxk_is_its_formula_however_few_are_dead(n_dead):
 def test_a_dead_latent_comes_back_through_the_auxiliary_loss_alone(auxk: int, back: bool):
     t = make(dead_after=1000, auxk=auxk)
     with torch.no_grad():
-        t.dictionary.b_enc[7] = -1.2
-    silent = []
+        t.dictionary.b_enc[:16] = -1.5
+    died = torch.zeros(16, dtype=torch.bool)
+    returned = died.clone()
     for i in range(40):
         t.step(data(256, seed=i))
-        silent.append(int(t._silent[7]))
-    died = next(i for i, tokens in enumerate(silent) if tokens >= 1000)
-    assert (0 in silent[died:]) == back
+        died |= t._silent[:16] >= 1000
+        returned |= died & (t._silent[:16] == 0)
+    assert int(died.sum()) >= 8
+    assert (int(returned.sum()) > 0) == back
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -179,6 +183,38 @@ def test_the_schedule_rises_holds_and_falls():
     assert rates[90] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.05)
     assert [schedule(i, 3, 0.0, 0.0) for i in range(3)] == [1.0] * 3
+
+
+@pytest.mark.parametrize("frozen", ["decoder", "encoder"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_frozen_half_keeps_its_bits_and_the_rest_learns(name: str, frozen: str) -> None:
+    t = make(name, frozen=frozen, dead_after=300)
+    own = t.dictionary
+    before = {key: p.detach().clone() for key, p in own.named_parameters()}
+    figures = [t.step(data(seed=i)) for i in range(25)]
+    moved = {key for key, p in own.named_parameters() if not torch.equal(p.detach(), before[key])}
+    kept, trained = ("W_dec", "W_enc") if frozen == "decoder" else ("W_enc", "W_dec")
+    assert kept not in moved
+    assert {trained, "b_enc", "b_dec"} <= moved
+    assert figures[-1]["loss"] < figures[0]["loss"]
+    torch.testing.assert_close(before["W_dec"].norm(dim=1), torch.ones(WIDTH))
+    sae = t.sae()
+    assert sae.metadata.architecture == f"{t.recipe.architecture}_frozen_{frozen}"
+    rows = sae.W_dec if frozen == "decoder" else sae.W_enc.T
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(rows, dim=1), torch.nn.functional.normalize(before[kept], dim=1)
+    )
+
+
+def test_the_toy_tells_a_trained_decoder_from_a_frozen_one() -> None:
+    recipe = installed().recipes["topk"]
+    trained, frozen = (toy(recipe, steps=200, frozen=half).mcc for half in (None, "decoder"))
+    assert trained > 0.8 > 0.6 > frozen
+
+
+def test_frozen_is_decoder_or_encoder() -> None:
+    with raises(UsageError, "frozen", "both"):
+        make("topk", frozen="both")
 
 
 # --- several processes -----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class AutoInterp(Metric):
     version = 2
     needs = frozenset({"latents"})
     about = ABOUT
+    figures = scores.FIGURES
     asks = asking.PROMPTS
     paired = False
     settings: ClassVar[Settings] = Settings()

@@ -12,6 +12,7 @@ import pandas as pd
 
 from saebench import Score
 from saebench.metric import Direction
+from saebench.presentation import Figure, Reference
 
 from .asking import Item, Kind
 from .examples import Examples, Window
@@ -24,6 +25,16 @@ ASPECTS: dict[str, dict[str, Kind]] = {
     "detection": {"detection": "random", "detection_hard": "hard"},
     "fuzzing": {"fuzzing": "moved", "fuzzing_silent": "silent"},
 }
+_KEYS = [key for keys in ASPECTS.values() for key in keys]
+# Each score over its control, and each gain over nothing.
+FIGURES = (
+    *(Figure(key, references=(Reference(f"{key}_{SHUFFLED}", "with another latent's"),)) for key in _KEYS),
+    *(
+        Figure(f"{key}_{gain}", worthless=0.0, worthless_label="no better than the control")
+        for key in _KEYS
+        for gain in ("gain", "auroc_gain")
+    ),
+)
 SCORED, FEW, UNEXPLAINED, UNJUDGED = "scored", "too few examples", "explanation failed", "judge failed"
 
 

@@ -13,6 +13,7 @@ import torch
 
 from saebench import SAE, Batch, Env, Latents, Metric, SaebenchError, Score, hookimpl
 from saebench.labels import Labels, require_sides
+from saebench.presentation import Figure, Reference
 
 from .baselines import baselines
 from .pooling import POOLS, pool_dense, pool_latents, sparse_rows
@@ -37,6 +38,18 @@ _ABOUT = {
 }
 
 
+def _figure(pool: str) -> Figure:
+    """Accuracy against k, between the ceiling and the floors."""
+    references = (
+        Reference(f"{pool}_dense_accuracy", "all of x (dense probe)", shared=True),
+        Reference(f"{pool}_pca_accuracy", "k principal directions", shared=True),
+        Reference(f"{pool}_random_accuracy", "k random directions", shared=True),
+        Reference("majority_rate", "majority class", shared=True),
+        Reference(f"{pool}_random_sae_accuracy", "random weights"),
+    )
+    return Figure(f"{pool}_sae_accuracy", "at", "latents a class (k)", f"accuracy, {pool}-pooled", references)
+
+
 class Probing(Metric):
     """accuracy, balanced accuracy and AUROC against k, mean- and max-pooled, of the SAE and of every baseline.
 
@@ -54,6 +67,7 @@ class Probing(Metric):
     version = 2
     needs = frozenset({"latents", "x_read", "labels"})
     about = _ABOUT
+    figures = tuple(_figure(pool) for pool in POOLS)
 
     def __init__(self, sae: SAE) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -1,0 +1,68 @@
+"""The sparsity axis: which score measures how sparse an SAE is, and its value for each SAE, whichever task measured it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from saebench.board.presented import presentations
+from saebench.presentation import Axis
+from saebench.report import Cell
+from saebench.results import Record
+
+# The SAE's function, the language model and where it reads: what a sparsity belongs to, whatever the text.
+Site = tuple[str, str, str]
+
+
+def site(record: Record) -> Site:
+    """The SAE's function, the language model and the hook point of a record."""
+    return str(record.sae["sha256"]), str(record.model["sha256"]), record.hook
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The sparsity of every SAE of some records.
+
+    Attributes:
+        axis: the declared score; None where no record has one.
+        metric: of that score.
+        cells: the value of each SAE where it was measured on most tokens; `reason` is that task.
+    """
+
+    axis: Axis | None = None
+    metric: str = ""
+    cells: dict[Site, Cell] = field(default_factory=dict)
+
+    def of(self, record: Record) -> Cell | None:
+        """The record's own value, else that of another task's record of the same SAE."""
+        return self.own(record) or self.cells.get(site(record))
+
+    def own(self, record: Record) -> Cell | None:
+        """The value that the record itself holds."""
+        if self.axis is None:
+            return None
+        try:
+            row = record.score(self.axis.key, self.metric)
+        except KeyError:
+            return None
+        return Cell("scored", row["value"], row["low"], row["high"], row["n"])
+
+
+def measured_sparsity(records: Iterable[Record]) -> Sparsity:
+    """The sparsity of every SAE of the records, by the one declared axis that most of them have: never two on one axis."""
+    records = list(records)
+    axes: Counter[tuple[str, Axis]] = Counter()
+    declared = {key: shown.sparsity for key, shown in presentations(records, []).items() if shown.sparsity}
+    for record in records:
+        for metric, entry in record.metrics.items():
+            axis = declared.get((metric, entry["version"]))
+            if axis is not None and Sparsity(axis, metric).own(record):
+                axes[metric, axis] += 1
+    if not axes:
+        return Sparsity()
+    (metric, axis), _ = axes.most_common(1)[0]
+    found = Sparsity(axis, metric)
+    for record in records:
+        cell, place = found.own(record), site(record)
+        if cell and not record.partial and (place not in found.cells or (cell.n or 0) > (found.cells[place].n or 0)):
+            found.cells[place] = replace(cell, reason=record.task_label)
+    return found

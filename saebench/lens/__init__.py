@@ -1,0 +1,7 @@
+"""`Lens`: read, edit and continue the language model at an SAE's hook point, after the pass (`env.lens`)."""
+
+from saebench.lens.forked import Forked
+from saebench.lens.lens import Lens
+from saebench.lens.model import Activations, Edit
+
+__all__ = ["Activations", "Edit", "Forked", "Lens"]

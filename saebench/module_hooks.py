@@ -1,0 +1,31 @@
+"""Hooks on a module's first argument or output, whichever of the ways transformers passes them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Pre-hook on a module's first argument, given by position or as hidden_states."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        value = args[0] if args else kwargs["hidden_states"]
+        changed = change(value)
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Hook on a module's output: a bare tensor, or the first of a tuple."""
+
+    def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        changed = change(output[0] if isinstance(output, tuple) else output)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return module.register_forward_hook(hook)
