@@ -8,17 +8,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
+from saebench import ranks
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
 from saebench.loading.hub import hub_documents, hub_table
+from saebench.loading.text_cache import cached
 from saebench.models import fetched_folder
-from saebench.task import LabelSpec, Task
+from saebench.prompts import Prompts, make_prompts, prompt_rows
+from saebench.task import ActivationContent, LabelSpec, PromptContent, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Contexts:
         lengths: [N] int64, tokens of each context that are not padding; None where nothing is padded
         labels: of labelled documents
         left_out: rows of a labelled corpus that are no context, by reason, and how many were cut
+        prompts: of a task of prompts, row for row
+        bos: whether the contexts begin with BOS
     """
 
     token_ids: np.ndarray
@@ -46,6 +51,8 @@ class Contexts:
     lengths: np.ndarray | None = None
     labels: Labels | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    prompts: Prompts | None = None
+    bos: bool = False
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -72,6 +79,7 @@ class Contexts:
             special=self.special[rows],
             lengths=None if self.lengths is None else self.lengths[rows],
             labels=None if self.labels is None else self.labels.take(rows),
+            prompts=None if self.prompts is None else self.prompts.take(rows),
         )
 
     def by_length(self, rows: np.ndarray) -> np.ndarray:
@@ -89,6 +97,8 @@ class Contexts:
             digest.update(np.ascontiguousarray(array).tobytes())
         if self.labels is not None:
             digest.update(self.labels.digest())
+        if self.prompts is not None:
+            digest.update(self.prompts.digest())
         return digest.hexdigest()
 
 
@@ -104,27 +114,50 @@ def special_ids(tokenizer: Any, config: Any = None) -> np.ndarray:
     return np.array(sorted(added | set(tokenizer.all_special_ids)), dtype=np.int64)
 
 
-def task_contexts(task: Task, tokenizer: Any) -> Contexts:
+def bos_id(asked: bool | Literal["auto"], tokenizer: Any) -> int | None:
+    """The id that contexts begin with; None where none is asked for, or the tokenizer has none (Qwen2, Qwen3)."""
+    found: int | None = tokenizer.bos_token_id if asked else None
+    return found
+
+
+def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     """The contexts of a task under a tokenizer.
+
+    Where the tokenizer has no BOS, a task that asks for it goes without: `Contexts.bos` differs from `task.contexts.bos`, which
+    the record's settings hold.
+
+    Args:
+        bos: False leaves BOS away (--no-bos).
 
     Raises:
         SaebenchError: the corpus is missing, changed, or too small.
     """
     if tokenizer is None:
         raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
+    if isinstance(task.content, ActivationContent):
+        raise SaebenchError(f"task {task.label} is a file of activations, and has no text for a language model")
+    task = task.build(tokenizer)
+    start = bos_id(task.contexts.bos and bos, tokenizer)
+
+    def make() -> Contexts:
+        return _made_contexts(task, tokenizer, start)
+
+    if task.corpus.hub is None or Path(task.corpus.hub).is_dir():
+        return make()
+    return ranks.decide(lambda: cached(Contexts, task, tokenizer, start, make))
+
+
+def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
     spec = task.contexts
-    bos = tokenizer.bos_token_id if spec.bos else None
-    if spec.bos and bos is None:
-        raise SaebenchError(
-            f"task {task.label} begins contexts with BOS and this model's tokenizer has none: use a task with bos = false"
-        )
     if task.labels:
-        return _labelled_contexts(task, tokenizer, bos)
+        return _labelled_contexts(task, tokenizer, start)
+    if isinstance(task.content, PromptContent):
+        return _prompt_contexts(task, task.content, tokenizer, start)
     names, pieces, dropped = [], [], 0
     for name, text in documents(task):
         # Some tokenizers add BOS by themselves: never twice.
         ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
-        cut, tail = pack(ids, spec.length, bos)
+        cut, tail = pack(ids, spec.length, start)
         names.append(name)
         pieces.append(cut)
         dropped += tail
@@ -141,6 +174,7 @@ def task_contexts(task: Task, tokenizer: Any) -> Contexts:
         tuple(names),
         dropped,
         sum(map(len, pieces)),
+        bos=start is not None,
     )
 
 
@@ -185,6 +219,30 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
         lengths,
         labels,
         table.dropped | {"without tokens": empty, "beyond the task's count": unused, "cut": cut},
+        bos=bos is not None,
+    )
+
+
+def _prompt_contexts(task: Task, content: PromptContent, tokenizer: Any, bos: int | None) -> Contexts:
+    """One context a prompt, padded on the right to the longest; entities are the documents."""
+    rows, where = list(content.rows), f"task {task.label}"
+    if not rows:
+        path = (fetched_folder() if task.corpus.fetched else task.folder) / str(task.corpus.file)
+        _verify(task, path)
+        rows = prompt_rows(_filtered(read_table(path), task, path), content.prompts, where)
+    spec = task.contexts
+    prompts = make_prompts(rows, tokenizer, content.prompts, bos=bos, length=spec.length, count=spec.count, where=where)
+    padding = np.arange(prompts.token_ids.shape[1]) >= prompts.lengths[:, None]
+    return Contexts(
+        prompts.token_ids,
+        prompts.entity,
+        np.isin(prompts.token_ids, special_ids(tokenizer)) | padding,
+        prompts.entities,
+        available=len(rows),
+        lengths=prompts.lengths,
+        prompts=prompts,
+        left_out=dict(prompts.dropped),
+        bos=bos is not None,
     )
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 import pluggy
 
 if TYPE_CHECKING:
+    from saebench.comparison import Comparison
     from saebench.format import Format
     from saebench.judge import Judge
     from saebench.metric import Metric
     from saebench.recipe import Recipe
     from saebench.report import Report
+    from saebench.task import TaskBuilder
 
 hookspec = pluggy.HookspecMarker("saebench")
 hookimpl = pluggy.HookimplMarker("saebench")
@@ -64,4 +66,16 @@ def saebench_recipes() -> "Sequence[Recipe]":
 @hookspec
 def saebench_reports() -> "Sequence[Report]":
     """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`, or bytes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_comparisons() -> "Sequence[Comparison]":
+    """Comparisons of several SAEs: objects with `name`, `version`, `about` and `compare(saes, shared) -> Compared`."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_tasks() -> "Sequence[TaskBuilder]":
+    """Tasks: objects with `name`, `version` and `build(tokenizer) -> Task`; a `Task` builds itself."""
     raise AssertionError("a specification is never called")

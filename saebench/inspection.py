@@ -224,11 +224,11 @@ def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
     Raises:
         UsageError: the SAE names no model or no hook point, or they do not fit it.
     """
+    from saebench.catalog import load_task
     from saebench.corpus import task_contexts
     from saebench.forward.calibration import calibrate
     from saebench.models import default_device, load_model
     from saebench.subject import Subject
-    from saebench.task import load_task
 
     meta: Metadata = sae.metadata
     if meta.model is None or meta.hook is None:
@@ -237,7 +237,7 @@ def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
     subject = Subject(load_model(meta.model, device=default_device()))
     subject.require(place)
     task = load_task("fidelity")
-    small = replace(task, contexts=replace(task.contexts, count=contexts, length=min(length, task.contexts.length)))
+    small = task.with_content(contexts=replace(task.contexts, count=contexts, length=min(length, task.contexts.length)))
     text = task_contexts(small, subject.loaded.tokenizer)
     with tempfile.TemporaryDirectory() as cache:
         sample = calibrate(subject, text, place, place, task.contexts.max_norm, 8, Path(cache)).sample

@@ -7,119 +7,29 @@ are declared over their columns (`scores`). From those the harness makes interva
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from saebench.batch import NEEDS as NEEDS
+from saebench.batch import Batch as Batch
+from saebench.batch import Edit as Edit
+from saebench.batch import Edited as Edited
+from saebench.batch import TokenLosses as TokenLosses
+from saebench.batch import Truth as Truth
 from saebench.judge import Calls, Session
-from saebench.labels import Labels
+from saebench.lens import Lens
 from saebench.presentation import Axis, Figure
-from saebench.sae import SAE, Latents
+from saebench.sae import SAE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-T = TypeVar("T")
 Direction = Literal["higher", "lower"]
-
-# What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
-# `labels` exist in tasks of labelled documents only, `token_losses` in the others only.
-NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels"})
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Next-token losses in nats, float32, [B, T], with x left alone, replaced by x̂, by 0 and by the calibration mean.
-
-    Attributes:
-        predicted: [B, T] scored positions that have a next token; the four cross-entropies mean something there only.
-        kl: KL(clean ‖ spliced) of the whole next-token distribution, at every scored position.
-    """
-
-    clean: Tensor
-    spliced: Tensor
-    zero: Tensor
-    mean: Tensor
-    kl: Tensor
-    predicted: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B contexts of T tokens. Every tensor lies on the model's device.
-
-    Attributes:
-        token_ids: [B, T] int64
-        special: [B, T] bool, BOS and other special tokens: never scored, never spliced
-        scored: [B, T] bool, the tokens that count. Values elsewhere exist and must not enter a score
-        context_id: [B] int64 (numpy), the context's number in the task
-        document_id: [B] int64 (numpy), the document it was cut from: the cluster of every interval
-        position: [T] int64, the place in the context
-        calibration_mean: [d_out] float32, the mean activation of the calibration contexts
-        x: [B, T, d_out] float32, activations at the place that the SAE reconstructs (a transcoder's output)
-        latents: B·T rows, shape (B, T, d_sae)
-        reconstruction: [B, T, d_out] float32, x̂
-        token_losses: see TokenLosses
-        x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
-        read_mean: [d_in] float32, their mean over the calibration sample
-        labels: of the B documents, in a task of labelled documents
-        seed: of the run, for what is sampled
-    """
-
-    token_ids: Tensor
-    special: Tensor
-    scored: Tensor
-    context_id: np.ndarray
-    document_id: np.ndarray
-    position: Tensor
-    calibration_mean: Tensor | None = None
-    _x: Tensor | None = None
-    _latents: Latents | None = None
-    _reconstruction: Tensor | None = None
-    _token_losses: TokenLosses | None = None
-    _x_read: Tensor | None = None
-    read_mean: Tensor | None = None
-    _labels: Labels | None = None
-    seed: int = 0
-
-    @property
-    def x(self) -> Tensor:
-        return _given(self._x, "x")
-
-    @property
-    def latents(self) -> Latents:
-        return _given(self._latents, "latents")
-
-    @property
-    def reconstruction(self) -> Tensor:
-        return _given(self._reconstruction, "reconstruction")
-
-    @property
-    def token_losses(self) -> TokenLosses:
-        return _given(self._token_losses, "token_losses")
-
-    @property
-    def x_read(self) -> Tensor:
-        return _given(self._x_read, "x_read")
-
-    @property
-    def labels(self) -> Labels:
-        return _given(self._labels, "labels")
-
-    def per_context(self, values: Tensor, mask: Tensor | None = None) -> np.ndarray:
-        """Sum a per-token quantity [B, T] over the scored tokens (or over `mask`) of each context: float64 [B]."""
-        mask = self.scored if mask is None else mask
-        return torch.where(mask, values, 0).sum(-1, dtype=torch.float64).cpu().numpy()
-
-
-def _given(value: T | None, name: str) -> T:
-    if value is None:
-        raise AttributeError(f"this batch carries no {name}: add '{name}' to the metric's `needs`")
-    return value
 
 
 @dataclass(frozen=True)
@@ -217,7 +127,8 @@ class Env:
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run.
         cache: a folder for what is worth keeping between runs.
-        judge: answers the requests of a metric that says in `asks` that it has some; None for the others.
+        judge: answers the requests of a metric that declares some in `asks`; None for the others.
+        lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
     """
 
     sae: SAE
@@ -225,6 +136,7 @@ class Env:
     seed: int = 0
     cache: Path | None = None
     judge: Session | None = None
+    lens: Lens | None = None
 
 
 class Metric:
@@ -242,6 +154,9 @@ class Metric:
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
+        edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
+        uses_lens: whether `scores` runs the language model (`env.lens`).
+
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
     """
@@ -255,12 +170,22 @@ class Metric:
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
     paired: ClassVar[bool] = True
+    edit_rows: ClassVar[int] = 0
+    uses_lens: ClassVar[bool] = False
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""
 
     def update(self, batch: Batch) -> None:
         """Add one batch of whole contexts. Nothing may depend on how contexts were split into batches."""
+
+    def edits(self, batch: Batch) -> list[Edit]:
+        """Alternative streams to run above the hook point for this batch; `update` finds them in `batch.edited`.
+
+        Called before `update` with the same batch, without `token_losses` and `edited`. It must not change the metric's state,
+        because a batch that does not fit into memory is split and tried again, and each row may depend on its own context only.
+        """
+        return []
 
     def merge(self, other: Self) -> None:
         """Add what another instance saw on other contexts, as if this one had seen them."""

@@ -18,12 +18,14 @@ from saebench import hookspecs
 from saebench.errors import SaebenchError, one_line, unknown
 
 if TYPE_CHECKING:
+    from saebench.comparison import Comparison
     from saebench.format import Format
     from saebench.hookspecs import ModelAlias
     from saebench.judge import Judge
     from saebench.metric import Metric
     from saebench.recipe import Recipe
     from saebench.report import Report
+    from saebench.task import TaskBuilder
 
 GROUP = "saebench"
 
@@ -35,6 +37,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "models": ("saebench_models", ("name", "locate")),
     "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
+    "comparisons": ("saebench_comparisons", ("name", "version", "about", "compare")),
+    "tasks": ("saebench_tasks", ("name", "version", "build")),
 }
 
 
@@ -61,6 +65,8 @@ class Registry:
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
     recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
+    comparisons: "dict[str, Comparison]" = field(default_factory=dict)
+    tasks: "dict[str, TaskBuilder]" = field(default_factory=dict)
 
     @property
     def broken(self) -> list[Plugin]:
@@ -110,6 +116,8 @@ def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
                     raise TypeError(f"{hook} returned {item!r}, whose name is {item.name!r} and not a word")
                 if kind == "metrics":
                     _check_metric_class(item)
+                if kind == "tasks":
+                    _check_task(item)
                 if any(kind == k and item.name == other.name for k, other in found):
                     raise ValueError(f"{hook} returned two named '{item.name}'")
                 found.append((kind, item))
@@ -131,6 +139,22 @@ def _check_metric_class(metric: Any) -> None:
         raise TypeError(
             f"metric '{metric.name}' needs '{strange[0]}', which no batch has; known: {', '.join(sorted(NEEDS))}"
         )
+
+
+def _check_task(task: Any) -> None:
+    """The parts of a task that records and file names rely on."""
+    from saebench.task import NAME, announced, builtin_tasks
+
+    if not re.fullmatch(NAME, task.name):
+        raise TypeError(
+            f"task name '{task.name}' may hold letters, digits, '-' and '_', after its suite and '/' if any"
+        )
+    if type(task.version) is not int or task.version < 1:
+        raise TypeError(f"task '{task.name}' has version {task.version!r}, expected a whole number from 1")
+    if task.name in builtin_tasks():
+        raise ValueError(f"task '{task.name}' is already taken")
+    if not all(isinstance(name, str) for name in announced(task).metrics):
+        raise TypeError(f"task '{task.name}': metrics should be names")
 
 
 def build(points: Iterable[EntryPoint]) -> Registry:

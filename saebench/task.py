@@ -1,66 +1,82 @@
-"""A task file -> a Task: which text, cut how, and which metrics. A changed task is a new version, or a new name."""
+"""The task contract: one measurement that anybody can repeat. A changed task is a new version, or a new name.
 
+A task is a TOML file, or an object that a plugin brings (hook `saebench_tasks`). Its content is one of four kinds: text cut into
+contexts, labelled documents, prompts with answers, or a file of activations.
+"""
+
+import dataclasses
 import hashlib
 import json
-import math
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from saebench.errors import UsageError, one_line, unknown
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from saebench.errors import SaebenchError, one_line, unknown
+from saebench.schema import CLOSED, Count, Flag, Real, Text, Whole
+from saebench.text import clean
+
+Kind = Literal["contexts", "labels", "prompts", "activations"]
+Table = Annotated[Mapping[Text, Text], Field(min_length=1)]
+# After its suite and '/' if the task has one.
+NAME = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class CorpusSpec:
     """Where documents come from: exactly one of a file and a hub data set.
 
     Attributes:
-        file: parquet with columns document and text; relative to the task file. Labelled texts may be .csv too.
+        file: parquet with columns document and text; relative to the task file. Labelled texts and prompts may be .csv too.
         sha256: the file's hash.
         where: column = value filters.
         hub, revision, subset, split, text_column: a data set on the Hugging Face hub at a pinned commit.
         documents: how many documents of a hub data set are read, from its beginning.
         fetched: the file is one that `python -m saebench.tasks.fetch` makes.
         subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
-        files: parquet files of the hub data set (a path or pattern) that are read instead of what its card names.
+        files: parquet or JSON-lines files of the hub data set (a path or pattern), read in place of the card's splits.
     """
 
-    file: str | None = None
-    sha256: str | None = None
-    where: Mapping[str, str] | None = None
-    hub: str | None = None
-    revision: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    text_column: str = "text"
-    documents: int = 500
-    fetched: bool | None = None
-    subsets: Mapping[str, str] | None = None
-    files: str | None = None
+    HASHED: ClassVar = ("file", "sha256", "where", "hub", "revision", "subset", "split", "text_column", "documents")
+
+    file: Text | None = None
+    sha256: Text | None = None
+    where: Annotated[Mapping[Text, Text | Flag | Count | Real], Field(min_length=1)] | None = None
+    hub: Text | None = None
+    revision: Text | None = None
+    subset: Text | None = None
+    split: Text = "train"
+    text_column: Text = "text"
+    documents: Whole = 500
+    fetched: Literal[True] | None = None
+    subsets: Table | None = None
+    files: Text | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class ContextSpec:
     """How documents become contexts.
 
     Attributes:
         length: T, tokens a context, the BOS included.
-        bos: whether each context begins with BOS.
+        bos: whether each context begins with BOS; "auto": as the tokenizer has one.
         count: how many, spread evenly over the documents.
         max_norm: tokens whose activation is longer than this many median norms are not scored; None scores them all.
     """
 
-    length: int
-    bos: bool
-    count: int
-    max_norm: float | None = None
+    HASHED: ClassVar = ("length", "bos", "count", "max_norm")
+
+    length: Count
+    bos: Flag | Literal["auto"]
+    count: Count
+    max_norm: Annotated[Real, Field(gt=0)] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class LabelSpec:
     """Columns of a labelled corpus: each row is one context.
 
@@ -75,64 +91,253 @@ class LabelSpec:
         skip: characters left away at a text's beginning (the licence at a source file's head).
     """
 
-    text: str = "text"
-    label: str = "label"
-    group: str | None = None
-    test: float = 0.3
-    classes: Mapping[str, str] | None = None
-    per_class: int | None = None
-    balance: str | None = None
-    skip: int | None = None
+    HASHED: ClassVar = ("text", "label", "group", "test")
+
+    text: Text = "text"
+    label: Text = "label"
+    group: Text | None = None
+    test: Annotated[Real, Field(gt=0, lt=1)] = 0.3
+    classes: Table | None = None
+    per_class: Whole | None = None
+    balance: Text | None = None
+    skip: Count | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
+class PromptSpec:
+    """Columns of a table of prompts, and their split; see `saebench.prompts.Prompts`.
+
+    Attributes:
+        text, answer, entity, attribute, template: the columns; the last two may be missing from the table.
+        focus: the column of the words whose last token is the position of interest; by default the entity.
+        held_out: the share of entities on the held-out side, at least one; the rest choose.
+        seed: of the hash that splits the entities.
+        known: whether only prompts that the model answers right are used.
+    """
+
+    HASHED: ClassVar = ("text", "answer", "entity", "attribute", "template", "focus", "held_out", "seed", "known")
+
+    text: Text = "text"
+    answer: Text = "answer"
+    entity: Text = "entity"
+    attribute: Text = "attribute"
+    template: Text = "template"
+    focus: Text | None = None
+    held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+    seed: Count = 0
+    known: Flag = False
+
+
+@dataclass(frozen=True, config=CLOSED)
+class Prompt:
+    """One prompt with its answer.
+
+    Attributes:
+        text: up to the answer, without it.
+        answer: the text that should follow, with its leading space where the prompt ends without one.
+        entity: the subject; prompts of one entity are on one side of the split and one cluster of every interval.
+        attribute: the property asked for (country, continent); empty where there is only one.
+        template: the wording that the entity was put into.
+        focus: the words whose last token is the position of interest, in their last occurrence; by default the entity where
+            the text holds it, else the last token of the prompt.
+    """
+
+    text: str
+    answer: str
+    entity: str
+    attribute: str = ""
+    template: str = ""
+    focus: str | None = None
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ActivationSpec:
+    """A file of activations.
+
+    Attributes:
+        file: .npy or .safetensors, relative to the task file.
+        sha256: the file's hash.
+        max_norm: as of `ContextSpec`.
+    """
+
+    HASHED: ClassVar = ("file", "sha256", "max_norm")
+
+    file: Text
+    sha256: Text
+    max_norm: Annotated[Real, Field(gt=0)] | None = None
+
+
+# --- the four kinds --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TextContent:
+    """Documents cut into contexts."""
+
+    kind: ClassVar[Kind] = "contexts"
+    corpus: CorpusSpec
+    contexts: ContextSpec
+
+    def hashed(self) -> dict[str, Any]:
+        """Everything that changes the content."""
+        return {f.name: _hashed(getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelContent(TextContent):
+    """Labelled documents: each is one context, cut at contexts.length and padded, at most contexts.count of them."""
+
+    kind: ClassVar[Kind] = "labels"
+    labels: LabelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptContent(TextContent):
+    """Prompts of a table, or `rows` in its place: each is one context, padded, at most contexts.count of them.
+
+    A prompt longer than contexts.length is left out, counted: cut, it would ask something else.
+    """
+
+    kind: ClassVar[Kind] = "prompts"
+    prompts: PromptSpec = dataclasses.field(default_factory=PromptSpec)
+    rows: tuple[Prompt, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationContent:
+    """A file of activations; no text and no language model."""
+
+    kind: ClassVar[Kind] = "activations"
+    activations: ActivationSpec
+
+    def hashed(self) -> dict[str, Any]:
+        """Everything that changes the content."""
+        return {"activations": _hashed(self.activations)}
+
+
+Content = TextContent | LabelContent | PromptContent | ActivationContent
+Spec = CorpusSpec | ContextSpec | LabelSpec | PromptSpec | ActivationSpec
+
+
+def _hashed(spec: Spec | tuple[Prompt, ...]) -> Any:
+    """The fields of a spec: those of its first version always, a later one where it differs from its default.
+
+    So a new key leaves the hash of every task that does not use it alone.
+    """
+    if isinstance(spec, tuple):
+        return [asdict(prompt) for prompt in spec]
+    defaults = {f.name: f.default for f in fields(spec)}
+    return {k: v for k, v in asdict(spec).items() if k in type(spec).HASHED or v != defaults[k]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One measurement that anybody can repeat.
 
     Attributes:
-        name, version: how it is asked for; `name@version` is what numbers are compared within.
-        corpus, contexts: empty for a run on token ids as they are.
+        name, version: `name@version` is how it is asked for; numbers are compared within it.
         metrics: computed unless others are asked for.
-        labels: for a task of labelled documents: each is one context, cut at contexts.length and padded, at most
-            contexts.count of them.
+        content: one of the four kinds.
         folder: where its relative paths begin.
         licence: of the text, and where it comes from.
+        builder: of a plugin's task that needs a tokenizer first; `build` puts the built task in its place.
     """
 
     name: str
     version: int
     metrics: tuple[str, ...]
-    corpus: CorpusSpec
-    contexts: ContextSpec
+    content: Content
     title: str = ""
     description: str = ""
     folder: Path = Path()
-    labels: LabelSpec | None = None
     licence: str = ""
+    builder: "TaskBuilder | None" = None
 
     @property
     def label(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @property
+    def kind(self) -> Kind:
+        return self.content.kind
+
+    @property
+    def corpus(self) -> CorpusSpec:
+        """Where the text comes from; empty where there is none."""
+        return CorpusSpec() if isinstance(self.content, ActivationContent) else self.content.corpus
+
+    @property
+    def contexts(self) -> ContextSpec:
+        """How the text becomes contexts; of activations the norm limit only."""
+        if isinstance(self.content, ActivationContent):
+            return ContextSpec(0, False, 0, self.content.activations.max_norm)
+        return self.content.contexts
+
+    @property
+    def labels(self) -> LabelSpec | None:
+        """The columns of labelled documents; None for the other kinds."""
+        return self.content.labels if isinstance(self.content, LabelContent) else None
+
+    def with_content(self, **parts: Any) -> "Task":
+        """The task with these parts of its content (corpus, contexts, labels, prompts) in place of its own."""
+        return dataclasses.replace(self, content=dataclasses.replace(self.content, **parts))
+
     def sha256(self) -> str:
-        """Hash of everything that changes what is measured; titles do not."""
-        body = {
-            "name": self.name,
-            "version": self.version,
-            "corpus": _said(self.corpus),
-            "contexts": asdict(self.contexts),
-        }
-        if self.labels:
-            body["labels"] = _said(self.labels)
+        """Hash of everything that changes the numbers; titles and the default metrics do not."""
+        body = {"name": self.name, "version": self.version} | self.content.hashed()
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
+    def build(self, tokenizer: Any) -> "Task":
+        """The task under a tokenizer: itself, unless a plugin builds it.
 
-# Keys that came later: a task that does not say them keeps the hash it had.
-_LATER = ("fetched", "subsets", "files", "classes", "per_class", "balance", "skip")
+        Raises:
+            SaebenchError: the plugin raised, or built something else than it promised.
+        """
+        if self.builder is None:
+            return self
+        try:
+            built = self.builder.build(tokenizer)
+        except Exception as error:  # a stranger's code
+            reason = "" if isinstance(error, SaebenchError) else f"{type(error).__name__}: "
+            raise SaebenchError(f"task {self.label} could not be built: {reason}{one_line(error)}") from error
+        if not isinstance(built, Task) or (built.name, built.version) != (self.name, self.version):
+            found = built.label if isinstance(built, Task) else type(built).__name__
+            raise SaebenchError(f"task {self.label}: build() returned {clean(found)}, expected the Task {self.label}")
+        return built
 
 
-def _said(spec: CorpusSpec | LabelSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if value is not None or key not in _LATER}
+@runtime_checkable
+class TaskBuilder(Protocol):
+    """A plugin's task, found through the hook `saebench_tasks`; a `Task` is one too.
+
+    Optional: `metrics` (a tuple of names; without it a run needs --metric), `kind` (default "prompts"), `title`, `description`.
+    """
+
+    name: str
+    version: int
+
+    def build(self, tokenizer: Any) -> Task:
+        """The task under a tokenizer of transformers; called once a run, on every rank, and deterministic."""
+
+
+def announced(builder: TaskBuilder) -> Task:
+    """A builder's task as far as it is known without a tokenizer."""
+    if isinstance(builder, Task):
+        return builder
+    kind = getattr(builder, "kind", "prompts")
+    contexts = ContextSpec(0, False, 0)
+    contents: dict[str, Content] = {
+        "contexts": TextContent(CorpusSpec(), contexts),
+        "labels": LabelContent(CorpusSpec(), contexts, LabelSpec()),
+        "prompts": PromptContent(CorpusSpec(), contexts),
+        "activations": ActivationContent(ActivationSpec("", "")),
+    }
+    if kind not in contents:
+        raise unknown("kind of task", str(kind), contents)
+    return Task(
+        builder.name, builder.version, tuple(getattr(builder, "metrics", ())), contents[kind],
+        title=str(getattr(builder, "title", "")), description=str(getattr(builder, "description", "")), builder=builder,
+    )  # fmt: skip
 
 
 def builtin_tasks() -> dict[str, Path]:
@@ -140,178 +345,3 @@ def builtin_tasks() -> dict[str, Path]:
     folder = Path(str(files("saebench.tasks")))
     found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
     return {name: path for name, path in found.items() if not name.startswith("train/")}  # training runs are no tasks
-
-
-def load_tasks(spec: str) -> list[Task]:
-    """A task, or every task of a suite: `probing` is all of probing/.
-
-    Raises:
-        UsageError: see `load_task`.
-    """
-    suite = [name for name in builtin_tasks() if name.startswith(f"{spec}/")]
-    return [load_task(name) for name in suite or [spec]]
-
-
-def load_task(spec: str) -> Task:
-    """A task by name (`fidelity`), name and version (`fidelity@1`), or path to a TOML file.
-
-    Raises:
-        UsageError: no such task or version, or a file that is not a valid task.
-    """
-    if spec.endswith(".toml"):
-        return _read(Path(spec))
-    name, _, version = spec.partition("@")
-    known = builtin_tasks()
-    if name not in known:
-        raise unknown("task", name, {*known, *(other.partition("/")[0] for other in known)})
-    task = _read(known[name])
-    if version and version != str(task.version):
-        raise UsageError(
-            f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
-        )
-    return task
-
-
-def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
-    """A task on the user's table of labelled texts, .csv or .parquet; its name holds the table's.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
-    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
-    return Task(
-        f"data/{stem}",
-        1,
-        tuple(metrics),
-        CorpusSpec(file=path.name, sha256=digest),
-        ContextSpec(length=128, bos=True, count=1_000_000, max_norm=10.0),
-        folder=path.parent,
-        labels=labels,
-    )
-
-
-def _read(path: Path) -> Task:
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not readable as a task: {one_line(error)}") from error
-    try:
-        labels = LabelSpec(**raw.pop("labels")) if "labels" in raw else None
-        corpus = read_corpus(raw.pop("corpus"), labels)
-        contexts = ContextSpec(**raw.pop("contexts"))
-        metrics = raw.pop("metrics")
-        if not isinstance(metrics, list):
-            raise TypeError("metrics must be a list of names")
-        task = Task(corpus=corpus, contexts=contexts, metrics=tuple(metrics), folder=path.parent, labels=labels, **raw)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a valid task: {one_line(error)}; tasks/fidelity.toml shows every key") from error
-    _check(task, path)
-    return task
-
-
-def read_corpus(raw: Any, labels: LabelSpec | None = None) -> CorpusSpec:
-    """A [corpus] table, of a task or of a training run.
-
-    Args:
-        labels: what a task says of its labels, if it has some.
-
-    Raises:
-        UsageError: a key or a value of it means nothing, or it names no text, or two.
-    """
-    if not isinstance(raw, dict):
-        raise UsageError(f"corpus is {raw!r}, expected a table: [corpus]")
-    known = {f.name for f in fields(CorpusSpec)}
-    for key in raw:
-        if key not in known:
-            raise unknown("key of [corpus]", key, known)
-    corpus = CorpusSpec(**raw)
-    for problem, holds in _corpus_problems(corpus, labels).items():
-        if holds:
-            raise UsageError(problem)
-    return corpus
-
-
-def _check(task: Task, path: Path) -> None:
-    contexts = task.contexts
-    problems = {
-        "name and version must be a string and a whole number from 1": not (
-            isinstance(task.name, str) and _whole(task.version, 1)
-        ),
-        "name may hold letters, digits, '-' and '_' only, after its suite and '/' if it has one": not _is_name(
-            task.name
-        ),
-        "metrics must be a list of names": not task.metrics or not all(isinstance(m, str) for m in task.metrics),
-        "title, description and licence must be text": not all(
-            isinstance(text, str) for text in (task.title, task.description, task.licence)
-        ),
-        "contexts.length must be 2 or more": not _whole(contexts.length, 2),
-        "contexts.count must be 1 or more": not _whole(contexts.count, 1),
-        **_label_problems(task.labels),
-        "contexts.bos must be true or false": not isinstance(contexts.bos, bool),
-        "contexts.max_norm must be a positive number": not _positive(contexts.max_norm),
-    }
-    for problem, holds in problems.items():
-        if holds:
-            raise UsageError(f"{path}: {problem}")
-
-
-def _corpus_problems(corpus: CorpusSpec, labels: LabelSpec | None) -> dict[str, bool]:
-    return {
-        "corpus names must be text": not all(
-            isinstance(v, str | None)
-            for k, v in vars(corpus).items()
-            if k not in ("where", "documents", "fetched", "subsets")
-        ),
-        "corpus.where must be a table of column = value": not isinstance(corpus.where, dict | None),
-        "corpus.fetched is true or left away, and goes with a file": corpus.fetched is not None
-        and not (corpus.fetched is True and corpus.file),
-        "corpus.subsets must be a table of label = subset of a labelled hub data set": corpus.subsets is not None
-        and not (_is_text_table(corpus.subsets) and corpus.hub and labels),
-        "corpus.documents must be 1 or more": not _whole(corpus.documents, 1),
-        "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
-        "a corpus file needs its sha256": corpus.file is not None and corpus.sha256 is None,
-        "a hub corpus needs a pinned revision (a commit)": corpus.hub is not None and not _is_commit(corpus.revision),
-    }
-
-
-def _label_problems(labels: LabelSpec | None) -> dict[str, bool]:
-    if labels is None:
-        return {}
-    return {
-        "labels.text, label, group and balance must be text": not all(
-            isinstance(v, str | None) for v in (labels.text, labels.label, labels.group, labels.balance)
-        ),
-        "labels.test must lie between 0 and 1": not (_positive(labels.test) and labels.test < 1),
-        "labels.classes must be a table of value = name": labels.classes is not None
-        and not _is_text_table(labels.classes),
-        "labels.per_class must be 1 or more": labels.per_class is not None and not _whole(labels.per_class, 1),
-        "labels.balance needs labels.per_class": labels.balance is not None and labels.per_class is None,
-        "labels.skip must be 0 or more": labels.skip is not None and not _whole(labels.skip, 0),
-    }
-
-
-def _is_text_table(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, str) for v in value.values())
-
-
-def _is_name(name: Any) -> bool:
-    return re.fullmatch("[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?", str(name)) is not None
-
-
-def _is_commit(revision: Any) -> bool:
-    """A commit; its first seven digits or more will do, and are looked up (loading/hub.py)."""
-    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{7,40}", revision) is not None
-
-
-def _positive(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf)
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from saebench.errors import SaebenchError
 from saebench.format import CheckpointError, Format, LoadOptions
+from saebench.forward.fork import check_edits
 from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
 from saebench.judging.session import JudgeSession
 from saebench.loading.checkpoint import read_as
-from saebench.metric import Batch, Env, Metric, TokenLosses, get_state, set_state
+from saebench.metric import Batch, Edit, Edited, Env, Metric, TokenLosses, get_state, set_state
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
 
@@ -113,17 +114,35 @@ class SyntheticText:
             x, latents, sae.decode(latents, x), token_losses,
         )  # fmt: skip
 
+    def give(self, metric: Metric, sae: SAE, rows: Collection[int]) -> None:
+        """Give a metric the batch of these contexts, with made-up losses of its edits: each row's depend on that row alone."""
+        batch = self.batch(sae, rows)
+        if metric.edit_rows:
+            edits = metric.edits(replace(batch, _token_losses=None))
+            sources = check_edits(metric, edits, batch)
+            batch = replace(batch, _edited={e.name: _edited(e, s, batch) for e, s in zip(edits, sources, strict=True)})
+        metric.update(batch)
+
     def values(
         self, metric_class: type[Metric], sae: SAE, batches: list[list[int]], parts: int = 1, env: MakeEnv = Env
     ) -> Values:
         """Scores of a metric over these batches, given to `parts` instances in turn and merged."""
         metrics = [metric_class(sae) for _ in range(parts)]
-        if metric_class.needs:
+        if metric_class.needs or metric_class.edit_rows:
             for i, rows in enumerate(batches):
-                metrics[i % parts].update(self.batch(sae, rows))
+                self.give(metrics[i % parts], sae, rows)
         for other in metrics[1:]:
             metrics[0].merge(other)
         return score_values(metrics[0], env(sae))
+
+
+def _edited(edit: Edit, source: Tensor, batch: Batch) -> Edited:
+    """Stand-ins for the model's predictions under an edit: they grow with its distance from x."""
+    change = (edit.rows - batch.x[source]).norm(dim=-1) / batch.x[source].norm(dim=-1).clamp_min(1e-6)
+    scored = batch.scored[source]
+    kl = torch.where(scored, change, 0)
+    cross_entropy = torch.where(scored, batch.token_losses.clean[source] + change, 0)
+    return Edited(source, cross_entropy, kl, edit.rows if edit.hidden else None)
 
 
 def score_values(metric: Metric, env: Env) -> Values:
@@ -193,11 +212,11 @@ def check_metric(
 def _restored(metric: type[Metric], sae: SAE, text: SyntheticText, env: MakeEnv) -> Values:
     half = len(text.x) // 2
     first, second = metric(sae), metric(sae)
-    if metric.needs:
-        first.update(text.batch(sae, range(half)))
+    if metric.needs or metric.edit_rows:
+        text.give(first, sae, range(half))
     set_state(second, get_state(first))
-    if metric.needs:
-        second.update(text.batch(sae, range(half, len(text.x))))
+    if metric.needs or metric.edit_rows:
+        text.give(second, sae, range(half, len(text.x)))
     return score_values(second, env(sae))
 
 

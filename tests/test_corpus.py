@@ -4,6 +4,7 @@ import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from saebench.corpus import Contexts, _spread, pack, special_ids, task_contexts, token_contexts
 from saebench.errors import SaebenchError, UsageError
-from saebench.task import ContextSpec, CorpusSpec, Task
+from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
 
 BOS = 1
 
@@ -34,12 +35,14 @@ class Tokenizer:
         return type("Encoding", (), {"input_ids": [BOS, *ids] if add_special_tokens else ids})
 
 
-def task(folder: Path, texts: list[str], length: int, count: int, bos: bool = True, where=None) -> Task:
+def task(
+    folder: Path, texts: list[str], length: int, count: int, bos: bool | Literal["auto"] = True, where=None
+) -> Task:
     path = folder / "texts.parquet"
     kinds = ["odd" if i % 2 else "even" for i in range(len(texts))]
     pd.DataFrame({"document": [f"d{i}" for i in range(len(texts))], "text": texts, "kind": kinds}).to_parquet(path)
     spec = CorpusSpec("texts.parquet", hashlib.sha256(path.read_bytes()).hexdigest(), where)
-    return Task("mine", 1, ("fidelity",), spec, ContextSpec(length, bos, count), folder=folder)
+    return Task("mine", 1, ("fidelity",), TextContent(spec, ContextSpec(length, bos, count)), folder=folder)
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,9 +110,19 @@ def test_a_filter_that_fits_nothing_is_an_error(tmp_path: Path, where: dict[str,
 
 def test_bos_without_a_bos_and_text_without_a_tokenizer(tmp_path: Path):
     tokenizer = Tokenizer()
+    with_bos = task_contexts(task(tmp_path, ["a" * 20], 5, 1), tokenizer)
+    assert with_bos.bos
+    assert with_bos.token_ids[0].tolist() == [BOS, 97, 97, 97, 97]
     tokenizer.bos_token_id = None
-    with pytest.raises(SaebenchError, match="bos = false"):
-        task_contexts(task(tmp_path, ["a" * 20], 5, 1), tokenizer)
+    for made, asked in ((True, True), (True, False), (False, True), ("auto", True)):
+        without = task_contexts(task(tmp_path, ["a" * 20], 5, 1, bos=made), tokenizer, asked)
+        assert without.token_ids[0].tolist() == [97] * 5
+        assert not without.bos
+    tokenizer.bos_token_id = BOS
+    assert (
+        task_contexts(task(tmp_path, ["a" * 20], 5, 1, bos="auto"), tokenizer).fingerprint() == with_bos.fingerprint()
+    )
+    assert not task_contexts(task(tmp_path, ["a" * 20], 5, 1), tokenizer, bos=False).bos
     with pytest.raises(UsageError, match="--tokens"):
         task_contexts(task(tmp_path, ["a" * 20], 5, 1), None)
     assert special_ids(Tokenizer()).tolist() == [1, 2, 7]
@@ -133,12 +146,12 @@ def test_a_data_set_of_the_hub_is_read_from_its_beginning(tmp_path: Path):
     frame = pd.DataFrame({"body": [chr(97 + i) * 9 for i in range(9)]})
     frame.to_json(tmp_path / "train.jsonl", orient="records", lines=True)
     spec = CorpusSpec(hub=str(tmp_path), text_column="body", documents=4)
-    made = Task("mine", 1, (), spec, ContextSpec(5, True, 8))
+    made = Task("mine", 1, (), TextContent(spec, ContextSpec(5, True, 8)))
     got = task_contexts(made, Tokenizer())
     assert len(got.documents) == 4
     assert sorted(set(got.token_ids[:, 1].tolist())) == [97, 98, 99, 100]
     with pytest.raises(SaebenchError, match="could not be read") as caught:
-        task_contexts(replace(made, corpus=replace(spec, text_column="text")), Tokenizer())
+        task_contexts(made.with_content(corpus=replace(spec, text_column="text")), Tokenizer())
     assert "\n" not in str(caught.value)
 
 

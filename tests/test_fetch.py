@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from saebench.tasks import fetch
 
+from saebench.catalog import load_task
 from saebench.corpus import _labelled_table
 from saebench.errors import SaebenchError
 from saebench.labels import read_table
-from saebench.task import builtin_tasks, load_task
+from saebench.task import builtin_tasks
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -107,7 +108,7 @@ def test_a_missing_or_changed_set_says_how_to_make_it(tmp_path: Path, monkeypatc
     (fetch.fetched_folder() / "language.csv").write_bytes(data)
     with pytest.raises(SaebenchError, match=r"is not the text it names.*fetch language"):
         _labelled_table(task, task.labels)
-    mine = replace(task, corpus=replace(task.corpus, sha256=hashlib.sha256(data).hexdigest()))
+    mine = task.with_content(corpus=replace(task.corpus, sha256=hashlib.sha256(data).hexdigest()))
     assert len(_labelled_table(mine, task.labels).texts) == 9
 
 

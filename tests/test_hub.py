@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from saebench.catalog import load_task
 from saebench.corpus import _labelled_table
 from saebench.errors import SaebenchError, UsageError
 from saebench.labels import LabelledTexts, labelled_texts
 from saebench.loading.hub import full_commit, hub_table
-from saebench.task import CorpusSpec, LabelSpec, Task, builtin_tasks, load_task
+from saebench.task import CorpusSpec, LabelSpec, Task, builtin_tasks
 
 HUB_TASKS = [name for name in builtin_tasks() if name.startswith("probing-hub/")]
 PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
@@ -72,7 +73,7 @@ SHAPES: dict[str, Callable[[Path], None]] = {
 def read(task: Task, folder: Path, per_class: int) -> tuple[LabelledTexts, LabelSpec]:
     assert task.labels is not None
     labels = replace(task.labels, per_class=per_class)
-    return _labelled_table(replace(task, corpus=replace(task.corpus, hub=str(folder))), labels), labels
+    return _labelled_table(task.with_content(corpus=replace(task.corpus, hub=str(folder))), labels), labels
 
 
 @pytest.mark.parametrize("name", HUB_TASKS)

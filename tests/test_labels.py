@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import saebench
 from saebench.board.leaderboard import boards
 from saebench.board.plots import plots
+from saebench.catalog import load_task, load_tasks
 from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.errors import UsageError
@@ -24,7 +25,7 @@ from saebench.labels import labelled_texts, read_table, split_by_group
 from saebench.models import load_model
 from saebench.running.dry_run import dry_runs
 from saebench.running.request import Request
-from saebench.task import LabelSpec, builtin_tasks, load_task, load_tasks
+from saebench.task import LabelSpec, builtin_tasks
 
 WORDS = [f"w{i}" for i in range(90)]
 

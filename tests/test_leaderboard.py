@@ -64,7 +64,7 @@ def test_ranks_with_ties_and_values_as_recorded(make: Make) -> None:
         ("hook", {"hook_out": "blocks.0.hook_resid_post"}),
         ("task", {"task": {"name": "fidelity", "version": 2, "sha256": "t"}}),
         ("definition", {"task": {"name": "fidelity", "version": 1, "sha256": "u"}}),
-        ("corpus", {"corpus": {"fingerprint": "d"}}),
+        ("text", {"corpus": {"fingerprint": "d"}}),
         ("dtypes", {"settings": {"model_dtype": "bfloat16", "sae_dtype": "float32", "max_norm": 10.0, "seed": 0,
                                  "limit": None}}),
     ],
@@ -173,6 +173,21 @@ def test_boards_that_would_look_alike_say_in_what_they_differ(make: Make) -> Non
         "text c, max_norm 10.0", "text elsewher, max_norm 10.0", "text c, max_norm None",
     ]  # fmt: skip
     assert boards([make("a")])[0].variant == ""
+    judge = {"provider": "local", "model": "small", "prompts": ["detection@1", "explain@1"]}
+    for other in ({"prompts": ["detection@2", "explain@1"]}, {"url": "http://localhost"}, {"model": "sm\u200ball"}):
+        judged = [make(str(i), settings=settings | {"judge": judge | more}) for i, more in enumerate(({}, other))]
+        titles = [caption(board) for board in boards(judged)]
+        assert len(set(titles)) == 2, other
+    assert "judge prompts detection@2" in caption(
+        boards(
+            [
+                make("a", settings=settings | {"judge": judge}),
+                make("b", settings=settings | {"judge": judge | {"prompts": ["detection@2", "explain@1"]}}),
+            ]
+        )[1]
+    )
+    long = [make("a", corpus={"fingerprint": "c" * 300 + end}) for end in "xy"]
+    assert len({caption(board) for board in boards(long)}) == 2, "even where the values differ at their very end"
     for name in ("markdown", "html"):
         assert "text elsewher" in render(name, found)
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from saebench.cli import main
+from saebench.errors import UsageError
 from saebench.format import CheckpointError
 from saebench.registry import KINDS as REGISTERED
 from saebench.scaffold import KINDS, new_plugin
@@ -106,6 +107,7 @@ def test_every_kind_passes_its_own_test(kind, tmp_path, monkeypatch):
         ("recipe", "x_hat = sae.decode_dense(f)", "x_hat = sae.decode_dense(f.detach())"),
         ("report", "value_text(cell)", '"0"'),
         ("judge", "longest in rest", "longest not in rest"),
+        ("task", "entity=country, ", "entity=country + form, "),
         ("judge", "reply.data, reply.text", "{'x': True}, reply.text"),
     ],
 )
@@ -115,7 +117,7 @@ def test_their_tests_can_fail(kind, right, wrong, tmp_path, monkeypatch):
     assert right in text
     code.write_text(text.replace(right, wrong))
     tests = functions_of(code.parent, monkeypatch).values()
-    with pytest.raises((AssertionError, CheckpointError, TypeError)):  # noqa: PT012
+    with pytest.raises((AssertionError, CheckpointError, TypeError, UsageError)):  # noqa: PT012
         for test in tests:
             call_test(test, tmp_path, monkeypatch)
 

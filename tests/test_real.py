@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 
 import saebench
+from saebench.catalog import load_task
 from saebench.cli import main
 from saebench.corpus import task_contexts
 from saebench.models import load_model
-from saebench.task import load_task
 from tests.conftest import BUNDLED
 
 pytestmark = pytest.mark.real

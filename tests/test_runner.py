@@ -1,13 +1,12 @@
 """Running: resume, invariance to how the work is split, failures that cost nobody else their numbers."""
 
-import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from saebench.cli import main
 from saebench.errors import UsageError
 from saebench.results import Record
 from saebench.runner import RunError
-from saebench.running.reporting import Outcome
-from saebench.running.request import Request
 from saebench.sae import SAE
 from saebench.testing import constant_sae, identity_sae, random_sae
 from tests.conftest import HOOK, write_sae
@@ -403,11 +400,11 @@ def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_p
     seen: list[int] = []
     real = Pass._update
 
-    def update(self: Pass, batches: Any, *rest: Any) -> None:
+    def update(self: Pass, forked: Any, *rest: Any) -> None:
         if len(seen) >= 12 and not resumed:
             raise KeyboardInterrupt
-        seen.extend(batches[0].context_id.tolist())
-        real(self, batches, *rest)
+        seen.extend(forked.batches[0].context_id.tolist())
+        real(self, forked, *rest)
 
     monkeypatch.setattr(Pass, "_update", update)
     resumed = False
@@ -419,21 +416,6 @@ def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_p
     # 24 contexts once for the two that had begun, 24 more for the one that had not
     assert sorted(seen) == sorted(list(range(24)) * 2)
     assert not (tmp_path / ".state").exists()
-
-
-def test_every_argument_of_run_is_the_requests_of_that_name(monkeypatch):
-    asked: list[Any] = []
-
-    def execute(request: Any, reporter: Any) -> Any:
-        asked.append(request)
-        return Outcome()
-
-    monkeypatch.setattr("saebench.runner.execute", execute)
-    names = [name for name in inspect.signature(saebench.run).parameters if name != "reporter"]
-    assert set(names) == {field.name for field in fields(Request)}
-    given: dict[str, Any] = {name: f"the {name}" for name in names} | {"saes": ["one"]}
-    saebench.run(**given)
-    assert {name: getattr(asked[0], name) for name in names} == given | {"results": Path("the results")}
 
 
 def test_request_errors_are_usage_errors(llama, tokens, two_saes, tmp_path):

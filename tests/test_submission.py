@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from saebench.board.submission import problems
+from saebench.catalog import load_task
 from saebench.cli import main
 from saebench.results import Record, fingerprint, load_records, read_record, record_path
-from saebench.task import load_task
 from tests.conftest import REPOSITORY
 from tests.synthetic import declared, plain, units
 

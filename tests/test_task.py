@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from saebench.catalog import load_task
 from saebench.errors import UsageError
-from saebench.task import ContextSpec, CorpusSpec, Task, builtin_tasks, load_task
+from saebench.task import ContextSpec, CorpusSpec, Task, TextContent, builtin_tasks
 
 GOOD = """
 name = "mine"
@@ -34,7 +35,11 @@ def write(tmp_path: Path, text: str) -> str:
 def test_a_good_one(tmp_path: Path):
     task = load_task(write(tmp_path, GOOD))
     assert task == Task(
-        "mine", 2, ("fidelity",), CorpusSpec("texts.parquet", "00"), ContextSpec(16, True, 4, 10.0), folder=tmp_path
+        "mine",
+        2,
+        ("fidelity",),
+        TextContent(CorpusSpec("texts.parquet", "00"), ContextSpec(16, True, 4, 10.0)),
+        folder=tmp_path,
     )
     assert task.label == "mine@2"
     hub = GOOD.replace('file = "texts.parquet"\nsha256 = "00"', f'hub = "a/b"\nrevision = "{COMMIT}"')
@@ -123,13 +128,13 @@ def test_built_in_names_and_versions():
 
 
 def test_the_hash_ignores_titles_and_folders_only():
-    base = Task("mine", 2, ("fidelity",), CorpusSpec("a.parquet", "00"), ContextSpec(16, True, 4, 10.0))
+    base = Task("mine", 2, ("fidelity",), TextContent(CorpusSpec("a.parquet", "00"), ContextSpec(16, True, 4, 10.0)))
     for same in ({"title": "x"}, {"description": "x"}, {"folder": Path("/elsewhere")}, {"metrics": ("sparsity",)}):
         assert replace(base, **same).sha256() == base.sha256()  # type: ignore[arg-type]
     corpora = [{"file": "b.parquet"}, {"sha256": "01"}, {"where": {"a": "b"}}, {"hub": "h"}, {"revision": "r"}, {"subset": "s"},
                {"split": "test"}, {"text_column": "c"}, {"documents": 3}]  # fmt: skip
     contexts = [{"length": 17}, {"bos": False}, {"count": 5}, {"max_norm": 9.0}, {"max_norm": None}]
     others = [replace(base, name="other"), replace(base, version=3)]
-    others += [replace(base, corpus=replace(base.corpus, **c)) for c in corpora]  # type: ignore[arg-type]
-    others += [replace(base, contexts=replace(base.contexts, **c)) for c in contexts]  # type: ignore[arg-type]
+    others += [base.with_content(corpus=replace(base.corpus, **c)) for c in corpora]  # type: ignore[arg-type]
+    others += [base.with_content(contexts=replace(base.contexts, **c)) for c in contexts]  # type: ignore[arg-type]
     assert len({t.sha256() for t in [base, *others]}) == len(others) + 1

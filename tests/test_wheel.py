@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from saebench.catalog import load_task
 from saebench.registry import installed
-from saebench.task import builtin_tasks, load_task
+from saebench.task import builtin_tasks
 from tests.conftest import REPOSITORY
 
 
@@ -128,7 +129,8 @@ import saebench
 from saebench.board.leaderboard import boards
 from saebench.registry import installed, registry
 from saebench.scaffold import new_plugin
-from saebench.task import builtin_tasks, load_task
+from saebench.catalog import load_task
+from saebench.task import builtin_tasks
 
 task = load_task("fidelity")
 import pandas

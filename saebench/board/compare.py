@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from saebench.board.groups import differing
 from saebench.board.leaderboard import boards, is_paired, select
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.report import Cell, Column
 from saebench.results import Record
 from saebench.stats import Difference, independent_difference, paired_difference
 from saebench.text import clean
-
-# A record's group (`Record.group`), in words, in its order.
-_GROUP = ("language model", "hook point", "task", "task's definition", "corpus", "dtypes", "max_norm", "judge")
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,15 @@ def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Compa
 
 
 def _comparable(a: Record, b: Record) -> None:
-    differing = [
-        f"{name} ({_short(one)} and {_short(two)})"
-        for name, one, two in zip(_GROUP, a.group, b.group, strict=True)
-        if one != two
-    ]
+    one, two = differing([a.group, b.group])
+    parts = [f"{name} ({one[name]} and {two[name]})" for name in one]
     if a.fingerprint == b.fingerprint:
         raise SaebenchError(f"{clean(a.sae['name'])}: the same measurement twice, there is nothing to compare")
     if a.partial != b.partial:
-        differing.append("one is partial (--limit)")
-    if differing:
+        parts.append("one is partial (--limit)")
+    if parts:
         raise SaebenchError(
-            f"{clean(a.sae['name'])} and {clean(b.sae['name'])} are not comparable: they differ in {_join(differing)}; "
+            f"{clean(a.sae['name'])} and {clean(b.sae['name'])} are not comparable: they differ in {_join(parts)}; "
             "run both with the same model, hook point, task and dtype"
         )
 
@@ -150,7 +145,3 @@ def _by(line: Line) -> str:
 
 def _join(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:12] + "…"

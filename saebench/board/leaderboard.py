@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from saebench.board.groups import differing
 from saebench.board.presented import headlines, presentations
 from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Record, with_metrics
 from saebench.stats import Ratio, ranks
+from saebench.text import clean
 
 # Two runs of one fingerprint may differ by rounding inside the model (metrics.md: 1e-5, more where a score is a small
 # difference of large sums). Beyond this, and beyond a hundredth of the interval, they contradict each other.
@@ -64,20 +66,14 @@ def _board(records: list[Record], sparsity: Sparsity) -> Board:
     return board
 
 
-# What records are named by that belong to different groups and would have the same title, in the order of `Record.group`.
-_PARTS = ("weights", "hook", "task", "definition", "text", "dtypes", "max_norm")
-
-
 def _tell_apart(found: Sequence[Board], groups: Sequence[tuple[str, ...]]) -> None:
-    """Say of boards with one title in what they differ: what is not comparable must not look as if it were."""
-    titles: dict[tuple[str, str], list[int]] = {}
+    """Name the parts in which boards with one caption differ."""
+    titles: dict[tuple[str, ...], list[int]] = {}
     for i, board in enumerate(found):
-        titles.setdefault((board.title, board.dtypes), []).append(i)
+        titles.setdefault(tuple(map(clean, (board.model, board.hook, board.task, board.dtypes))), []).append(i)
     for alike in titles.values():
-        for place, word in enumerate(_PARTS):
-            if len({groups[i][place] for i in alike}) > 1:
-                for i in alike:
-                    found[i].variant += f"{', ' if found[i].variant else ''}{word} {groups[i][place][:8]}"
+        for i, parts in zip(alike, differing([groups[i] for i in alike]), strict=True):
+            found[i].variant = ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def _empty(record: Record) -> Board:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.board.leaderboard import conflict
+from saebench.catalog import load_task
 from saebench.errors import SaebenchError, one_line
 from saebench.registry import registry
 from saebench.results import (
@@ -22,7 +23,6 @@ from saebench.results import (
     writing,
 )
 from saebench.stats import Ratio, ratio_interval
-from saebench.task import load_task
 from saebench.text import clean
 
 # Sums of float64 in another order, on another machine.

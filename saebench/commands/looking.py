@@ -9,7 +9,9 @@ from saebench.commands.shell import debug_option, errors
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["metrics", "tasks", "formats", "judges", "models", "recipes", "reports"]))
+@click.argument(
+    "kind", type=click.Choice(["metrics", "tasks", "formats", "judges", "models", "recipes", "reports", "comparisons"])
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def list_(kind: str, as_json: bool, debug: bool) -> None:
@@ -31,10 +33,12 @@ def list_(kind: str, as_json: bool, debug: bool) -> None:
 
 
 def _task_rows() -> list[dict[str, str]]:
-    from saebench.task import builtin_tasks, load_task
+    from saebench.catalog import known_tasks
 
-    tasks = [load_task(name) for name in builtin_tasks()]
-    return [{"name": t.label, "about": t.title, "description": t.description} for t in tasks]
+    return [
+        {"name": t.label, "about": t.title, "kind": t.kind, "description": t.description}
+        for t in known_tasks().values()
+    ]
 
 
 def _plugin_rows(kind: str) -> list[dict[str, str]]:

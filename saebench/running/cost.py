@@ -1,6 +1,6 @@
 """The cost model: what a run will do, in floating-point operations, before it does it.
 
-One pass = one full forward + (K + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
+One pass = one full forward + (K + edits + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
 stream the two ablations cost two contexts in all (forward/ablation.py); elsewhere two more copies, until they are cached.
 """
 
@@ -70,28 +70,50 @@ def model_size(config: Any) -> ModelSize:
     return ModelSize(float(block), float(head), n, sum(p.numel() for p in model.parameters()))
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Streams above the hook point; without any, the model stops there.
+
+    Attributes:
+        losses: whether a metric needs losses: one stream per SAE, and the ablations.
+        edits: rows per context that the metrics of one SAE add.
+    """
+
+    losses: bool
+    edits: int = 0
+
+
 def pass_cost(
-    size: ModelSize, write: HookPoint, shapes: Sequence[tuple[int, int]], contexts: int, length: float, losses: bool
+    size: ModelSize,
+    write: HookPoint,
+    shapes: Sequence[tuple[int, int]],
+    contexts: int,
+    length: float,
+    streams: Streams,
 ) -> Cost:
     """The cost of one pass with ablated losses not cached.
 
     Args:
         length: tokens a context, on average.
         shapes: (d_in, d_sae) of each SAE.
-        losses: whether any metric needs losses; otherwise the model stops at the hook point.
     """
     tokens = round(contexts * length)
-    shared = write.site in ("resid_pre", "resid_post")
+    shared = write.on_stream
     sae = sum(2.0 * d_in * d_sae for d_in, d_sae in shapes)
     stages = {"calibration": min(CONTEXTS, contexts) * length * size.below(write)}
-    if losses:
+    if streams.losses or streams.edits:
         stages["full forward"] = tokens * size.full
+    else:
+        stages["up to the hook"] = tokens * size.below(write)
+    if streams.losses:
         stages["above the hook, once per SAE"] = tokens * len(shapes) * size.above(write)
         # Shared: two contexts run with both ablations, to prove that one row serves all (ablation.py).
         one_row = 2 * length * (size.full + 2 * size.above(write))
         stages["ablations"] = one_row if shared else 2 * tokens * size.above(write)
-    else:
-        stages["up to the hook"] = tokens * size.below(write)
+    if streams.edits:
+        # Inside a block, the rows must be known before the block's input forks: one more pass up to the hook.
+        again = 0.0 if shared else tokens * size.below(write)
+        stages["edits"] = again + tokens * len(shapes) * streams.edits * size.above(write)
     stages["SAEs"] = tokens * sae
     return Cost(stages, tokens, tokens * size.full)
 

@@ -11,9 +11,9 @@ from saebench.corpus import open_tokens, task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.metric import Metric
 from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
-from saebench.running.cost import Cost, ModelSize, hook_width, memory_bytes, model_size, pass_cost
+from saebench.running.cost import Cost, ModelSize, Streams, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
-from saebench.running.passes import LANES, default_batch
+from saebench.running.passes import default_batch, edit_rows, together
 from saebench.running.plan import Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
@@ -132,7 +132,7 @@ def _dry_run(
     request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
 ) -> DryRun:
     text, groups, failures = _text(request, task, None), [], list(failures)
-    losses = any("token_losses" in m.needs for m in wanted.values())
+    streams = Streams(any("token_losses" in m.needs for m in wanted.values()), edit_rows(wanted.values()))
     for model in dict.fromkeys(job.model for job in jobs):
         of_model = [job for job in jobs if job.model == model]
         try:
@@ -150,7 +150,7 @@ def _dry_run(
             if not mine:
                 continue
             try:
-                groups.append(_group(request, model, mine, size, config, text, losses))
+                groups.append(_group(request, model, mine, size, config, text, streams))
             except UsageError as error:
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
@@ -183,9 +183,9 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
     else:
         contexts, length = task.contexts.count, task.contexts.length
     contexts = min(contexts, request.limit or contexts)
-    if task.labels is None or request.tokens is not None:
+    if task.kind == "contexts" or request.tokens is not None:
         return Text(contexts, length, length)
-    if task.corpus.hub or model is None:
+    if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
     found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))
@@ -198,23 +198,25 @@ def _group(
     size: ModelSize,
     config: Any,
     text: Text,
-    losses: bool,
+    streams: Streams,
 ) -> Group:
     write = jobs[0].write
     if write.layer >= size.n_layers:
         raise UsageError(f"hook point {write} is not in {model}, which has layers 0 to {size.n_layers - 1}")
     shapes = [(job.about["d_in"], job.about["d_sae"]) for job in jobs]
-    passes = -(-len(jobs) // LANES)
+    device = request.device or default_device()
+    lanes = together(device, streams.edits)
+    passes = -(-len(jobs) // lanes)
     parts = [
-        pass_cost(size, write, shapes[i : i + LANES], text.contexts, text.mean, losses)
-        for i in range(0, len(jobs), LANES)
+        pass_cost(size, write, shapes[i : i + lanes], text.contexts, text.mean, streams)
+        for i in range(0, len(jobs), lanes)
     ]
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
-    device = request.device or default_device()
-    batch = request.batch_size or default_batch(device, min(len(jobs), LANES) if losses else 0, text.length)
+    copies = min(len(jobs), lanes) * (streams.losses + streams.edits)
+    batch = request.batch_size or default_batch(device, copies, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
-    memory = memory_bytes(size, nbytes, min(len(jobs), LANES), batch, text.length, config)
+    memory = memory_bytes(size, nbytes, max(copies, min(len(jobs), lanes)), batch, text.length, config)
     saes = sum(job.nbytes for job in jobs)
     return Group(
         model,

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from saebench.cache import cache_folder
+from saebench.forward.lane import Lane
+from saebench.lens import Lens
 from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
 from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import finish_metric
 from saebench.running.setting import Setting
-from saebench.stream import Lane
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
@@ -25,7 +26,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     found, seconds, judged = {}, {}, {}
     for name, metric in work.missing.items():
         begin = time.perf_counter()
-        env = _env(setting, lane, metric)
+        env = _env(setting, work, lane, metric)
         found[name] = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
         if metric.asks and setting.judge is not None:
             judged[name] = setting.judge.ledger.about()
@@ -52,14 +53,32 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     )
     units = {name: part.units for name, part in found.items() if part.units is not None}
     files = {name: part.files for name, part in found.items() if part.files}
-    return add_to_record(setting.request.results, record, list(found), units, files)
+    written = add_to_record(setting.request.folder, record, list(found), units, files)
+    for name, part in found.items():
+        if name not in part.errors and work.missing[name].uses_lens:
+            setting.state.drop_units(record.fingerprint, _label(work.missing[name]))
+    return written
 
 
-def _env(setting: Setting, lane: Lane, metric: type[Metric]) -> Env:
+def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
+    """The environment of one metric's scores: judge and language model where the metric declares that it uses them."""
+    request = setting.request
     judge = setting.judge if metric.asks else None
     if judge is not None:
         judge.ledger.begin()
-    return Env(lane.sae, setting.subject.loaded.tokenizer, setting.request.seed, cache_folder(), judge)
+    lens = None
+    if metric.uses_lens:
+        if request.force:
+            setting.state.drop_units(work.record.fingerprint, _label(metric))
+        lens = Lens(
+            setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
+            work=setting.state.units(work.record.fingerprint, _label(metric)),
+        )  # fmt: skip
+    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+
+
+def _label(metric: type[Metric]) -> str:
+    return f"{metric.name}@{metric.version}"
 
 
 def _tokens(passed: Passed) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def identify(setting: Setting, job: Job) -> Work:
 
 def _find(setting: Setting, job: Job, new: Record) -> tuple[Record, list[str]]:
     """The existing record, else `new`, and the names of the metrics it lacks."""
-    path = record_path(setting.request.results, new)
+    path = record_path(setting.request.folder, new)
     record = read_record(path) if path.exists() else new
     have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
     force = setting.request.force
@@ -69,6 +69,11 @@ def _new_record(setting: Setting, job: Job) -> Record:
         "seed": request.seed,
         "limit": request.limit,
         "max_norm": task.contexts.max_norm,
+        **(
+            {}
+            if request.tokens is not None or setting.contexts.bos == task.contexts.bos
+            else {"bos": setting.contexts.bos}
+        ),
         **judge_settings(setting.judge.judge if setting.judge else None, setting.metrics),
     }
     record = Record(
@@ -103,13 +108,15 @@ def _corpus(setting: Setting) -> dict[str, Any]:
     }
     if contexts.labels is not None:
         corpus |= {"labels": contexts.labels.about(), "left_out": dict(contexts.left_out)}
+    if contexts.prompts is not None:
+        corpus |= {"prompts": contexts.prompts.about()}
     return corpus
 
 
 def _habits(setting: Setting, job: Job) -> list[str]:
     """Warnings where training and measurement differ: BOS, model, hook point."""
     about, read, out = job.about, job.read, []
-    bos = setting.task.contexts.bos
+    bos = setting.contexts.bos
     if setting.request.tokens is None and about["prepend_bos"] not in (None, bos):
         out.append(f"trained with{'' if about['prepend_bos'] else 'out'} BOS, measured with{'' if bos else 'out'}")
     if about["model"] is not None and about["model"] != setting.subject.loaded.id:

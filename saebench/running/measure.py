@@ -14,7 +14,16 @@ from saebench.metric import NEEDS
 from saebench.results import Record
 from saebench.running.finish import finish
 from saebench.running.identify import Work, identify
-from saebench.running.passes import LANES, Passed, default_batch, make_lane, plan_passes, run_pass, state_key
+from saebench.running.passes import (
+    Passed,
+    default_batch,
+    edit_rows,
+    make_lane,
+    plan_passes,
+    run_pass,
+    state_key,
+    together,
+)
 from saebench.running.plan import Job, Place
 from saebench.running.provenance import provenance
 from saebench.running.setting import Setting
@@ -50,10 +59,12 @@ def measure(setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result
 
 def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterator[tuple[Work, Result]]:
     """The records of SAEs at one hook point."""
-    forks = any("token_losses" in metric.needs for work in works for metric in work.missing.values())
-    batch = setting.request.batch_size or default_batch(
-        setting.subject.device.type, min(len(works), LANES) if forks else 0, setting.contexts.length
-    )
+    device = setting.subject.device.type
+    losses = any("token_losses" in metric.needs for work in works for metric in work.missing.values())
+    edits = max(edit_rows(work.missing.values()) for work in works)
+    size = together(device, edits)
+    streams = min(len(works), size) * (losses + edits)
+    batch = setting.request.batch_size or default_batch(device, streams, setting.contexts.length)
     try:
         with setting.clock.timed("calibrate"):
             setting.subject.check(place.write)
@@ -72,7 +83,7 @@ def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterat
         except SaebenchError as error:
             yield work, error
     key = state_key(setting, place)
-    for planned in plan_passes(setting, fit, key):
+    for planned in plan_passes(setting, fit, key, size):
         passed = run_pass(setting, place, planned, calibration, batch, key)
         yield from _finish_all(setting, planned.works, passed)
         setting.state.drop(key)

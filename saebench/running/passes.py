@@ -1,7 +1,7 @@
 """Passes at one hook point: their SAEs and batch size, a saved state to continue from, and the merge over ranks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ from saebench.cache import cache_folder
 from saebench.errors import NonFiniteError, SaebenchError, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
-from saebench.metric import NEEDS
+from saebench.forward.fork import Ground
+from saebench.forward.lane import Lane
+from saebench.metric import NEEDS, Metric
 from saebench.results import fingerprint
 from saebench.running.identify import Work
 from saebench.running.plan import Place
 from saebench.running.provenance import provenance
 from saebench.running.setting import Setting
-from saebench.stream import Lane, Pass, Tally
+from saebench.stream import Pass, Tally
 
 # SAEs that go through one pass together; more of them run in further passes.
 LANES = 16
@@ -31,15 +33,33 @@ STREAMS = {"cpu": 32, "cuda": 128}
 SAVE_EVERY = 15.0
 
 
-def default_batch(device: str, saes: int, length: int = 128) -> int:
+def edit_rows(metrics: Iterable[type[Metric]]) -> int:
+    """Streams per context that one SAE's metrics add to its own."""
+    return sum(metric.edit_rows for metric in metrics)
+
+
+def together(device: str, edits: int) -> int:
+    """SAEs that go through one pass together.
+
+    Args:
+        edits: streams per context that the metrics of one SAE add.
+    """
+    return max(1, min(LANES, _streams(device) // (1 + edits))) if edits else LANES
+
+
+def default_batch(device: str, streams: int, length: int = 128) -> int:
     """Contexts per batch.
 
     Args:
-        saes: SAEs that the stream forks for; 0 where the model stops at the hook point.
+        streams: that fork for each context: one per SAE where losses are needed, and the edits; 0 where the model stops at
+            the hook point.
         length: of the longest context; a batch holds more of shorter ones.
     """
-    streams = STREAMS["cuda" if device.startswith("cuda") else "cpu"]
-    return max(1, streams * max(1, 128 // length) // (1 + saes))
+    return max(1, _streams(device) * max(1, 128 // length) // (1 + streams))
+
+
+def _streams(device: str) -> int:
+    return STREAMS["cuda" if device.startswith("cuda") else "cpu"]
 
 
 @dataclass(frozen=True)
@@ -91,14 +111,14 @@ def state_key(setting: Setting, place: Place) -> str:
     )[:16]  # fmt: skip
 
 
-def plan_passes(setting: Setting, works: Sequence[Work], key: str) -> list[PlannedPass]:
-    """Passes of at most `LANES` SAEs; SAEs of an interrupted pass come first, together as they were."""
+def plan_passes(setting: Setting, works: Sequence[Work], key: str, size: int) -> list[PlannedPass]:
+    """Passes of at most `size` SAEs; SAEs of an interrupted pass come first, together as they were."""
     by_key = {work.key: work for work in works}
     saved = (None if setting.request.force else setting.state.find(key, set(by_key))) or {"lanes": {}}
     begun = [by_key[lane] for lane in ranks.common(saved["lanes"]) if lane in by_key]
     rest = [work for work in works if work not in begun]
     passes = [PlannedPass(begun, saved)] if begun else []
-    return passes + [PlannedPass(rest[start : start + LANES]) for start in range(0, len(rest), LANES)]
+    return passes + [PlannedPass(rest[start : start + size]) for start in range(0, len(rest), size)]
 
 
 def run_pass(
@@ -122,8 +142,8 @@ def run_pass(
     # A rank that failed alone must not leave the others waiting for its sums.
     if message := ranks.first(problem):
         raise SaebenchError(message)
-    if the_pass.ablations:
-        the_pass.ablations.keep()
+    if the_pass.ground.ablations:
+        the_pass.ground.ablations.keep()
     wall = time.perf_counter() - begin
     for other in ranks.gather(the_pass.snapshot())[1:]:
         the_pass.absorb(other)
@@ -139,15 +159,18 @@ def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration
     ablations = None
     if any(lane.needs("token_losses") for lane in lanes) and len(mine):
         ablations = Ablations(subject, contexts, place.write, calibration, cache_folder())
-    return Pass(subject, contexts, mine, place.read, place.write, lanes, calibration, ablations, setting.request.seed)
+    ground = Ground(
+        subject, contexts, mine, place.read, place.write, calibration, ablations, setting.request.seed
+    )  # fmt: skip
+    return Pass(ground, lanes)
 
 
 def _stream(setting: Setting, the_pass: Pass, batch: int, key: str) -> int:
     """Run the pass with progress, saving its state now and then and at its end; returns the batch size that fitted."""
-    if not any(metric.needs for lane in the_pass.lanes for metric in lane.alive):
+    if not any(metric.needs or metric.edit_rows for lane in the_pass.lanes for metric in lane.alive):
         return batch
     n = len(the_pass.lanes)
-    label = f"{n} SAE{'s' * (n > 1)} at {the_pass.write}"
+    label = f"{n} SAE{'s' * (n > 1)} at {the_pass.ground.write}"
     setting.reporter.begin(label, len(the_pass.contexts), the_pass.done)
     try:
         return the_pass.run(batch, _saver(setting, the_pass, key))
@@ -185,7 +208,7 @@ def _run_entry(setting: Setting, wall: float, the_pass: Pass, batch: int, resume
         "tokens_per_second": round(setting.world * the_pass.contexts.tokens * share / wall, 1),
         "saes_together": len(the_pass.lanes),
         "resumed": resumed,
-        "ablations_cached": the_pass.ablations is not None and the_pass.ablations.cached,
+        "ablations_cached": the_pass.ground.ablations is not None and the_pass.ground.ablations.cached,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {"provenance": provenance(setting.subject.device) | own, "timings": timings}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from saebench.catalog import data_task, load_task, load_tasks
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
@@ -21,7 +22,7 @@ from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.sources import spread
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, LabelSpec, Task, data_task, load_task, load_tasks
+from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -127,7 +128,16 @@ def read_tasks(request: Request) -> list[Task]:
     if request.tokens is None:
         return load_tasks(request.task)
     default = load_task(request.task)
-    return [Task("tokens", 1, default.metrics, CorpusSpec(), ContextSpec(0, False, 0, None))]
+    return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
+
+
+# What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
+_LACKING: dict[Kind, set[str]] = {
+    "contexts": {"labels"},
+    "labels": {"token_losses"},
+    "prompts": {"labels", "token_losses"},
+    "activations": {"labels", "token_losses"},
+}
 
 
 def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
@@ -138,12 +148,18 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """
     found = registry(request.strict)
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
-    lacking = "token_losses" if task.labels else "labels"
+    if not wanted:
+        raise UsageError(f"task {task.label} names no metrics: pass --metric")
     for name, metric in wanted.items():
-        if lacking in metric.needs:
-            has = "short labelled documents" if task.labels else "no labels"
+        if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
-                f"metric '{name}' needs {lacking}, and task {task.label} has {has}: choose another --task or --metric"
+                f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
+        if lacking := _LACKING[task.kind] & set(metric.needs):
+            raise UsageError(
+                f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
             )
     return wanted
 
@@ -157,9 +173,9 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
     """
-    if not request.saes:
+    if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.saes, request.format, say)
+    sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []

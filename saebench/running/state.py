@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from saebench import __version__
 from saebench.results import write_atomically
 
 
@@ -55,8 +57,20 @@ class StateFolder:
             state = _read(path)
             if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= self._settled:
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # another state is in it, or somebody else was faster
+        self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):  # another state is in it, or another process was faster
             self.folder.rmdir()
+
+    def units(self, fingerprint: str, metric: str) -> Path:
+        """The folder of a metric's finished units (`Lens.units`) for one record; `metric` is name@version."""
+        return self.folder / f"units-{fingerprint[:24]}-{metric}-{__version__}"
+
+    def drop_units(self, fingerprint: str, metric: str) -> None:
+        """Delete the finished units of a metric whose scores are recorded."""
+        rmtree(self.units(fingerprint, metric), ignore_errors=True)
+        self._remove_if_empty()
 
     def _path(self, group: str, lanes: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256("|".join(sorted(lanes)).encode()).hexdigest()[:16]

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from saebench.catalog import read_corpus
 from saebench.errors import UsageError, one_line, unknown
-from saebench.task import ContextSpec, CorpusSpec, Task, read_corpus
+from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
 
 # The model's precision, as `saebench.models.DTYPES` has it.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -121,7 +122,7 @@ class TrainRequest:
 
         contexts = ContextSpec(self.context_length, self.bos is True, 1, self.max_norm)
         folder = self.folder or Path(str(files("saebench.tasks")))
-        return Task("train", 1, (), self.corpus, contexts, folder=folder)
+        return Task("train", 1, (), TextContent(self.corpus, contexts), folder=folder)
 
     def identity(self) -> dict[str, Any]:
         """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not.

@@ -131,7 +131,7 @@ def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = No
         cut, _ = pack(ids, spec.length, bos)
         pieces.append(cut.astype(np.int32))
         lengths.append(len(ids))
-        found += len(cut) * (spec.length - spec.bos)
+        found += len(cut) * (spec.length - (bos is not None))
         if own is None and task.corpus.hub is not None and found >= wanted:
             break
     if not found:
@@ -140,7 +140,7 @@ def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = No
             f"no document of the training text fills a context of {spec.length} tokens (the longest of {len(lengths):,} has "
             f"{longest:,}): set a smaller --context-length"
         )
-    return Text(np.concatenate(pieces), special_ids(tokenizer), len(lengths), np.array(lengths), spec.bos)
+    return Text(np.concatenate(pieces), special_ids(tokenizer), len(lengths), np.array(lengths), bos is not None)
 
 
 def own_texts(path: Path) -> list[str]:

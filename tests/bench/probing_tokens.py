@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from saebench.catalog import load_task
 from saebench.corpus import task_contexts
 from saebench.models import load_tokenizer
-from saebench.task import load_task
 
 DOCUMENTS, LENGTH = 800, 32
 

@@ -153,15 +153,15 @@ def test_lists_make_every_combination() -> None:
         ('model = "m"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "hook"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfilez = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
-            r"unknown key of \[corpus\] 'filez': did you mean 'file'",
+            r"unknown key 'filez' in \[corpus\]; did you mean 'file'",
         ),
         ('model = "m"\nhook = "h"\ncorpus = "x"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus is 'x'"),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "must be text"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = 3\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.file is 3"),
         (
             'model = "m"\nhook = "h"\n[corpus]\nfile = "a"\nhub = "b"\n[[saes]]\nrecipe = "topk"\nwidth = 8',
             "exactly one of file and hub",
         ),
-        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "needs its sha256"),
+        ('model = "m"\nhook = "h"\n[corpus]\nfile = "a"\n[[saes]]\nrecipe = "topk"\nwidth = 8', "corpus.sha256"),
         ('model = "m"\nhook = "h"\n[saes]\nrecipe = "topk"\nwidth = 8', r"begins with \[\[saes\]\]"),
         ('model = "m"\nhook = "h"\nsaes = [3]', r"begins with \[\[saes\]\]"),
         ("model = ", "not readable"),

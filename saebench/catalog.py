@@ -1,0 +1,223 @@
+"""Tasks by name: those that come with saebench, those that plugins bring, and TOML files."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from saebench.errors import UsageError, one_line, unknown
+from saebench.reading import TABLE_BYTES, read_bytes, read_toml
+from saebench.registry import registry
+from saebench.schema import CLOSED, Text, Whole, explain
+from saebench.task import (
+    NAME,
+    ActivationContent,
+    ActivationSpec,
+    Content,
+    ContextSpec,
+    CorpusSpec,
+    Kind,
+    LabelContent,
+    LabelSpec,
+    PromptContent,
+    PromptSpec,
+    Task,
+    TextContent,
+    announced,
+    builtin_tasks,
+)
+from saebench.text import clean
+
+# A commit; its first seven digits or more will do, and are looked up (loading/hub.py).
+_COMMIT = re.compile("[0-9a-f]{7,40}")
+
+
+class _File(BaseModel):
+    model_config = CLOSED
+    kind: ClassVar[Kind] = "contexts"
+    name: Annotated[str, Field(pattern=f"^{NAME}$", max_length=200)]
+    version: Whole
+    metrics: Annotated[list[Text], Field(min_length=1)]
+    title: Text = ""
+    description: Text = ""
+    licence: Text = ""
+
+    def content(self) -> Content:
+        raise NotImplementedError
+
+
+class _TextFile(_File):
+    corpus: CorpusSpec
+    contexts: ContextSpec
+
+    def content(self) -> Content:
+        return TextContent(self.corpus, self.contexts)
+
+
+class _LabelFile(_TextFile):
+    kind: ClassVar[Kind] = "labels"
+    labels: LabelSpec
+
+    def content(self) -> Content:
+        return LabelContent(self.corpus, self.contexts, self.labels)
+
+
+class _PromptFile(_TextFile):
+    kind: ClassVar[Kind] = "prompts"
+    prompts: PromptSpec
+
+    def content(self) -> Content:
+        return PromptContent(self.corpus, self.contexts, self.prompts)
+
+
+class _ActivationFile(_File):
+    kind: ClassVar[Kind] = "activations"
+    activations: ActivationSpec
+
+    def content(self) -> Content:
+        return ActivationContent(self.activations)
+
+
+_FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile)
+
+
+def known_tasks() -> dict[str, Task]:
+    """Every task by name, those of plugins last; of those that need a tokenizer only the announcement."""
+    return {name: _read(path) for name, path in builtin_tasks().items()} | {
+        name: announced(task) for name, task in sorted(registry().tasks.items())
+    }
+
+
+def load_tasks(spec: str) -> list[Task]:
+    """A task, or every task of a suite: `probing` is all of probing/.
+
+    Raises:
+        UsageError: see `load_task`.
+    """
+    if spec.endswith(".toml"):
+        return [load_task(spec)]
+    suite = [name for name in [*builtin_tasks(), *sorted(registry().tasks)] if name.startswith(f"{spec}/")]
+    return [load_task(name) for name in suite or [spec]]
+
+
+def load_task(spec: str) -> Task:
+    """A task by name (`fidelity`) or name and version (`fidelity@1`), or a path to a TOML file.
+
+    A plugin's task may have to be built yet: see `Task.build`.
+
+    Raises:
+        UsageError: no such task or version, or a file that is not a valid task.
+    """
+    if spec.endswith(".toml"):
+        return _read(Path(spec))
+    name, _, version = spec.partition("@")
+    builtin, brought = builtin_tasks(), {}
+    if name in builtin:
+        task = _read(builtin[name])
+    else:
+        brought = registry().tasks
+        if name not in brought:
+            known = {*builtin, *brought}
+            raise unknown("task", name, known | {other.partition("/")[0] for other in known})
+        task = announced(brought[name])
+    if version and version != str(task.version):
+        raise UsageError(
+            f"task '{name}' is at version {task.version} here, not {version}: install the saebench that has it"
+        )
+    return task
+
+
+def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
+    """A task on the user's table of labelled texts, .csv or .parquet; its name holds the table's.
+
+    Raises:
+        UsageError: the table cannot be read.
+    """
+    try:
+        digest = hashlib.sha256(read_bytes(path, TABLE_BYTES)).hexdigest()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
+    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
+    corpus, contexts = CorpusSpec(file=path.name, sha256=digest), ContextSpec(128, True, 1_000_000, 10.0)
+    return Task(f"data/{stem}", 1, tuple(metrics), LabelContent(corpus, contexts, labels), folder=path.parent)
+
+
+def _read(path: Path) -> Task:
+    try:
+        raw = read_toml(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not readable as a task: {one_line(error)}") from error
+    schema = next((file for file in _FILES if file.kind in raw), _TextFile)
+    where = f"{path}: "
+    if isinstance(raw.get("name"), str) and isinstance(raw.get("version"), int):
+        where += f"task {clean(raw['name'])}@{raw['version']}: "
+    try:
+        found = schema.model_validate(raw)
+        content = found.content()
+        _require_sound(content)
+    except ValidationError as error:
+        raise UsageError(where + explain(error, schema)) from error
+    except UsageError as error:
+        raise UsageError(f"{where}{error}") from error
+    return Task(
+        found.name, found.version, tuple(found.metrics), content, found.title, found.description, path.parent,
+        found.licence,
+    )  # fmt: skip
+
+
+def read_corpus(raw: Any) -> CorpusSpec:
+    """A [corpus] table of a training run.
+
+    Raises:
+        UsageError: an unknown key or an invalid value, no text, or two.
+    """
+
+    class File(BaseModel):
+        corpus: CorpusSpec
+
+    try:
+        corpus = File.model_validate({"corpus": raw}).corpus
+    except ValidationError as error:
+        raise UsageError(explain(error, File)) from error
+    _require_corpus(corpus, None)
+    return corpus
+
+
+def _require_sound(content: Content) -> None:
+    """Raise UsageError for values that make no sense together."""
+    if isinstance(content, ActivationContent):
+        return
+    labels = content.labels if isinstance(content, LabelContent) else None
+    _require_corpus(content.corpus, labels)
+    problems = {
+        "contexts.length must be 2 or more": content.contexts.length < 2,
+        "contexts.count must be 1 or more": content.contexts.count < 1,
+        "labels.balance needs labels.per_class": labels is not None
+        and labels.balance is not None
+        and labels.per_class is None,
+        "prompts are read from a file: give corpus.file": isinstance(content, PromptContent)
+        and content.corpus.file is None,
+    }
+    _refuse(problems)
+
+
+def _require_corpus(corpus: CorpusSpec, labels: LabelSpec | None) -> None:
+    """Raise UsageError unless a corpus names exactly one text, pinned."""
+    problems = {
+        "corpus needs exactly one of file and hub": (corpus.file is None) == (corpus.hub is None),
+        "corpus.fetched goes with a file": corpus.fetched is not None and corpus.file is None,
+        "corpus.subsets goes with a labelled hub data set": corpus.subsets is not None and not (corpus.hub and labels),
+        "corpus.sha256 is missing: a file needs its hash": corpus.file is not None and corpus.sha256 is None,
+        f"corpus.revision is {corpus.revision!r}, expected a commit: a hub data set is pinned": corpus.hub is not None
+        and not (corpus.revision and _COMMIT.fullmatch(corpus.revision)),
+    }
+    _refuse(problems)
+
+
+def _refuse(problems: Mapping[str, bool]) -> None:
+    for problem, holds in problems.items():
+        if holds:
+            raise UsageError(problem)

@@ -1,0 +1,214 @@
+"""Bounded reading of other people's files: regular files only, a size cap, plain finite values, counted rows and columns.
+
+Every reader here raises ValueError or OSError with a short reason, which the caller puts behind the file's name.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+# Bytes of a file: a record (ours have 0.1 MB), a task or training run, a table of texts, the units of a metric.
+RECORD_BYTES = 64 * 2**20
+TOML_BYTES = 2**20
+TABLE_BYTES = 2**29
+# Cells and bytes of a table once it is unpacked: compressed zeros are small on disk only.
+CELLS = 2**27
+COLUMNS = 10_000
+UNPACKED_BYTES = 2**31
+# Of JSON and TOML: levels, values, the longest text, and the largest number, whose square and cube are finite too.
+DEPTH = 32
+VALUES = 2_000_000
+TEXT = 2**20
+LARGEST = 1e100
+LARGEST_WHOLE = 2**63 - 1
+# tomllib needs memory that grows with the square of a dotted key's parts.
+_DOTTED = re.compile(r"""(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file (or of a link to one) that is no larger than `limit`.
+
+    Raises:
+        OSError: missing, unreadable, or a pipe, device or folder.
+        ValueError: larger than `limit`, or a name that no file can have.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("no regular file")
+        data = b"" if about.st_size > limit else file.read(limit + 1)
+    if about.st_size > limit or len(data) > limit:
+        raise ValueError(f"{max(about.st_size, len(data)):,} bytes, more than the {limit:,} that are read")
+    return data
+
+
+def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
+    """A JSON file of plain, finite, bounded values.
+
+    Raises:
+        OSError: see `read_bytes`.
+        ValueError: not such a file.
+    """
+    try:
+        body = json.loads(read_bytes(path, limit).decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from error
+    require_plain(body)
+    return body
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of plain, finite, bounded values.
+
+    Raises:
+        OSError: see `read_bytes`.
+        ValueError: not such a file.
+    """
+    text = read_bytes(path, TOML_BYTES).decode("utf-8")
+    if _DOTTED.search(text):
+        raise ValueError("a key of more than 64 parts")
+    try:
+        body = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEPTH} levels") from error
+    require_plain(body)
+    return body
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no finite number")
+
+
+def require_plain(body: Any) -> None:
+    """Raise ValueError unless JSON or TOML values are bounded in depth, count and size, finite, and text that UTF-8 has."""
+    left, todo = VALUES, [(body, 1)]
+    while todo:
+        value, level = todo.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {VALUES:,} values")
+        if isinstance(value, dict | list):
+            if level > DEPTH:
+                raise ValueError(f"nested deeper than {DEPTH} levels")
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            todo += [(item, level + 1) for item in inner]
+        elif isinstance(value, str):
+            _require_text(value)
+        elif isinstance(value, int):
+            if abs(value) > LARGEST_WHOLE:
+                raise ValueError("a whole number beyond 2^63")
+        elif isinstance(value, float) and not (math.isfinite(value) and abs(value) <= LARGEST):
+            raise ValueError(f"the number {value!r}; numbers are finite, and at most {LARGEST:g}")
+
+
+def _require_text(text: str) -> None:
+    if len(text) > TEXT:
+        raise ValueError(f"text of {len(text):,} characters; at most {TEXT:,} are read")
+    if "\0" in text:
+        raise ValueError("text that holds a NUL character")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("text that holds half a character (a lone surrogate)")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A .parquet, .jsonl or .csv file, uncompressed outside; only an empty cell is missing.
+
+    Raises:
+        OSError: see `read_bytes`.
+        ValueError: not such a table, or one of too many cells.
+    """
+    data = read_bytes(path, TABLE_BYTES)
+    if path.suffix == ".parquet":
+        return parquet_frame(data)
+    if path.suffix not in (".csv", ".tsv", ".txt", ".jsonl"):
+        raise ValueError(f"'{path.suffix}' is not among the kinds of table that are read: .csv, .jsonl, .parquet")
+    data.decode("utf-8")  # pandas would guess another encoding for a byte order mark
+    try:
+        if path.suffix == ".jsonl":
+            return pd.read_json(io.BytesIO(data), lines=True, dtype=False, convert_dates=False)
+        columns = _columns(data)
+        # "NA" or "None" may well be a label.
+        frame = pd.read_csv(
+            io.BytesIO(data), encoding="utf-8", keep_default_na=False, na_values=[""], nrows=CELLS // columns + 1
+        )
+    except (RecursionError, MemoryError, OverflowError, csv.Error) as error:
+        raise ValueError(f"no table ({type(error).__name__})") from error
+    _require_cells(len(frame), columns)
+    return frame
+
+
+def _columns(data: bytes) -> int:
+    """How many columns the first row of a .csv file has; raises ValueError where there are too many."""
+    first = next(csv.reader(io.StringIO(data[:TEXT].decode("utf-8", errors="ignore"))), [])
+    _require_cells(0, len(first))
+    return max(1, len(first))
+
+
+def _require_cells(rows: int, columns: int) -> None:
+    if columns > COLUMNS:
+        raise ValueError(f"{columns:,} columns; at most {COLUMNS:,} are read")
+    if rows * columns > CELLS:
+        raise ValueError(f"{rows:,} rows of {columns} columns; at most {CELLS:,} cells are read")
+
+
+def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
+    """A parquet file's flat columns; its size is checked in its metadata before any of them is read.
+
+    Raises:
+        ValueError: not parquet, nested columns, or too large once unpacked.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        rows, columns = file.metadata.num_rows, file.metadata.num_columns
+        _require_cells(rows, columns)
+        if rows * columns > cells:
+            raise ValueError(f"{rows:,} rows of {columns} columns; at most {cells:,} cells are read")
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > UNPACKED_BYTES:
+            raise ValueError(f"more than {UNPACKED_BYTES:,} bytes once it is unpacked")
+        schema = file.schema_arrow
+        if nested := [field.name for field in schema if pa.types.is_nested(field.type)]:
+            raise ValueError(f"column {nested[0]!r} holds lists or tables; flat columns are read")
+        texts = [field.name for field in schema if _is_text(field.type)]
+        # A dictionary of one long text may stand for a million rows of it: count before it is written out.
+        table = pq.ParquetFile(io.BytesIO(data), read_dictionary=texts).read()
+        if sum(_text_bytes(table.column(name)) for name in texts) > UNPACKED_BYTES:
+            raise ValueError(f"more than {UNPACKED_BYTES:,} bytes of text once it is unpacked")
+        frame: pd.DataFrame = table.cast(schema).to_pandas()
+    except (ValueError, OSError):  # pyarrow's own are among them
+        raise
+    except Exception as error:  # a damaged file may raise whatever pyarrow's decoders raise
+        raise ValueError(f"no parquet file ({type(error).__name__}: {error})") from error
+    return frame
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    )
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """The bytes of a text column without its dictionary."""
+    total = 0
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
+            total += pc.sum(pc.take(lengths, chunk.indices)).as_py() or 0
+        else:
+            total += chunk.nbytes
+    return total
