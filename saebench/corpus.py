@@ -19,7 +19,7 @@ from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, r
 from saebench.loading.hub import hub_documents, hub_table
 from saebench.models import fetched_folder
 from saebench.prompts import Prompts, make_prompts, prompt_rows
-from saebench.task import ActivationContent, LabelSpec, PromptContent, Task
+from saebench.task import MODEL_FREE, LabelSpec, PromptContent, Task
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     """
     if tokenizer is None:
         raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
-    if isinstance(task.content, ActivationContent):
-        raise SaebenchError(f"task {task.label} is a file of activations, and has no text for a language model")
+    if task.kind in MODEL_FREE:
+        raise SaebenchError(f"task {task.label} brings its own activations, and has no text for a language model")
     task = task.build(tokenizer)
     spec = task.contexts
     start = bos_id(spec.bos and bos, tokenizer)

@@ -139,6 +139,7 @@ class Fork:
             read_mean=calibration.sample.mean(0),
             _labels=None if contexts.labels is None else contexts.labels.take(rows),
             seed=ground.seed,
+            _truth=ground.subject.truth(self.token_ids) if any(lane.needs("truth") for lane in self._lanes) else None,
         )
 
     def _require_finite(self, x: Tensor) -> None:
