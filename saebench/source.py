@@ -29,6 +29,11 @@ class Source(Protocol):
         ...
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of a context's positions; None where they are not an image's."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property

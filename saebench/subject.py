@@ -75,6 +75,7 @@ class Subject:
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     predicts = True
+    grid: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:

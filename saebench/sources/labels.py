@@ -25,7 +25,9 @@ def read_labels(path: Path, spec: ActivationSpec, items: int) -> Labels:
     if len(table) != items:
         raise UsageError(f"--labels {path}: {len(table)} rows for {items} items: give one row for each, in their order")
     if bool(table[spec.label].isna().any()):
-        raise UsageError(f"--labels {path}: column {spec.label} has empty cells: label every item, or leave it out of both files")
+        raise UsageError(
+            f"--labels {path}: column {spec.label} has empty cells: label every item, or leave it out of both files"
+        )
     names = table[spec.label].astype(str)
     classes = tuple(sorted(names.unique()))
     if len(classes) < 2:

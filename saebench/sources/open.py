@@ -24,10 +24,15 @@ def open_source(task: Task) -> ArraySource | None:
     spec = content.activations
     source = FileSource(task.folder / spec.file)
     if source.file_sha256 != spec.sha256:
-        raise UsageError(f"task {task.label}: {spec.file} is not the file that the task was made with: its sha256 differs")
+        raise UsageError(
+            f"task {task.label}: {spec.file} is not the file that the task was made with: its sha256 differs"
+        )
     if spec.grid is not None and spec.grid[0] * spec.grid[1] != source.x.shape[1]:
         height, width = spec.grid
-        raise UsageError(f"--grid {height},{width} has {height * width} places, and {spec.file} has {source.x.shape[1]} positions")
+        raise UsageError(
+            f"--grid {height},{width} has {height * width} places, and {spec.file} has {source.x.shape[1]} positions"
+        )
+    source.grid = spec.grid
     if spec.labels is not None:
         source.labels = read_labels(task.folder / Path(spec.labels), spec, len(source.x))
     return source

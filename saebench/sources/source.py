@@ -22,12 +22,13 @@ class ArraySource:
         device, dtype: of the activations.
         kind: of the source, for records.
         predicts: whether there are next-token predictions, and so losses; no.
-        forks: how often a stream was forked; never.
+        forks: whether a stream can be forked; no.
     """
 
     kind = "activations"
     predicts = False
-    forks = 0
+    grid: tuple[int, int] | None = None
+    forks = False
 
     def __init__(self, id: str, identity: str) -> None:
         digest = hashlib.sha256(identity.encode()).hexdigest()
