@@ -107,7 +107,7 @@ class Batch:
         edited: by name, the predictions under each edit that the metric made of this batch
         truth: see Truth; in a run on a planted model
         grid: height and width of the T positions, of images in a file of activations
-        seed: of the run, for what is sampled
+        seed: of the run, for a metric that is `seeded`; 0 for the others
     """
 
     token_ids: Tensor

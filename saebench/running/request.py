@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from saebench.errors import UsageError
 from saebench.options import option
@@ -63,6 +63,12 @@ class Request:
         None, metavar="NAME", help="Run on a planted model, whose features are known (planted-1k, or a TOML file)."
     )
     metrics: Sequence[str] = option((), flag="--metric", help="Only this metric; repeatable. Default: the task's.")
+    settings: Sequence[str] | Mapping[str, Any] = option(
+        (),
+        flag="--set",
+        metavar="METRIC.NAME=VALUE",
+        help="A setting of a metric; repeatable. Part of the record's identity.",
+    )
     results: str | Path = option(Path("results"), help="Folder of the records.")
     format: str | None = option(None, help="The checkpoint's format. Default: recognised from its files.")
     k: int | None = option(None, help="Active latents per token, for a TopK checkpoint that does not contain it.")
@@ -76,7 +82,7 @@ class Request:
         None, help="Of the model. Default: float32 on a CPU, bfloat16 on a GPU."
     )
     limit: int | None = option(None, help="Only the first N contexts; the record is marked partial.")
-    seed: int = option(0, help="Seed of everything random.")
+    seed: int = option(0, help="Seed of metrics that draw at random; the others ignore it.")
     judge: str | None = option(
         None, metavar="PROVIDER:MODEL", help="Judge of metrics that ask one, e.g. openai:gpt-6-luna, local:ALIAS."
     )
@@ -89,6 +95,11 @@ class Request:
         None, metavar="FILE", help="The judge's replies. Default: one file in the cache folder."
     )
     judge_batch: bool = option(False, help="Ask in batches: half the price, up to a day. Stop and run again at will.")
+    judge_thinking: int = option(
+        0,
+        metavar="TOKENS",
+        help="Tokens for the thoughts of a reasoning model at --judge-url. Default: thinking is turned off.",
+    )
     replay: Literal["record", "live", "only"] = option(
         "record",
         help="record asks what the file of replies lacks; live asks everything again and replaces the file's replies, so "
