@@ -5,9 +5,12 @@ Run by `make docs`; a test fails where a page is not what this would write.
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from saebench.metric import Env, Metric, Score
+import torch
+
+from saebench.metric import Env, Metric, Score, Truth
 from saebench.registry import installed
 from saebench.testing import SyntheticText, random_sae
 
@@ -72,8 +75,15 @@ def _scores(metric: type[Metric]) -> list[Score]:
     text, sae = SyntheticText(), random_sae(16, 48)
     instance = metric(sae)
     if metric.needs:
-        instance.update(text.batch(sae, range(len(text.x))))
+        batch = text.batch(sae, range(len(text.x)))
+        instance.update(replace(batch, _truth=_truth(batch.x)))
     return _first_points(instance.scores(Env(sae)))
+
+
+def _truth(x: torch.Tensor) -> Truth:
+    """Made-up planted features: the positive coordinates, each the parent of the next."""
+    d = x.shape[-1]
+    return Truth(x.relu(), torch.eye(d), torch.arange(-1, d - 1))
 
 
 def _first_points(scores: list[Score]) -> list[Score]:

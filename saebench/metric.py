@@ -19,6 +19,7 @@ from saebench.batch import Batch as Batch
 from saebench.batch import Edit as Edit
 from saebench.batch import Edited as Edited
 from saebench.batch import TokenLosses as TokenLosses
+from saebench.batch import Truth as Truth
 from saebench.judge import Calls, Session
 from saebench.lens import Lens
 from saebench.presentation import Axis, Figure

@@ -18,6 +18,7 @@ from saebench import hookspecs
 from saebench.errors import SaebenchError, one_line, unknown
 
 if TYPE_CHECKING:
+    from saebench.comparison import Comparison
     from saebench.format import Format
     from saebench.hookspecs import ModelAlias
     from saebench.judge import Judge
@@ -36,6 +37,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "models": ("saebench_models", ("name", "locate")),
     "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
+    "comparisons": ("saebench_comparisons", ("name", "version", "about", "compare")),
     "tasks": ("saebench_tasks", ("name", "version", "build")),
 }
 
@@ -63,6 +65,7 @@ class Registry:
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
     recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
+    comparisons: "dict[str, Comparison]" = field(default_factory=dict)
     tasks: "dict[str, TaskBuilder]" = field(default_factory=dict)
 
     @property

@@ -38,7 +38,7 @@ class CorpusSpec:
         documents: how many documents of a hub data set are read, from its beginning.
         fetched: the file is one that `python -m saebench.tasks.fetch` makes.
         subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
-        files: parquet files of the hub data set (a path or pattern) that are read instead of those its card names.
+        files: parquet or JSON-lines files of the hub data set (a path or pattern), read in place of the card's splits.
     """
 
     HASHED: ClassVar = ("file", "sha256", "where", "hub", "revision", "subset", "split", "text_column", "documents")

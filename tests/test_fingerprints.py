@@ -17,7 +17,7 @@ RECORDS = sorted((REPOSITORY / "results").rglob("*@*.json"))
 TASKS = {
     "autointerp-small@1": "387e3c8a0974",
     "autointerp@1": "650ea07a2d01",
-    "fidelity-pile@1": "9011c253152d",
+    "fidelity-pile@2": "118e3386da84",
     "fidelity@1": "ebd586d66e0d",
     "probing/author@1": "70216a1ce00d",
     "probing/party@1": "b1f1471b1ab7",

@@ -75,6 +75,11 @@ class Request:
         None, metavar="FILE", help="The judge's replies. Default: one file in the cache folder."
     )
     judge_batch: bool = option(False, help="Ask in batches: half the price, up to a day. Stop and run again at will.")
+    judge_thinking: int = option(
+        0,
+        metavar="TOKENS",
+        help="Tokens for the thoughts of a reasoning model at --judge-url. Default: thinking is turned off.",
+    )
     replay: Literal["record", "live", "only"] = option(
         "record",
         help="record asks what the file of replies lacks; live asks everything again and replaces the file's replies, so "
