@@ -134,6 +134,8 @@ class Record:
             str(self.settings.get("bos", "as the task")),
             str(self.settings["seed"]) if any(entry.get("seeded") for entry in self.metrics.values()) else "any",
             json.dumps(self.settings.get("judge"), sort_keys=True),
+            str(self.settings["seed"]),
+            json.dumps(self.settings.get("metrics"), sort_keys=True),
         )
 
     @property

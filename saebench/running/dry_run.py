@@ -14,7 +14,7 @@ from saebench.models import DTYPES, default_device, default_dtype, load_config, 
 from saebench.running.cost import Cost, ModelSize, Streams, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
 from saebench.running.passes import default_batch, edit_rows, together
-from saebench.running.plan import Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.plan import Job, all_wanted, make_jobs, named_by_checkpoint, read_tasks
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.task import Task
@@ -112,7 +112,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     """
     check_request(request)
     tasks = read_tasks(request)
-    wanted = [wanted_metrics(request, task) for task in tasks]
+    wanted = all_wanted(request, tasks)
     jobs, failures = make_jobs(request, (reporter or Silent()).message)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 

@@ -35,6 +35,7 @@ class SaeSpec:
         width: latents.
         seed: of its first weights.
         settings: the recipe's settings that are not its defaults.
+        snapshots: shares of the steps after which the SAE as it is then is written too, to `NAME-at5` after 5 %.
     """
 
     name: str
@@ -42,6 +43,11 @@ class SaeSpec:
     width: int
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: tuple[float, ...] = ()
+
+    def snapshot_name(self, share: float) -> str:
+        """The folder of a snapshot below the run's."""
+        return f"{self.name}-at{100 * share:g}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,9 @@ class TrainRequest:
         _require_plain(self)
         if not self.saes:
             raise UsageError("nothing to train: name a recipe, or a TOML file with [[saes]]")
-        names = [sae.name for sae in self.saes]
+        for sae in self.saes:
+            _require_snapshots(sae)
+        names = [name for sae in self.saes for name in (sae.name, *map(sae.snapshot_name, sae.snapshots))]
         if twins := {n for n in names if names.count(n) > 1}:
             raise UsageError(f"two SAEs are named '{min(twins)}': give name, or a setting that tells them apart")
         for sae in self.saes:
@@ -128,6 +136,8 @@ class TrainRequest:
             plain["corpus"] = None
         plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
+        for sae in plain["saes"].values():
+            del sae["snapshots"]  # what is written beside the SAE does not change it
         return plain
 
 
@@ -152,6 +162,13 @@ def _require_plain(request: TrainRequest) -> None:
         raise UsageError(f"max_norm is {norm!r}, expected a positive number of median norms")
     if request.dtype not in (None, *DTYPES):
         raise UsageError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _require_snapshots(sae: SaeSpec) -> None:
+    """Raise UsageError unless snapshots are shares of a run between its first and its last step."""
+    shares = sae.snapshots
+    if not isinstance(shares, tuple) or not all(type(share) is float and 0 < share < 1 for share in shares):
+        raise UsageError(f"snapshots of {sae.name} is {shares!r}, expected shares of the steps like [0.05, 0.4]")
 
 
 def _require_name(name: Any) -> None:
@@ -225,7 +242,9 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
         raise UsageError(f"[[saes]] needs recipe and width, and {entry} lacks one")
     if empty := [key for key, value in entry.items() if value == []]:
         raise UsageError(f"{empty[0]} is an empty list: give it a value")
-    # A Matryoshka SAE's group sizes are a list of their own; what varies is a list of such lists.
+    snapshots = entry.pop("snapshots", [])
+    snapshots = tuple(snapshots) if isinstance(snapshots, list) else snapshots
+    # A Matryoshka SAE's group sizes are one value; a list of such lists varies.
     varied = [k for k, v in entry.items() if isinstance(v, list) and (k != "groups" or isinstance(v[0], list))]
     choices: Sequence[Sequence[Any]] = [entry[k] for k in varied]
     out = []
@@ -233,11 +252,14 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
         one = entry | dict(zip(varied, values, strict=True))
         recipe, width, seed = one.pop("recipe"), one.pop("width"), one.pop("seed", 0)
         name = one.pop("name", None)
-        shown = [f"k{one['k']}"] if "k" in one else []
+        shown = [f"{key}{dash}{one[key]}" for key, dash in (("k", ""), ("l0", "-")) if key in one]
         shown += [
-            f"{key}{value}" for key, value in zip(varied, values, strict=True) if key not in ("k", "recipe", "name")
+            f"{key}{value}"
+            for key, value in zip(varied, values, strict=True)
+            if key not in ("k", "l0", "recipe", "name")
         ]
-        out.append(SaeSpec(name or "-".join([*filter(None, [prefix]), recipe, *shown]), recipe, width, seed, one))
+        name = name or "-".join([*filter(None, [prefix]), str(recipe), *shown])
+        out.append(SaeSpec(name, recipe, width, seed, one, snapshots))
     return out
 
 
