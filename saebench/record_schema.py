@@ -62,6 +62,7 @@ class Settings(BaseModel):
     limit: Count | None
     bos: Flag | None = None
     judge: dict[str, Any] | None = None
+    metrics: dict[Name, dict[str, Any]] = {}
 
 
 class Beside(BaseModel):
@@ -76,7 +77,6 @@ class Metric(BaseModel):
     units: Beside | None
     files: dict[Name, Beside] = {}
     paired: Flag = True
-    seeded: Flag = False
 
 
 class Score(BaseModel):

@@ -60,7 +60,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 class Group(NamedTuple):
     """The parts of a measurement that must be equal for numbers to be comparable, as text; see `Record.group`.
 
-    The seed is one where a metric of the record draws from it (its entry has `seeded`), else "any".
+    Where no metric draws from the seed, it is 0.
     """
 
     model_weights: str
@@ -73,6 +73,7 @@ class Group(NamedTuple):
     bos: str
     seed: str
     judge: str
+    metric_settings: str
 
 
 @dataclass(repr=False)
@@ -90,8 +91,7 @@ class Record:
         settings: dtypes, seed, limit, max_norm: the rest of the identity.
         calibration: median_norm, threshold.
         metrics: name -> {version, units: {file, sha256} or None}; files: {suffix: {file, sha256}} for what else lies beside the
-            record; paired: False where units of two SAEs have nothing to do with each other;
-            seeded: True where the metric draws from the seed.
+            record; paired: False where units of two SAEs have nothing to do with each other.
         scores: long form: metric, version, key, at, value, low, high, n, unit, direction, no_interval, and the declaration
             (num, den, offset, scale) that paired comparisons are made from.
         errors: {metric: message} for what failed; nothing else is ever recorded for it.
@@ -132,9 +132,8 @@ class Record:
             f"{self.settings['model_dtype']}/{self.settings['sae_dtype']}",
             str(self.settings["max_norm"]),
             str(self.settings.get("bos", "as the task")),
-            str(self.settings["seed"]) if any(entry.get("seeded") for entry in self.metrics.values()) else "any",
-            json.dumps(self.settings.get("judge"), sort_keys=True),
             str(self.settings["seed"]),
+            json.dumps(self.settings.get("judge"), sort_keys=True),
             json.dumps(self.settings.get("metrics"), sort_keys=True),
         )
 
