@@ -204,21 +204,17 @@ def test_a_misspelt_score_suggests_the_nearest_and_a_record_is_short():
 
 def test_every_part_of_a_group_has_a_name():
     base = make().group
-    others = [make(model={"id": "a/model", "sha256": "0"}), make(hook_out="x"), make(task=make().task | {"sha256": "0"}),
-              make(corpus={"fingerprint": "1"}), *(make(settings=make().settings | {key: value}) for key, value in
-              (("max_norm", 3.0), ("sae_dtype", "float16"), ("bos", False), ("seed", 1), ("judge", {"model": "m"}), ("metrics", {"m": {"k": 3}})))]  # fmt: skip
-    names = (
-        "model_weights",
-        "hook_point",
-        "task_definition",
-        "text",
-        "max_norm",
-        "dtypes",
-        "bos",
-        "seed",
-        "judge",
-        "metric_settings",
-    )
+    settings = {"max_norm": 3.0, "sae_dtype": "float16", "bos": False, "seed": 1, "judge": {"model": "m"}}
+    settings["metrics"] = {"m": {"k": 3}}
+    others = [
+        make(model={"id": "a/model", "sha256": "0"}),
+        make(hook_out="x"),
+        make(task=make().task | {"sha256": "0"}),
+        make(corpus={"fingerprint": "1"}),
+        *(make(settings=make().settings | {key: value}) for key, value in settings.items()),
+    ]
+    names = ["model_weights", "hook_point", "task_definition", "text", "max_norm", "dtypes", "bos", "seed", "judge"]
+    names.append("metric_settings")
     for other, name in zip(others, names, strict=True):
         assert [part for part, a, b in zip(base._fields, base, other.group, strict=True) if a != b] == [name]
 
