@@ -13,7 +13,7 @@ from saebench.task import builtin_tasks
 from tests.conftest import REPOSITORY
 
 RECORDS = sorted((REPOSITORY / "results").rglob("*@*.json"))
-# The first 12 digits of each built-in task's sha256. A changed task is a new version and a new line, never a new hash; add a new task once it is final.
+# The first 12 digits of the sha256 of each released task. A changed task is a new version and a new line, never a new hash.
 TASKS = {
     "autointerp-small@1": "387e3c8a0974",
     "autointerp@1": "650ea07a2d01",
