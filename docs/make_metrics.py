@@ -69,8 +69,8 @@ def _paragraphs(doc: str | None) -> str:
 
 
 def _scores(metric: type[Metric]) -> list[Score]:
-    """What it declares, the first point of each curve, on made-up contexts; one that asks a judge lists what it may declare."""
-    if metric.asks:
+    """The declared scores, the first point of each curve, on made-up contexts where neither judge nor model is needed."""
+    if metric.asks or metric.uses_lens:
         return _first_points(metric.declared())  # type: ignore[attr-defined]
     text, sae = SyntheticText(), random_sae(16, 48)
     instance = metric(sae)

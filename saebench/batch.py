@@ -105,7 +105,7 @@ class Batch:
         labels: of the B documents, in a task of labelled documents
         edited: by name, the predictions under each edit that the metric made of this batch
         truth: see Truth; in a run on a planted model
-        seed: of the run, for what is sampled
+        seed: of the run, for a metric that is `seeded`; 0 for the others
     """
 
     token_ids: Tensor

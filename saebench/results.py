@@ -96,6 +96,8 @@ class Record:
             dtypes,
             str(self.settings["max_norm"]),
             json.dumps(self.settings.get("judge"), sort_keys=True),
+            str(self.settings["seed"]),
+            json.dumps(self.settings.get("metrics"), sort_keys=True),
         )
 
     @property

@@ -10,7 +10,7 @@ from saebench.options import takes
 from saebench.results import Record, require_writable
 from saebench.running.judge import open_session
 from saebench.running.measure import measure
-from saebench.running.plan import make_jobs, read_tasks, wanted_metrics
+from saebench.running.plan import all_wanted, make_jobs, read_tasks
 from saebench.running.reporting import Failure, Outcome, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.running.setting import load_subject, make_setting
@@ -51,7 +51,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     check_request(request)
     require_writable(request.folder)
     tasks = read_tasks(request)
-    wanted = [wanted_metrics(request, task) for task in tasks]
+    wanted = all_wanted(request, tasks)
     rank, _ = ranks.start()
     judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request, reporter.message)

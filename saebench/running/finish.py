@@ -74,7 +74,8 @@ def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
             setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
             work=setting.state.units(work.record.fingerprint, _label(metric)),
         )  # fmt: skip
-    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+    seed = request.seed if metric.seeded else 0
+    return Env(lane.sae, setting.subject.loaded.tokenizer, seed, cache_folder(), judge, lens)
 
 
 def _label(metric: type[Metric]) -> str:

@@ -20,6 +20,7 @@ from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
+from saebench.running.settings import configure, read_settings, require_known
 from saebench.running.sources import spread
 from saebench.sae import SAE
 from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
@@ -150,6 +151,8 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
     if not wanted:
         raise UsageError(f"task {task.label} names no metrics: pass --metric")
+    for given in (task.settings, read_settings(request.settings)):
+        wanted = {name: configure(metric, given.get(name, {})) for name, metric in wanted.items()}
     for name, metric in wanted.items():
         if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
@@ -161,6 +164,17 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
             )
+    return wanted
+
+
+def all_wanted(request: Request, tasks: Sequence[Task]) -> list[dict[str, type[Metric]]]:
+    """The metric classes of each task.
+
+    Raises:
+        UsageError: see `wanted_metrics`; or a setting belongs to none of the metrics.
+    """
+    wanted = [wanted_metrics(request, task) for task in tasks]
+    require_known(read_settings(request.settings), {name for some in wanted for name in some})
     return wanted
 
 

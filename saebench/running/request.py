@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from saebench.errors import UsageError
 from saebench.options import option
@@ -49,6 +49,12 @@ class Request:
         None, help="Of --data: rows that share it are on one side of the split. Default: each its own."
     )
     metrics: Sequence[str] = option((), flag="--metric", help="Only this metric; repeatable. Default: the task's.")
+    settings: Sequence[str] | Mapping[str, Any] = option(
+        (),
+        flag="--set",
+        metavar="METRIC.NAME=VALUE",
+        help="A setting of a metric; repeatable. Part of the record's identity.",
+    )
     results: str | Path = option(Path("results"), help="Folder of the records.")
     format: str | None = option(None, help="The checkpoint's format. Default: recognised from its files.")
     k: int | None = option(None, help="Active latents per token, for a TopK checkpoint that does not contain it.")
@@ -62,7 +68,7 @@ class Request:
         None, help="Of the model. Default: float32 on a CPU, bfloat16 on a GPU."
     )
     limit: int | None = option(None, help="Only the first N contexts; the record is marked partial.")
-    seed: int = option(0, help="Seed of everything random.")
+    seed: int = option(0, help="Seed of metrics that draw at random; the others ignore it.")
     judge: str | None = option(
         None, metavar="PROVIDER:MODEL", help="Judge of metrics that ask one, e.g. openai:gpt-6-luna, local:ALIAS."
     )
