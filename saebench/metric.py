@@ -149,7 +149,7 @@ class Env:
     Attributes:
         sae: the SAE it measured.
         tokenizer: of the language model; None in a run on token ids without one.
-        seed: of the run.
+        seed: of the run, for a metric that is `seeded`; 0 for the others.
         cache: a folder for what is worth keeping between runs.
         judge: answers the requests of a metric that declares some in `asks`; None for the others.
         lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
@@ -170,6 +170,7 @@ class Metric:
         name: how it is asked for and recorded.
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
+        optional: of those, the parts that a batch may lack (`token_losses` where no language model runs): see `Batch.has`.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
@@ -183,6 +184,12 @@ class Metric:
         edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
         uses_lens: whether `scores` runs the language model (`env.lens`).
 
+        seeded: whether a number depends on the run's seed. `batch.seed` and `env.seed` are 0 for the others,
+            and `--seed` makes no second record of them.
+        settings: a frozen dataclass with a default for every field, or an instance of one. A run's `--set NAME.field=value` and a
+            task's [settings.NAME] replace the class attribute; values that differ from the defaults are part of the record's
+            identity. Annotate fields with plain types: int, float, bool, str, Path, Literal, tuples of them.
+
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
     """
@@ -190,6 +197,7 @@ class Metric:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
@@ -199,6 +207,15 @@ class Metric:
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
+    settings: ClassVar[Any] = None
+    # Set by the harness on the class that a run measures with: the settings that differ from the metric's own.
+    changed_settings: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if isinstance(cls.settings, type):
+            cls.settings = cls.settings()
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""

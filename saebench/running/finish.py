@@ -15,6 +15,7 @@ from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import finish_metric
 from saebench.running.setting import Setting
+from saebench.subject import Subject
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
@@ -67,14 +68,15 @@ def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
     if judge is not None:
         judge.ledger.begin()
     lens = None
-    if metric.uses_lens:
+    if metric.uses_lens and isinstance(setting.subject, Subject):
         if request.force:
             setting.state.drop_units(work.record.fingerprint, _label(metric))
         lens = Lens(
             setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
             work=setting.state.units(work.record.fingerprint, _label(metric)),
         )  # fmt: skip
-    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+    seed = request.seed if metric.seeded else 0
+    return Env(lane.sae, setting.subject.loaded.tokenizer, seed, cache_folder(), judge, lens)
 
 
 def _label(metric: type[Metric]) -> str:
