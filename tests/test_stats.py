@@ -309,7 +309,7 @@ def test_a_table_of_more_scores_needs_more_evidence() -> None:
     units = simulation.board(rng, np.array([0.0, 2.0]), 26)
     p = paired_difference(*units, RATIO).p_value
     assert p is not None
-    enough = int(0.05 / p / 2)  # the second place has a factor of 2 of its own
+    enough = int(0.05 / p / 1.3)  # the factor of the second place
     assert enough > 1
     assert ranks(units, RATIO, "higher", scores=enough) == [2, 1]
     assert ranks(units, RATIO, "higher", scores=enough + 1) == [1, 1]
