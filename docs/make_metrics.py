@@ -5,9 +5,12 @@ Run by `make docs`; a test fails where a page is not what this would write.
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from saebench.metric import Env, Metric, Score
+import torch
+
+from saebench.metric import Env, Metric, Score, Truth
 from saebench.registry import installed
 from saebench.testing import SyntheticText, random_sae
 
@@ -66,14 +69,21 @@ def _paragraphs(doc: str | None) -> str:
 
 
 def _scores(metric: type[Metric]) -> list[Score]:
-    """What it declares, the first point of each curve, on made-up contexts; one that asks a judge lists what it may declare."""
-    if metric.asks:
+    """The declared scores, the first point of each curve, on made-up contexts where neither judge nor model is needed."""
+    if metric.asks or metric.uses_lens:
         return _first_points(metric.declared())  # type: ignore[attr-defined]
     text, sae = SyntheticText(), random_sae(16, 48)
     instance = metric(sae)
     if metric.needs:
-        instance.update(text.batch(sae, range(len(text.x))))
+        batch = text.batch(sae, range(len(text.x)))
+        instance.update(replace(batch, _truth=_truth(batch.x)))
     return _first_points(instance.scores(Env(sae)))
+
+
+def _truth(x: torch.Tensor) -> Truth:
+    """Made-up planted features: the positive coordinates, each the parent of the next."""
+    d = x.shape[-1]
+    return Truth(x.relu(), torch.eye(d), torch.arange(-1, d - 1))
 
 
 def _first_points(scores: list[Score]) -> list[Score]:

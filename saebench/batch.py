@@ -14,8 +14,8 @@ from saebench.sae import Latents
 T = TypeVar("T")
 
 # What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
-# `labels` exist in tasks of labelled documents only, `token_losses` in the others only.
-NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels"})
+# `labels` exist in tasks of labelled documents only, `token_losses` in other tasks on a language model, `truth` on a planted one.
+NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,21 @@ class TokenLosses:
     mean: Tensor
     kl: Tensor
     predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The planted features behind the activations, in a run on a planted model.
+
+    Attributes:
+        features: [B, T, N] float32, non-negative; a feature is active where it is above 0.
+        directions: [N, d] unit rows: x = features @ directions + a constant.
+        parent: [N] int64, the feature that each feature needs to be active; −1 for none.
+    """
+
+    features: Tensor
+    directions: Tensor
+    parent: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ class Batch:
         read_mean: [d_in] float32, their mean over the calibration sample
         labels: of the B documents, in a task of labelled documents
         edited: by name, the predictions under each edit that the metric made of this batch
-        seed: of the run, for what is sampled
+        truth: see Truth; in a run on a planted model
+        seed: of the run, for a metric that is `seeded`; 0 for the others
     """
 
     token_ids: Tensor
@@ -108,6 +124,7 @@ class Batch:
     _labels: Labels | None = None
     seed: int = 0
     _edited: Mapping[str, Edited] | None = None
+    _truth: Truth | None = None
 
     @property
     def x(self) -> Tensor:
@@ -132,6 +149,10 @@ class Batch:
     @property
     def labels(self) -> Labels:
         return _given(self._labels, "labels")
+
+    @property
+    def truth(self) -> Truth:
+        return _given(self._truth, "truth")
 
     @property
     def edited(self) -> Mapping[str, Edited]:

@@ -44,6 +44,7 @@ class _File(BaseModel):
     title: Text = ""
     description: Text = ""
     licence: Text = ""
+    settings: dict[Text, dict[Text, Any]] = {}
 
     def content(self) -> Content:
         raise NotImplementedError
@@ -165,6 +166,7 @@ def _read(path: Path) -> Task:
     return Task(
         found.name, found.version, tuple(found.metrics), content, found.title, found.description, path.parent,
         found.licence,
+        found.settings,
     )  # fmt: skip
 
 

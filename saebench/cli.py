@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import looking, plugins, records, run, train
+from saebench.commands import comparing, looking, plugins, records, run, train
 from saebench.commands.shell import echo, warn
 from saebench.text import printable
 
@@ -53,6 +53,7 @@ def main() -> None:
     saebench run --sae PATH          every metric of a task, with intervals, in one pass
     saebench train RECIPE            an SAE of your own, or all of a file's from one pass
     saebench compare A B             what differs, on the same contexts
+    saebench stability A B           do seeds of one recipe find the same latents?
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = warn
@@ -61,8 +62,8 @@ def main() -> None:
 
 
 for _command in (
-    run.run, train.train, records.leaderboard, records.compare, records.submit, looking.list_, looking.inspect,
-    plugins.plugins, plugins.new_plugin,
+    run.run, train.train, records.leaderboard, records.compare, comparing.stability, records.submit,
+    looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)
 

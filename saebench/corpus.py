@@ -14,9 +14,11 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
+from saebench import ranks
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
 from saebench.loading.hub import hub_documents, hub_table
+from saebench.loading.text_cache import cached
 from saebench.models import fetched_folder
 from saebench.prompts import Prompts, make_prompts, prompt_rows
 from saebench.task import ActivationContent, LabelSpec, PromptContent, Task
@@ -135,8 +137,18 @@ def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     if isinstance(task.content, ActivationContent):
         raise SaebenchError(f"task {task.label} is a file of activations, and has no text for a language model")
     task = task.build(tokenizer)
+    start = bos_id(task.contexts.bos and bos, tokenizer)
+
+    def make() -> Contexts:
+        return _made_contexts(task, tokenizer, start)
+
+    if task.corpus.hub is None or Path(task.corpus.hub).is_dir():
+        return make()
+    return ranks.decide(lambda: cached(Contexts, task, tokenizer, start, make))
+
+
+def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
     spec = task.contexts
-    start = bos_id(spec.bos and bos, tokenizer)
     if task.labels:
         return _labelled_contexts(task, tokenizer, start)
     if isinstance(task.content, PromptContent):

@@ -20,6 +20,7 @@ _PRINTED = {
     "mlp_post": "blocks.{}.mlp.hook_post",
     "ln1_out": "model.layers.{}.input_layernorm",
     "ln2_out": "model.layers.{}.post_attention_layernorm",
+    "activations": "activations",
 }
 
 # What stands behind `model.layers.L` in the Hugging Face dialect (Llama's module names).
@@ -130,9 +131,15 @@ class HookPoint:
                 return cls(int(match[1]), site, as_module=True)
         elif match := _DICTIONARY_LEARNING.match(name):
             return cls(int(match[2]), match[1])
+        elif name == _PRINTED["activations"]:
+            return cls(0, name)
         if name.endswith("hook_normalized"):
             raise UsageError(
                 f"hook point '{name}' is taken before the norm's weight and has no Hugging Face counterpart: "
                 "use --hook model.layers.L.input_layernorm (or .post_attention_layernorm) if the SAE was trained there"
             )
         raise UsageError(f"unknown hook point '{name}': write it like blocks.15.hook_resid_post or model.layers.15.mlp")
+
+
+# The only place of a source that is no language model: a file of activations, a planted model.
+ACTIVATIONS = HookPoint(0, "activations")

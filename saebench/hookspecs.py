@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import pluggy
 
 if TYPE_CHECKING:
+    from saebench.comparison import Comparison
     from saebench.format import Format
     from saebench.judge import Judge
     from saebench.metric import Metric
@@ -65,6 +66,12 @@ def saebench_recipes() -> "Sequence[Recipe]":
 @hookspec
 def saebench_reports() -> "Sequence[Report]":
     """Renderers of a leaderboard: objects with `name` and `render(boards) -> str`, or bytes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def saebench_comparisons() -> "Sequence[Comparison]":
+    """Comparisons of several SAEs: objects with `name`, `version`, `about` and `compare(saes, shared) -> Compared`."""
     raise AssertionError("a specification is never called")
 
 

@@ -19,6 +19,7 @@ from saebench.batch import Batch as Batch
 from saebench.batch import Edit as Edit
 from saebench.batch import Edited as Edited
 from saebench.batch import TokenLosses as TokenLosses
+from saebench.batch import Truth as Truth
 from saebench.judge import Calls, Session
 from saebench.lens import Lens
 from saebench.presentation import Axis, Figure
@@ -124,7 +125,7 @@ class Env:
     Attributes:
         sae: the SAE it measured.
         tokenizer: of the language model; None in a run on token ids without one.
-        seed: of the run.
+        seed: of the run, for a metric that is `seeded`; 0 for the others.
         cache: a folder for what is worth keeping between runs.
         judge: answers the requests of a metric that declares some in `asks`; None for the others.
         lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
@@ -156,6 +157,12 @@ class Metric:
         edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
         uses_lens: whether `scores` runs the language model (`env.lens`).
 
+        seeded: whether a number depends on the run's seed. `batch.seed` and `env.seed` are 0 for the others,
+            and `--seed` makes no second record of them.
+        settings: a frozen dataclass with a default for every field, or an instance of one. A run's `--set NAME.field=value` and a
+            task's [settings.NAME] replace the class attribute; values that differ from the defaults are part of the record's
+            identity. Annotate fields with plain types: int, float, bool, str, Path, Literal, tuples of them.
+
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
     """
@@ -171,6 +178,15 @@ class Metric:
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
+    settings: ClassVar[Any] = None
+    # Set by the harness on the class that a run measures with: the settings that differ from the metric's own.
+    changed_settings: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if isinstance(cls.settings, type):
+            cls.settings = cls.settings()
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""

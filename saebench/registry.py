@@ -7,7 +7,7 @@ left out whole and reported by name; `strict` makes it an error.
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from saebench import hookspecs
 from saebench.errors import SaebenchError, one_line, unknown
 
 if TYPE_CHECKING:
+    from saebench.comparison import Comparison
     from saebench.format import Format
     from saebench.hookspecs import ModelAlias
     from saebench.judge import Judge
@@ -36,6 +37,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "models": ("saebench_models", ("name", "locate")),
     "recipes": ("saebench_recipes", ("name", "architecture", "settings", "loss", "activation")),
     "reports": ("saebench_reports", ("name", "render")),
+    "comparisons": ("saebench_comparisons", ("name", "version", "about", "compare")),
     "tasks": ("saebench_tasks", ("name", "version", "build")),
 }
 
@@ -63,6 +65,7 @@ class Registry:
     models: "dict[str, ModelAlias]" = field(default_factory=dict)
     recipes: "dict[str, Recipe]" = field(default_factory=dict)
     reports: "dict[str, Report]" = field(default_factory=dict)
+    comparisons: "dict[str, Comparison]" = field(default_factory=dict)
     tasks: "dict[str, TaskBuilder]" = field(default_factory=dict)
 
     @property
@@ -132,6 +135,11 @@ def _check_metric_class(metric: Any) -> None:
     about = getattr(metric, "about", {})
     if not isinstance(about, Mapping) or not all(isinstance(said, str) for said in about.values()):
         raise TypeError(f"metric '{metric.name}': about should give a sentence for each key, as a dictionary")
+    defaults = getattr(metric, "settings", None)
+    if defaults is not None and not (is_dataclass(defaults) and vars(type(defaults))["__dataclass_params__"].frozen):
+        raise TypeError(
+            f"metric '{metric.name}': settings should be a frozen dataclass with defaults, not {defaults!r}"
+        )
     if strange := sorted(set(metric.needs) - NEEDS):
         raise TypeError(
             f"metric '{metric.name}' needs '{strange[0]}', which no batch has; known: {', '.join(sorted(NEEDS))}"

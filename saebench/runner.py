@@ -1,21 +1,19 @@
 """Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from saebench import ranks
 from saebench.errors import SaebenchError
-from saebench.judging.ledger import Mode
+from saebench.options import takes
 from saebench.results import Record, require_writable
 from saebench.running.judge import open_session
 from saebench.running.measure import measure
-from saebench.running.plan import make_jobs, read_tasks, wanted_metrics
+from saebench.running.plan import all_wanted, make_jobs, read_tasks
 from saebench.running.reporting import Failure, Outcome, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.running.setting import load_subject, make_setting
-from saebench.sae import SAE
 
 T = TypeVar("T")
 
@@ -29,88 +27,20 @@ class RunError(SaebenchError):
         self.records = records
 
 
-def run(
-    saes: str | Path | SAE | Sequence[str | Path | SAE],
-    *,
-    names: Sequence[str] = (),
-    model: str | None = None,
-    revision: str | None = None,
-    hook: str | None = None,
-    task: str = "fidelity",
-    tokens: str | Path | None = None,
-    metrics: Sequence[str] = (),
-    results: str | Path = "results",
-    batch_size: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    force: bool = False,
-    strict: bool = False,
-    format: str | None = None,
-    k: int | None = None,
-    scale: float | None = None,
-    ignore_keys: Collection[str] = (),
-    data: str | Path | None = None,
-    text_column: str = "text",
-    label_column: str = "label",
-    group_column: str | None = None,
-    judge: str | None = None,
-    judge_url: str | None = None,
-    judge_cache: str | Path | None = None,
-    judge_batch: bool = False,
-    replay: Mode = "record",
-    max_cost: float | None = None,
-    reporter: Reporter | None = None,
-) -> list[Record]:
+@takes(Request)
+def run(request: Request) -> list[Record]:
     """Measure SAEs and write their records; the same as `saebench run`.
 
-    Args:
-        saes: checkpoint paths, or SAEs in memory. A folder of checkpoints, or a pattern like "runs/*", stands for all of them.
-        names: one for each SAE; by default from their paths.
-        model: alias, hub id, folder or GGUF file; by default the one each checkpoint names.
-        revision: of a hub model.
-        hook: where the SAEs read; by default what each checkpoint says.
-        task: name, name@version, a suite (`probing`: one record per SAE and task), or a TOML file.
-        tokens: a .npy file of token ids [contexts, tokens] to run on instead of the task's text.
-        metrics: names; by default the task's.
-        results: folder of the records.
-        batch_size: contexts a batch; by default fitted.
-        device, dtype: of the model; float32 on a CPU and bfloat16 on a GPU by default.
-        limit: only the first so many contexts; the records are marked partial.
-        seed: of everything random.
-        force: compute again what a record already holds.
-        strict: a broken plugin is an error.
-        format, k, scale, ignore_keys: see `load_sae`.
-        data, text_column, label_column, group_column: probe for the labels of this table in place of a task.
-        judge: provider:model of the language model that metrics ask, for those that ask one.
-        judge_url: another address that speaks the provider's protocol; it gets no key but $SAEBENCH_JUDGE_KEY.
-        judge_cache: the file of the judge's replies; by default in the cache folder.
-        judge_batch: hand the calls over as a batch, at half the price, and wait for it.
-        replay: "record" asks what the file of replies does not hold, "live" asks everything again and puts it in
-            its place (older records made from that file can then be replayed only from a copy of it), "only" asks nothing.
-        max_cost: US dollars that the judge may cost; the run stops before passing it.
-        reporter: hears about progress.
+    SAEs in memory, strings and paths may be mixed. `reporter` receives progress.
 
     Returns:
         One record per SAE (and task of a suite), in order.
 
     Raises:
-        UsageError: the request makes no sense.
+        UsageError: the request is invalid.
         RunError: some SAEs failed; its `records` are the others'.
     """
-    several = [saes] if isinstance(saes, str | Path | SAE) else list(saes)
-    outcome = execute(
-        Request(
-            saes=several, names=names, model=model, revision=revision, hook=hook, task=task, tokens=tokens,
-            metrics=metrics, results=Path(results), batch_size=batch_size, device=device, dtype=dtype,
-            limit=limit, seed=seed, force=force, strict=strict, format=format, k=k, scale=scale,
-            ignore_keys=ignore_keys, data=data, text_column=text_column, label_column=label_column,
-            group_column=group_column, judge=judge, judge_url=judge_url, judge_cache=judge_cache,
-            judge_batch=judge_batch, replay=replay, max_cost=max_cost,
-        ),
-        reporter or Silent(),
-    )  # fmt: skip
+    outcome = execute(request, request.reporter or Silent())
     if outcome.failures:
         raise RunError(outcome.failures, outcome.records)
     return outcome.records
@@ -119,9 +49,9 @@ def run(
 def execute(request: Request, reporter: Reporter) -> Outcome:
     """Run a request, every task of a suite in turn; a failing SAE does not stop the others."""
     check_request(request)
-    require_writable(request.results)
+    require_writable(request.folder)
     tasks = read_tasks(request)
-    wanted = [wanted_metrics(request, task) for task in tasks]
+    wanted = all_wanted(request, tasks)
     rank, _ = ranks.start()
     judge = open_session(request, wanted, reporter)
     jobs, failures = make_jobs(request, reporter.message)

@@ -17,6 +17,7 @@ KINDS = {
     "judge": "saebench run --sae PATH --task autointerp --judge $module:MODEL",
     "recipe": "saebench train $module --toy --out runs/$module",
     "report": "saebench leaderboard --format $module",
+    "comparison": "saebench list comparisons",
     "task": "saebench run --sae PATH --task $module",
 }
 

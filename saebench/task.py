@@ -38,7 +38,7 @@ class CorpusSpec:
         documents: how many documents of a hub data set are read, from its beginning.
         fetched: the file is one that `python -m saebench.tasks.fetch` makes.
         subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
-        files: parquet files of the hub data set (a path or pattern) that are read instead of those its card names.
+        files: parquet or JSON-lines files of the hub data set (a path or pattern), read in place of the card's splits.
     """
 
     HASHED: ClassVar = ("file", "sha256", "where", "hub", "revision", "subset", "split", "text_column", "documents")
@@ -240,6 +240,7 @@ class Task:
         content: one of the four kinds.
         folder: where its relative paths begin.
         licence: of the text, and where it comes from.
+        settings: of metrics, by metric and name, where they differ from the metric's defaults.
         builder: of a plugin's task that needs a tokenizer first; `build` puts the built task in its place.
     """
 
@@ -251,6 +252,7 @@ class Task:
     description: str = ""
     folder: Path = Path()
     licence: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     builder: "TaskBuilder | None" = None
 
     @property
@@ -285,6 +287,8 @@ class Task:
     def sha256(self) -> str:
         """Hash of everything that changes the numbers; titles and the default metrics do not."""
         body = {"name": self.name, "version": self.version} | self.content.hashed()
+        if self.settings:
+            body["settings"] = {name: dict(values) for name, values in self.settings.items()}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def build(self, tokenizer: Any) -> "Task":

@@ -5,9 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from saebench import hookimpl
-from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply
+from saebench.judge import (
+    BatchLost,
+    Capabilities,
+    Judge,
+    JudgeError,
+    Reply,
+    Request,
+    Usage,
+    read_reply,
+    without_thoughts,
+)
 
-from .vendor import NO_SERVICE, Vendor, in_words
+from .vendor import LISTING, NO_SERVICE, NoReply, Vendor, in_words, reason_in
 
 _UNSAID = "unsaid"
 
@@ -21,17 +31,17 @@ class Anthropic(Vendor):
 
     def __init__(self, model: str, url: str | None = None) -> None:
         super().__init__(model, url)
-        self.capabilities = Capabilities(structured=True, batch=True)
-        # How thinking is turned off; None: it cannot be, and takes tokens; `_UNSAID`: another server knows no such thing.
+        self.capabilities = Capabilities(structured=True, batch=True, thinking=self.url is not None)
+        # The value that turns thinking off; None if nothing does, so that thoughts need tokens; `_UNSAID`: not sent.
         self._thinking: str | None = "disabled"
-        self._resumed = False  # as an earlier run asked, and not answered since
-        self._settled = False  # once a call was answered, nothing about the asking changes any more
+        self._resumed = False  # parameters of an earlier run, not confirmed by a reply yet
+        self._settled = False  # after the first reply the parameters are fixed
 
     def _auth(self, key: str) -> dict[str, str]:
         return {"x-api-key": key}
 
     def open(self) -> None:
-        """Find the key and the model; a call that costs is attempted once, and again only by the session, which counts it."""
+        """Find the key and the model. The SDK retries only free calls; the session retries and counts the others."""
         import anthropic
 
         if self._client is not None:
@@ -42,26 +52,25 @@ class Anthropic(Vendor):
             http_client=anthropic.DefaultHttpxClient(**self._client_options(key)),
         )  # fmt: skip
         self._patient = self._client.with_options(max_retries=self.retries)
-        client = self._client.with_options(max_retries=1)
+        own = {} if self.url is None else {"timeout": min(self.timeout, LISTING)}
+        client = self._client.with_options(max_retries=1, **own)
         try:
-            self._read_abilities(client.models.retrieve(self.model))
+            self._read_abilities(self._within(lambda: client.models.retrieve(self.model)))
         except JudgeError:
             raise
         except Exception as error:
             if not (isinstance(error, anthropic.APIStatusError) and error.status_code in NO_SERVICE):
-                self._unreachable(error)
-            known = self._names(client)
-            if self.url is None or known:
-                raise self._unknown_model(known) from error
+                self._no_list(error)
+            self._note_unlisted(self._names(client))
 
     def _names(self, client: Any) -> list[str]:
         try:
-            return [model.id for model in client.models.list(limit=100)]
-        except Exception:  # it only helps to say what there is
+            return self._within(lambda: [str(model.id) for model in client.models.list(limit=100)])
+        except Exception:  # the names only make a message more helpful
             return []
 
     def _read_abilities(self, about: Any) -> None:
-        """What the API says that the model can do."""
+        """Read the model's features from the API's description."""
         if getattr(about, "lifecycle", None) == "retired":
             raise JudgeError(f"model '{self.model}' of judge anthropic is retired: choose another")
         abilities = getattr(about, "capabilities", None)
@@ -72,7 +81,13 @@ class Anthropic(Vendor):
         )
         types = abilities.thinking.types
         ways = [way for way in ("disabled", "between_tools") if getattr(types, way).supported]
-        self._thinking = ways[0] if ways else None
+        if not self.thoughts:
+            self._thinking = ways[0] if ways else None
+
+    def allow_thinking(self, tokens: int) -> None:
+        """Reserve tokens for thoughts, and do not turn thinking off."""
+        super().allow_thinking(tokens)
+        self._thinking = _UNSAID
 
     def close(self) -> None:
         if self._client is not None:
@@ -81,7 +96,7 @@ class Anthropic(Vendor):
 
     @property
     def headroom(self) -> int:
-        return 0 if self._thinking else self.thinking
+        return self.thoughts or (0 if self._thinking else self.thinking)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -97,25 +112,39 @@ class Anthropic(Vendor):
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
-        """One message; what the server says it does not take is left out from then on, and asked again."""
+        """One message. A parameter that the server refuses is left out from then on, and the call repeated."""
         while True:
             sampling = self.sampling
             try:
-                reply = self._reply(self._client.messages.create(**self._body(request)), request)
+                body = self._body(request)
+                answer = self._within(lambda body=body: self._client.messages.create(**body))  # type: ignore[misc]
+                reply, thoughts = self._reply(answer, request)
             except Exception as error:
                 if self._settle(_refused(error, request), sampling):
                     continue
                 raise self._no_answer(error) from None
+            if not self._settled:
+                self._leave_out(reply, thoughts)
+                sampling = self.sampling
             self._settled, self._resumed = True, False
             return replace(reply, sampling=sampling)
 
-    def _settle(self, name: str | None, tried: Mapping[str, Any]) -> bool:
-        """After a call in which this parameter was refused: ask without it, and for a form in words. False: that is not it.
+    def _leave_out(self, reply: Reply, thoughts: bool) -> None:
+        """Leave out the parameters that another server's first reply shows to be ignored."""
+        if self.url is None:
+            return
+        if reply.state == "malformed" and reply.text:
+            self.capabilities = replace(self.capabilities, structured=False)
+        if thoughts and self._thinking:
+            self._thinking = _UNSAID
 
-        Only of another server: what the provider's own models take is known from its list of them.
+    def _settle(self, name: str | None, tried: Mapping[str, Any]) -> bool:
+        """Leave out a refused parameter; return whether the call should be repeated.
+
+        Only at another server: the provider's list of models names the parameters of its own.
 
         Raises:
-            JudgeError: it must go on as it began, and may not any more.
+            JudgeError: a resumed run must keep the parameter.
         """
         if name is not None and self._resumed:
             raise self._no_longer(name)
@@ -146,24 +175,34 @@ class Anthropic(Vendor):
             body["thinking"] = {"type": self._thinking}
         return body
 
-    def _reply(self, answer: Any, request: Request) -> Reply:
-        """The reply that a message is."""
-        text = self._redact("".join(block.text for block in answer.content if block.type == "text"))
-        counted = answer.usage
-        read = (counted.cache_creation_input_tokens or 0) + (counted.cache_read_input_tokens or 0)
-        about: dict[str, Any] = {
-            "model": self._redact(answer.model), "usage": Usage(counted.input_tokens + read, counted.output_tokens)
-        }  # fmt: skip
+    def _reply(self, answer: Any, request: Request) -> tuple[Reply, bool]:
+        """(the reply in a message, whether the model thought).
+
+        Raises:
+            NoReply: a response without content.
+        """
+        blocks = getattr(answer, "content", None)
+        if not isinstance(blocks, list):
+            body = answer if isinstance(answer, str) else getattr(answer, "model_extra", None)
+            raise NoReply(f"the response holds no reply: {reason_in(body) or 'no content'}")
+        raw, apart = without_thoughts("".join(str(block.text) for block in blocks if block.type == "text"))
+        thoughts = bool(apart) or any(block.type == "thinking" for block in blocks)
+        text = self._redact(raw)
+        about: dict[str, Any] = {"model": self._redact(str(answer.model or "")), "usage": _usage(answer.usage)}
         if answer.stop_reason == "refusal":
-            return Reply("refused", text=text, problem="the model or its provider declined", **about)
+            return Reply("refused", text=text, problem="the model or its provider declined", **about), thoughts
         if answer.stop_reason in ("max_tokens", "model_context_window_exceeded"):
-            return Reply("truncated", text=text, problem=f"cut: {answer.stop_reason}", **about)
-        return replace(read_reply(text, request), **about)
+            inside = ", all of it thoughts" if thoughts and not text else ""
+            return Reply("truncated", text=text, problem=f"cut: {answer.stop_reason}{inside}", **about), thoughts
+        reply = read_reply(text, request)
+        if reply.state == "malformed" and thoughts and not text:
+            reply = replace(reply, problem="thoughts without an answer")
+        return replace(reply, **about), thoughts
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Mapping[str, Request], mark: str) -> str:
-        """The API has no room for a mark, so a batch whose id was lost cannot be found again."""
+        """Submit a batch. The API stores no mark, so a batch whose id was lost cannot be found again."""
         items: list[Any] = [{"custom_id": key, "params": self._body(request)} for key, request in requests.items()]
         try:
             return str(self._client.messages.batches.create(requests=items).id)
@@ -193,25 +232,33 @@ class Anthropic(Vendor):
 
     def _item(self, line: Any, request: Request) -> Reply:
         """The reply that one result of a batch is: succeeded, errored, canceled or expired."""
-        usage = None  # an answer that cannot be read was charged for all the same
+        usage = None  # an unreadable answer was charged for all the same
         try:
             if line.result.type == "succeeded":
-                return self._reply(line.result.message, request)
+                return self._reply(line.result.message, request)[0]
             usage = Usage(0, 0)
             problem = f"{line.result.type} in the batch"
             if line.result.type == "errored":
                 problem += f": {line.result.error.error.message}"
-        except Exception as odd:  # an answer of a strange shape
+        except Exception as odd:  # an answer of another shape
             problem = f"{type(odd).__name__}: {odd}"
         return Reply("failed", problem=self._line(problem), usage=usage)
 
 
 def _refused(error: Any, request: Request) -> str | None:
-    """The parameter that an error refuses, None where it is not about one of ours; what was sent may be quoted in it."""
+    """The parameter that an error refuses; None if it concerns none of ours. An error may quote the request's text."""
     if getattr(error, "status_code", None) not in (400, 422):
         return None
-    said, sent = str(error).lower(), f"{request.system}\n{request.user}".lower()
-    return next((name for name in ("output_config", "thinking") if name in said and name not in sent), None)
+    reason = f"{error} {reason_in(error.body)}".lower()
+    sent = f"{request.system}\n{request.user}".lower()
+    return next((name for name in ("output_config", "thinking") if name in reason and name not in sent), None)
+
+
+def _usage(counted: Any) -> Usage | None:
+    """The usage of a message, cached input included."""
+    cached = (getattr(counted, f"cache_{how}_input_tokens", None) or 0 for how in ("creation", "read"))
+    parts = [part for part in (getattr(counted, "input_tokens", None), *cached) if isinstance(part, int)]
+    return None if len(parts) < 3 else Usage.counted(sum(parts), getattr(counted, "output_tokens", None))
 
 
 @hookimpl

@@ -1,7 +1,6 @@
 """OpenAI's chat models, and every server that speaks the same protocol: vLLM, llama.cpp, Ollama."""
 
 import json
-import math
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,36 +9,46 @@ from itertools import islice
 from typing import Any
 
 from saebench import hookimpl
-from saebench.judge import BatchLost, Capabilities, Judge, JudgeError, Reply, Request, Usage, read_reply, value_places
+from saebench.judge import (
+    BatchLost,
+    Capabilities,
+    Judge,
+    JudgeError,
+    Reply,
+    Request,
+    Usage,
+    read_reply,
+)
 
-from .vendor import NO_SERVICE, UNSURE, Vendor, in_words
+from .chat import likely, message_text
+from .vendor import LISTING, NO_SERVICE, UNSURE, NoReply, Vendor, in_words, reason_in
 
-# What is sent until the server says that it does not know it, and what then takes its place (None: nothing).
+# Values of each parameter, tried in order until the server takes one (None: the parameter is left out).
 _OFFICIAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none", "minimal", "low", None),
     "temperature": (0, None),
-    "logprobs": (True, None),
+    "logprobs": (20, 5, None),
     "response_format": ("json_schema",),
 }
 _OTHERS: dict[str, tuple[Any, ...]] = {
-    # Ollama and llama.cpp keep a model from thinking by it; the room for a reply is the form's.
+    # Ollama and llama.cpp turn thinking off with "none"; max_tokens covers only the JSON.
     "reasoning_effort": ("none", None),
     "response_format": ("json_schema", None),
     "temperature": (0, None),
-    "logprobs": (True, None),
+    "logprobs": (20, 5, None),
 }
-# By what other names errors speak of them.
+# Other names of the parameters in errors.
 _ALSO = {
     "reasoning_effort": ("reasoning.effort",),
     "logprobs": ("top_logprobs",),
     "response_format": ("json_schema", "guided_json", "guided_decoding", "grammar"),
 }
-# Refusals of a parameter. OpenAI forbids log-probabilities with 403.
+# Statuses that refuse a parameter. OpenAI forbids log-probabilities with 403.
 _REFUSING = (400, 403, 422)
-# Words for a parameter that the model has not, whatever its value.
+# Words of errors about a parameter that the model lacks, whatever its value.
 _UNKNOWN = re.compile(r"(unsupported|unknown) parameter|unrecognized (request )?argument|extra inputs", re.IGNORECASE)
-_LIKELY = 5  # alternatives to each token; more are not allowed everywhere
-_MARK = "saebench"  # under which a batch carries our own word for it
+_OLD_LIKELY = 5  # alternatives to each token in sampling settings that were cached as `logprobs: true`
+_MARK = "saebench"  # the key of our own id in a batch's metadata
 _FINISHED = ("completed", "expired", "cancelled", "failed")
 
 
@@ -52,19 +61,26 @@ class OpenAI(Vendor):
 
     def __init__(self, model: str, url: str | None = None) -> None:
         super().__init__(model, url)
-        self.capabilities = Capabilities(structured=True, probabilities=True, temperature=True, batch=True)
+        self.capabilities = Capabilities(
+            structured=True, probabilities=True, temperature=True, batch=True, thinking=self.url is not None
+        )
         self._choices = dict(_OFFICIAL if self.url is None else _OTHERS)
         self._lock = threading.Lock()
-        # It knows no reasoning_effort at all; of another server's model no thoughts are waited for.
+        # Whether the model lacks reasoning_effort. Third-party servers are assumed not to emit reasoning tokens.
         self._thoughtless = self.url is not None
-        self._resumed = False  # as an earlier run asked, and not answered since
-        self._settled = False  # once a call was answered, nothing about the asking changes any more
+        self._resumed = False  # parameters of an earlier run, not confirmed by a reply yet
+        self._settled = False  # after the first reply the parameters are fixed
 
     def _auth(self, key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {key}"}
 
+    def allow_thinking(self, tokens: int) -> None:
+        """Reserve tokens for thoughts, and do not turn thinking off."""
+        super().allow_thinking(tokens)
+        self._choices["reasoning_effort"] = (None,)
+
     def open(self) -> None:
-        """Find the key and the model; a call that costs is attempted once, and again only by the session, which counts it."""
+        """Find the key and the model. The SDK retries only free calls; the session retries and counts the others."""
         import openai
 
         if self._client is not None:
@@ -80,15 +96,17 @@ class OpenAI(Vendor):
     def _find_model(self) -> None:
         import openai
 
+        own = {} if self.url is None else {"timeout": min(self.timeout, LISTING)}
         try:
-            known = [model.id for model in self._client.with_options(max_retries=1).models.list()]
+            client = self._client.with_options(max_retries=1, **own)
+            known = [str(model.id) for model in self._within(lambda: list(client.models.list()))]
         except Exception as error:
             if not (isinstance(error, openai.APIStatusError) and error.status_code in NO_SERVICE):
-                self._unreachable(error)
-            known = []  # another server need not list its models
+                self._no_list(error)
+            known = []
         # Some servers hold one model and take any name for it.
         if self.model not in known and (self.url is None or len(known) > 1):
-            raise self._unknown_model(known)
+            self._note_unlisted(known)
 
     def close(self) -> None:
         if self._client is not None:
@@ -97,10 +115,13 @@ class OpenAI(Vendor):
 
     @property
     def headroom(self) -> int:
-        """Until the first answer it is not known whether the model can be kept from thinking."""
+        """Tokens of thoughts per reply; before the first reply it is unknown whether thinking can be turned off."""
         return self.thinking if self.url is None and not self._settled else self._thinks()
 
     def _thinks(self) -> int:
+        """Tokens that are reserved for thoughts."""
+        if self.url is not None:
+            return self.thoughts
         effort = self._choices.get("reasoning_effort", ("none",))[0]
         return 0 if effort == "none" or (effort is None and self._thoughtless) else self.thinking
 
@@ -109,70 +130,86 @@ class OpenAI(Vendor):
         return self._sampling(self._choices)
 
     def _sampling(self, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-        """What is sent; and the room for thoughts, where no effort shows that there is some."""
+        """The parameters of a call; with the tokens for thoughts where no effort implies them."""
         sent = _sent(choices)
         silent = "reasoning_effort" in choices and "reasoning_effort" not in sent and not self._thoughtless
-        return sent | ({"thinking": self.thinking} if silent else {})
+        room = self.thoughts or (self.thinking if silent else 0)
+        return sent | ({"thinking": room} if room else {})
 
     def resume(self, sampling: Mapping[str, Any]) -> None:
         self._resumed = self._resumed or not self._settled or sampling != self.sampling
         self._choices = {name: (sampling.get(name),) for name in self._choices}
-        self._thoughtless = "thinking" not in sampling
+        self._thoughtless = self.url is not None or "thinking" not in sampling
         self._settled = True
         self._note_capabilities()
 
     # --- one call -----------------------------------------------------------------------------------------------------
 
     def complete(self, request: Request) -> Reply:
-        """One chat completion; what the server says it does not take is left out from then on, and asked again."""
+        """One chat completion. A parameter that the server refuses is left out from then on, and the call repeated."""
         import openai
 
         while True:
             choices = dict(self._choices)
+            body = self._body(request, choices)
             try:
-                answer = self._client.chat.completions.create(**self._body(request, choices))
-                self._settled, self._resumed = True, False
-                return replace(self._reply(answer, request), sampling=self._sampling(choices))
+                answer = self._within(lambda body=body: self._client.chat.completions.create(**body))  # type: ignore[misc]
+                reply, ignored = self._reply(answer, request)
+                return replace(reply, sampling=self._sampling(self._without(choices, ignored)))
             except openai.APIStatusError as error:
-                unknown = error.code in ("unsupported_parameter", "unknown_parameter") or bool(
-                    _UNKNOWN.search(str(error))
-                )
-                if not (error.status_code in _REFUSING and self._settle(_refused(error, request), choices, unknown)):
+                words = f"{error} {reason_in(error.body)}"
+                name = _refused(error, request)
+                unknown = error.code in ("unsupported_parameter", "unknown_parameter") or bool(_UNKNOWN.search(words))
+                # A refusal of `top_logprobs` may be of their number only.
+                unknown |= name == "logprobs" and "top_logprobs" not in f"{words} {error.param}"
+                if not (error.status_code in _REFUSING and self._settle(name, choices, unknown)):
                     raise self._no_answer(error) from None
             except Exception as error:
                 raise self._no_answer(error) from None
+
+    def _without(self, choices: Mapping[str, tuple[Any, ...]], ignored: set[str]) -> Mapping[str, tuple[Any, ...]]:
+        """Fix the parameters after the first reply, less those that it shows to be ignored; return those of this call."""
+        with self._lock:
+            if self._settled:
+                self._resumed = False
+                return choices
+            self._settled = True
+            drop = {name for name in ignored if choices[name][-1] is None}
+            self._choices = {**choices, **dict.fromkeys(drop, (None,))}
+            self._note_capabilities()
+            return self._choices
 
     def _body(self, request: Request, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
         chosen = _sent(choices)
         strict = chosen.pop("response_format", None)
         body: dict[str, Any] = {"model": self.model, **chosen}
         if "logprobs" in chosen:
-            body["top_logprobs"] = _LIKELY
+            body["logprobs"], body["top_logprobs"] = True, _alternatives(chosen["logprobs"])
         if strict:
             schema = {"name": "reply", "strict": True, "schema": request.schema()}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        # Whether another server holds its model to the form is not known: it is told in words too.
+        # Another server may not constrain its model to the schema, so the form is described in words too.
         system = request.system if self.url is None else in_words(request)
         body["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": request.user}]
         body["max_completion_tokens" if self.url is None else "max_tokens"] = request.max_tokens + self._thinks()
         return body
 
     def _settle(self, name: str | None, tried: Mapping[str, tuple[Any, ...]], unknown: bool) -> bool:
-        """After a call in which this parameter was refused: send less of it. False: that is not it.
+        """Choose the next value of a refused parameter; return whether the call should be repeated.
 
         Args:
-            name: of the parameter.
-            tried: what was sent.
-            unknown: the parameter itself was refused, and not only its value.
+            name: of the parameter; None if the refusal names none.
+            tried: the parameters of the refused call.
+            unknown: the parameter itself was refused, not only its value.
 
         Raises:
-            JudgeError: the judge cannot do without it.
+            JudgeError: the parameter is needed.
         """
         if name is None or name not in tried or tried[name][0] is None:
             return False
         with self._lock:
             values = self._choices[name]
-            if values != tried[name]:  # another thread met the same and has settled it
+            if values != tried[name]:  # another thread has settled it
                 return True
             if self._resumed:
                 raise self._no_longer(name)
@@ -194,28 +231,42 @@ class OpenAI(Vendor):
             temperature="temperature" in sent,
         )  # fmt: skip
 
-    def _reply(self, answer: Any, request: Request) -> Reply:
-        """The reply that a chat completion is."""
-        choice = answer.choices[0]
-        usage = None
-        if answer.usage is not None:
-            usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-        text = self._redact(choice.message.content or "")
-        about: dict[str, Any] = {"model": self._redact(answer.model or ""), "usage": usage}
+    def _reply(self, answer: Any, request: Request) -> tuple[Reply, set[str]]:
+        """(the reply in a chat completion, the parameters that the server ignored).
+
+        Raises:
+            NoReply: a completion without choices.
+        """
+        choices = getattr(answer, "choices", None)
+        if not choices:
+            body = answer if isinstance(answer, str) else getattr(answer, "model_extra", None)
+            raise NoReply(f"the response holds no reply: {reason_in(body) or 'no choices'}")
+        choice = choices[0]
+        raw, thoughts = message_text(choice.message)
+        text = self._redact(raw)
+        counted = answer.usage
+        usage = counted and Usage.counted(
+            getattr(counted, "prompt_tokens", None), getattr(counted, "completion_tokens", None)
+        )
+        about: dict[str, Any] = {"model": self._redact(str(answer.model or "")), "usage": usage}
+        ignored = {"reasoning_effort"} if thoughts and self._choices["reasoning_effort"][0] == "none" else set()
         if choice.message.refusal:
-            return Reply("refused", text=text, problem=self._redact(choice.message.refusal), **about)
+            return Reply("refused", text=text, problem=self._redact(str(choice.message.refusal)), **about), ignored
         if choice.finish_reason == "content_filter":
-            return Reply("refused", text=text, problem="the provider's filter", **about)
+            return Reply("refused", text=text, problem="the provider's filter", **about), ignored
         if choice.finish_reason == "length":
-            return Reply(
-                "truncated", text=text, problem=f"cut at {request.max_tokens + self._thinks()} tokens", **about
-            )
+            inside = ", all of them thoughts" if thoughts and not text else ""
+            problem = f"cut at {request.max_tokens + self._thinks()} tokens{inside}"
+            return Reply("truncated", text=text, problem=problem, **about), ignored
         reply = read_reply(text, request)
-        likely: Mapping[str, float] = {}
-        if choice.logprobs is not None and choice.logprobs.content:
-            tokens = [(t.token, {a.token: a.logprob for a in t.top_logprobs}) for t in choice.logprobs.content]
-            likely = probabilities(text, tokens, reply)
-        return replace(reply, probabilities=likely, **about)
+        if reply.state == "malformed" and thoughts and not text:
+            reply = replace(reply, problem="thoughts without an answer")
+        elif reply.state == "malformed":
+            ignored.add("response_format")
+        logprobs = getattr(choice.logprobs, "content", None)
+        if not logprobs:
+            ignored.add("logprobs")
+        return replace(reply, probabilities=likely(text, logprobs, reply), **about), ignored
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -287,7 +338,7 @@ class OpenAI(Vendor):
             usage = None  # an answer that cannot be read was charged for all the same
             try:
                 if response.get("status_code") == 200:
-                    yield key, self._reply(ChatCompletion.model_validate(response["body"]), request)
+                    yield key, self._reply(ChatCompletion.model_validate(response["body"]), request)[0]
                     continue
                 usage = None if response.get("status_code") in UNSURE else Usage(0, 0)
                 problem = error.get("message") or error.get("code") or json.dumps(response.get("body"))
@@ -296,7 +347,7 @@ class OpenAI(Vendor):
             yield key, Reply("failed", problem=self._line(str(problem)), usage=usage)
 
 
-# --- what a server refuses --------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------
 
 
 def _sent(choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -304,69 +355,24 @@ def _sent(choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def _refused(error: Any, request: Request) -> str | None:
-    """The parameter that an error refuses, None where it is not about one of ours.
+    """The parameter that an error refuses; None if it concerns none of ours.
 
-    The error's own `param` says it. Servers that have none name the parameter in their message, which may also quote the text
-    that was sent: a name that stands in that text shows nothing.
+    The error's own `param` decides. Other servers name the parameter in their message, which may also quote the request's
+    text: a name in that text shows nothing.
     """
     names = {word: name for name in _OFFICIAL for word in (name, *_ALSO.get(name, ()))}
     if error.param:
         param = str(error.param)
         return names.get(param) or names.get(re.split(r"[.\[]", param)[0])
-    said = _message(error.body)
+    said = reason_in(error.body) if isinstance(error.body, dict) else ""
     text = f"{request.system}\n{request.user}".lower()
     words = "|".join(re.escape(word) for word in sorted(names, key=len, reverse=True) if word not in text)
     found = re.search(rf"(?<!\w)({words})(?!\w)", said.lower()) if words else None
     return names[found[1]] if found else None
 
 
-def _message(body: Any) -> str:
-    """What an error says in words: its message, or FastAPI's places and reasons, without the input that these repeat."""
-    if not isinstance(body, dict):
-        return ""
-    details = body.get("detail")
-    if isinstance(details, list):
-        return "; ".join(f"{d.get('loc')} {d.get('msg')}" for d in details if isinstance(d, dict))
-    return str(body.get("message") or details or "")
-
-
-# --- log-probabilities -----------------------------------------------------------------------------------------------
-
-
-def probabilities(text: str, tokens: Sequence[tuple[str, Mapping[str, float]]], reply: Reply) -> dict[str, float]:
-    """P(true) of each boolean field, between true and false, from each token's likeliest alternatives.
-
-    Args:
-        text: the reply.
-        tokens: the reply's tokens in order, each with the log-probabilities (natural) of what might have stood there.
-        reply: `text`, read.
-    """
-    if "".join(token for token, _ in tokens) != text:
-        return {}
-    starts = [0]
-    for token, _ in tokens:
-        starts.append(starts[-1] + len(token))
-    found: dict[str, float] = {}
-    for name, place in value_places(text).items():
-        if not isinstance(reply.data.get(name), bool):
-            continue
-        at = next(i for i in range(len(tokens)) if starts[i] <= place < starts[i + 1])
-        before = tokens[at][0][: place - starts[at]]
-        mass = {"true": 0.0, "false": 0.0}
-        for alternative, logprob in tokens[at][1].items():
-            word = _word(alternative, before)
-            if word:
-                mass[word] += math.exp(logprob)
-        if sum(mass.values()) > 0:
-            found[name] = mass["true"] / sum(mass.values())
-    return found
-
-
-def _word(token: str, before: str) -> str | None:
-    """Which of true and false a token begins with, after what stands `before` it in the token that was chosen."""
-    rest = token[len(before) :] if token.startswith(before) else token if not before.strip() else ""
-    rest = rest.lstrip()
-    return next((word for word in ("true", "false") if rest and (rest.startswith(word) or word.startswith(rest))), None)
+def _alternatives(value: Any) -> int:
+    return _OLD_LIKELY if value is True else int(value)
 
 
 @hookimpl

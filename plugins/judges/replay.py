@@ -1,4 +1,4 @@
-"""A judge that only repeats what another one has said."""
+"""A judge that replays another judge's cached replies."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from saebench.judging.choose import make_judge
 
 
 class Replay(Judge):
-    """Replays what another judge has answered: replay:openai:MODEL; it needs no key, no network and no model in memory."""
+    """Replays another judge's cached replies, as replay:openai:MODEL, without a key, a network or a model."""
 
     name = "replay"
     sends = False
@@ -18,6 +18,10 @@ class Replay(Judge):
         super().__init__(model, url)
         self._original = make_judge(model, url)
         self.capabilities = self._original.capabilities
+
+    def allow_thinking(self, tokens: int) -> None:
+        super().allow_thinking(tokens)
+        self._original.allow_thinking(tokens)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from saebench.board.presented import headlines, presentations
 from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
 from saebench.report import Board, Cell, Column, Row
-from saebench.results import Record, with_metrics
+from saebench.results import Group, Record, with_metrics
 from saebench.stats import Ratio, ranks
 from saebench.text import clean
 
@@ -39,7 +39,7 @@ def boards(records: Iterable[Record], sparsity: Sparsity | None = None, *, parti
         sparsity: `measured_sparsity` of more records than these, for tasks that do not measure it.
         partial: include records made with --limit, marked in their names; otherwise they are counted and left out.
     """
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    groups: dict[Group, list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
     if sparsity is None:
@@ -67,7 +67,7 @@ def _board(records: list[Record], sparsity: Sparsity, partial: bool) -> Board:
     return board
 
 
-def _tell_apart(found: Sequence[Board], groups: Sequence[tuple[str, ...]]) -> None:
+def _tell_apart(found: Sequence[Board], groups: Sequence[Group]) -> None:
     """Name the parts in which boards with one caption differ."""
     titles: dict[tuple[str, ...], list[int]] = {}
     for i, board in enumerate(found):

@@ -9,7 +9,9 @@ from saebench.commands.shell import debug_option, echo, errors
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["metrics", "tasks", "formats", "judges", "models", "recipes", "reports"]))
+@click.argument(
+    "kind", type=click.Choice(["metrics", "tasks", "formats", "judges", "models", "recipes", "reports", "comparisons"])
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def list_(kind: str, as_json: bool, debug: bool) -> None:

@@ -42,7 +42,7 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
 @click.option(
     "--kind",
     required=True,
-    type=click.Choice(["metric", "format", "judge", "recipe", "report", "task"]),
+    type=click.Choice(["metric", "format", "judge", "recipe", "report", "task", "comparison"]),
     help="What it brings.",
 )
 @debug_option

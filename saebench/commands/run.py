@@ -2,116 +2,26 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, echo, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors, options
 from saebench.errors import one_line
+from saebench.running.request import Request
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from saebench.results import Record
-    from saebench.running.request import Request
 
 
 @click.command()
-@click.option(
-    "--sae",
-    "saes",
-    multiple=True,
-    required=True,
-    metavar="PATH",
-    help="An SAE checkpoint, a folder of them, or a quoted pattern ('runs/*'); repeatable: all share one pass.",
-)
-@click.option("--name", "names", multiple=True, help="Its name in records and tables; once for each SAE.")
-@click.option("--model", help="Alias, hub id, folder or .gguf. Default: the model each checkpoint names.")
-@click.option("--revision", help="Commit or branch of a hub model.")
-@click.option("--hook", help="Where the SAE reads, e.g. blocks.15.hook_resid_post. Default: what the checkpoint says.")
-@click.option(
-    "--task",
-    default="fidelity",
-    show_default=True,
-    help="A task (name, name@version or TOML file), or a suite: probing.",
-)
-@click.option(
-    "--tokens",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npy",
-    help="Run on these token ids [contexts, tokens] as they are.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Probe for the labels of this table of texts (.csv or .parquet).",
-)
-@click.option("--text-column", default="text", show_default=True, help="Of --data.")
-@click.option("--label-column", default="label", show_default=True, help="Of --data.")
-@click.option(
-    "--group-column", help="Of --data: rows that share it are on one side of the split. Default: each its own."
-)
-@click.option("--metric", "metrics", multiple=True, help="Only this metric; repeatable. Default: the task's.")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    help="Folder of the records.",
-)
-@click.option("--format", "format_", help="The checkpoint's format. Default: recognised from its files.")
-@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
-@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
-@click.option(
-    "--ignore-key",
-    "ignore_keys",
-    multiple=True,
-    help="A config key of the checkpoint that changes nothing; repeatable.",
-)
-@click.option("--batch-size", type=int, help="Contexts a batch. Default: fitted to memory.")
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the model. Default: float32 on a CPU, bfloat16 on a GPU.",
-)
-@click.option("--limit", type=int, help="Only the first N contexts; the record is marked partial.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--judge", metavar="PROVIDER:MODEL", help="Who answers metrics that ask, e.g. openai:gpt-6-luna, local:ALIAS."
-)
-@click.option(
-    "--judge-url",
-    metavar="URL",
-    help="A server of your own (vLLM, llama.cpp, Ollama); gets no key but $SAEBENCH_JUDGE_KEY.",
-)
-@click.option(
-    "--judge-cache",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The judge's replies. Default: one file in the cache folder.",
-)
-@click.option(
-    "--judge-batch", is_flag=True, help="Ask in batches: half the price, up to a day. Stop and run again at will."
-)
-@click.option(
-    "--replay",
-    type=click.Choice(["record", "live", "only"]),
-    default="record",
-    show_default=True,
-    help="Ask what the file of replies lacks; ask everything again, in place of what the file holds; ask nothing.",
-)
-@click.option(
-    "--max-cost", type=float, metavar="USD", help="Stop before the judge's calls cost more; run again to go on."
-)
-@click.option("--force", is_flag=True, help="Compute again what a record already holds.")
-@click.option("--strict", is_flag=True, help="A broken plugin is an error.")
-@click.option("--dry-run", is_flag=True, help="Say what would be computed and what it costs; compute nothing.")
+@options(Request)
+@click.option("--dry-run", is_flag=True, help="Show the planned passes and their cost; compute nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Write the records as a JSON list to stdout.")
 @debug_option
-def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool, debug: bool, **options: Any) -> None:
+def run(dry_run: bool, as_json: bool, debug: bool, **given: Any) -> None:
     """Measure SAEs on a task and write a record of each.
 
     \b
@@ -129,16 +39,14 @@ def run(saes: tuple[str, ...], format_: str | None, dry_run: bool, as_json: bool
       torchrun --nproc-per-node 2 -m saebench run --sae a/
     """
     with errors(debug):
-        from saebench.running.request import Request
-
-        request = Request(saes=saes, format=format_, **options)
+        request = Request(**given)
         if dry_run:
             _dry_run(request, as_json)
             return
         _run(request, as_json)
 
 
-def _run(request: "Request", as_json: bool) -> None:
+def _run(request: Request, as_json: bool) -> None:
     from saebench import ranks
     from saebench.runner import execute
 
@@ -226,7 +134,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
         console.print(f"record: {record.path}", markup=False, soft_wrap=True)
 
 
-def _dry_run(request: "Request", as_json: bool) -> None:
+def _dry_run(request: Request, as_json: bool) -> None:
     from saebench.running.dry_run import dry_runs, over_limit
 
     plans = dry_runs(request, _Progress(console_on(), quiet=False))

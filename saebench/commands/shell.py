@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from saebench.errors import SaebenchError, one_line
+from saebench.options import Option, options_of
 from saebench.text import printable
 
 if TYPE_CHECKING:
@@ -71,6 +73,34 @@ def errors(debug: bool) -> Iterator[None]:
     finally:
         if "torch" in sys.modules:
             ranks.stop()
+
+
+def options(request: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The command-line options of a request, as a decorator of the command."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for found in reversed(options_of(request)):
+            command = _click_option(found)(command)
+        return command
+
+    return decorate
+
+
+def _click_option(found: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {},
+        "int": {"type": int},
+        "float": {"type": float},
+        "path": {"type": click.Path(path_type=Path)},
+        "choice": {"type": click.Choice(found.choices)},
+        "flag": {"is_flag": True},
+        "many": {"multiple": True},
+    }
+    more = dict(kinds[found.kind])
+    shown = found.kind != "flag" and found.default not in (None, ())
+    if not found.required:
+        more |= {"default": found.default, "show_default": shown}
+    return click.option(found.flag, found.name, required=found.required, metavar=found.metavar, help=found.help, **more)
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from saebench.cache import load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.hookpoint import HookPoint
+from saebench.models import require_tokens
 from saebench.sae import SAE
 from saebench.subject import Subject
 
@@ -59,8 +60,10 @@ def calibrate(
     """Calibrate on the first contexts, or take what an earlier run found for the same model, place and text.
 
     Raises:
+        UsageError: the model has no position or no embedding for a token.
         SaebenchError: activations are not finite, or no token is left.
     """
+    require_tokens(subject.loaded, contexts.token_ids)
     head = contexts.head(CONTEXTS)
     key = "|".join(
         (CACHE_VERSION, subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint())

@@ -57,12 +57,12 @@ class Forked:
 
     batches: list[Batch]
     edited: dict[tuple[int, str], dict[str, Edited]]
+    seed: int
 
     def batch(self, lane: int, metric: Metric) -> Batch:
         """The batch as one metric receives it."""
-        if not metric.edit_rows:
-            return self.batches[lane]
-        return replace(self.batches[lane], _edited=self.edited.get((lane, metric.name), {}))
+        edited = self.edited.get((lane, metric.name), {}) if metric.edit_rows else None
+        return replace(self.batches[lane], _edited=edited, seed=self.seed if metric.seeded else 0)
 
 
 class Fork:
@@ -95,7 +95,7 @@ class Fork:
         edits = any(lane.edits for lane in self._lanes)
         if ground.ablations is None and not edits:
             self(*subject.capture(self.token_ids, *place))
-            return Forked(self.batches, {})
+            return Forked(self.batches, {}, ground.seed)
         if edits and subject.forks and not ground.write.on_stream:
             # Inside a block the block's input forks, so the rows of every stream must be known before the hook point.
             copies = self(*subject.capture(self.token_ids, *place))
@@ -110,7 +110,7 @@ class Fork:
         self.batches = [_seen_by(lane, shared) for lane in self._lanes]
         self._edits = [
             owned for k, (lane, batch) in enumerate(zip(self._lanes, self.batches, strict=True))
-            for owned in _edits_of(k, lane, batch)
+            for owned in _edits_of(k, lane, batch, self._ground.seed)
         ]  # fmt: skip
         edits = [Copy(owned.edit.rows.to(x_write.dtype), owned.source) for owned in self._edits]
         ablations = self._ground.ablations
@@ -138,7 +138,6 @@ class Fork:
             _x_read=x_read,
             read_mean=calibration.sample.mean(0),
             _labels=None if contexts.labels is None else contexts.labels.take(rows),
-            seed=ground.seed,
         )
 
     def _require_finite(self, x: Tensor) -> None:
@@ -174,7 +173,7 @@ class Fork:
             edited.setdefault((owned.lane, owned.metric), {})[owned.edit.name] = Edited(owned.source, ce, kl, kept)
         self._drop_non_finite(edited)
         if ablations is None:
-            return Forked(self.batches, edited)
+            return Forked(self.batches, edited, self._ground.seed)
         zero, mean = ablations.losses(self._rows, ablated, self.token_ids, scored)
         predicted = scored.clone()
         predicted[:, -1] = False
@@ -184,7 +183,7 @@ class Fork:
             )
             for k, batch in enumerate(self.batches)
         ]
-        return Forked(batches, edited)
+        return Forked(batches, edited, self._ground.seed)
 
     def _apart(self, clean: Tensor, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and KL [R, T] of rows whose contexts are in any order."""
@@ -229,14 +228,14 @@ def _seen_by(lane: Lane, shared: Batch) -> Batch:
     return replace(shared, _latents=latents, _reconstruction=reconstruction)
 
 
-def _edits_of(number: int, lane: Lane, batch: Batch) -> list[_Owned]:
+def _edits_of(number: int, lane: Lane, batch: Batch, seed: int) -> list[_Owned]:
     """The edits of one SAE's metrics; a metric whose edits are invalid fails."""
     found: list[_Owned] = []
     for metric in lane.alive:
         if not metric.edit_rows:
             continue
         try:
-            edits = metric.edits(batch)
+            edits = metric.edits(replace(batch, seed=seed if metric.seeded else 0))
             sources = check_edits(metric, edits, batch)
         except Exception as error:  # a stranger's metric
             if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""Asking a judge by the batch, at half the price: hand over, note its id at once, wait, collect, also after a kill."""
+"""Batches of calls, at a lower price: submit, store the id at once, wait, collect, also after a kill."""
 
 import time
 from collections.abc import Mapping, Set
@@ -6,36 +6,36 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from saebench.judge import BatchLost, JudgeError, Reply, Request
+from saebench.judge import BatchLost, JudgeError, Reply, Request, sound
 from saebench.judging.cache import HandedOver
 from saebench.judging.calls import SingleCalls
 from saebench.judging.ledger import Ledger
 
-# Calls made alone before a batch: one may be a request that nobody answers, so many mean that a batch would have none either.
+# Single calls tried before a batch; if all of them fail, the batch would fail too.
 PROBES = 3
 # Requests a batch: below what every provider takes.
 BATCH_ITEMS = 10_000
 
 
 class Batches:
-    """Hands requests over and collects their replies."""
+    """Submits batches and collects their replies."""
 
     def __init__(self, ledger: Ledger, calls: SingleCalls, poll: float) -> None:
         """
         Args:
-            ledger: what takes the replies and knows the limit.
-            calls: asks one call alone, before there is a day to lose.
-            poll: seconds between two looks at a batch.
+            ledger: holds the replies and the cost limit.
+            calls: sends the single calls before a batch.
+            poll: seconds between two queries of a batch's state.
         """
         self.ledger, self.calls, self.poll = ledger, calls, poll
         self.judge, self.cache = ledger.judge, ledger.cache
 
     def ask(self, missing: dict[str, Request]) -> None:
-        """Collect the batches that an earlier run handed over, then hand over the rest, as much as the limit allows at a time."""
+        """Collect the batches of earlier runs, then submit the rest, each time as much as the cost limit allows."""
         settled = self.ledger.settled
         self._collect_begun(missing)
         self.ledger.resume()
-        self.ledger.settled = settled  # that another process was answered does not show that this one will be
+        self.ledger.settled = settled  # replies to an earlier process do not show that this one gets any
         left = {key: request for key, request in missing.items() if key not in self.ledger.answers}
         self._probe(left)
         while left:
@@ -56,20 +56,20 @@ class Batches:
             left = {key: request for key, request in left.items() if key not in self.ledger.answers}
 
     def mention(self, missing: Mapping[str, Request]) -> None:
-        """Say of calls that are asked one by one that a batch holds them already."""
+        """Warn that single calls repeat calls of a batch in progress."""
         begun = self.cache.open_batches(self.ledger.identity) if self.cache and self.ledger.listener else []
         held = len({key for one in begun for key in one.requests if key in missing})
         if held and self.ledger.listener:
             self.ledger.listener.message(
-                f"{held} of {len(missing)} calls are in a batch that was handed over and not collected; they are asked again: "
-                "stop and add --judge-batch to wait for it instead"
+                f"{held} of {len(missing)} calls are in a batch that is not collected yet; they are sent again: "
+                "stop and add --judge-batch to wait for the batch instead"
             )
 
     def _probe(self, left: dict[str, Request]) -> None:
-        """Ask one call alone, which shows in a second what a batch would show in a day; another, where that failed.
+        """Send single calls until one is answered: a fault shows in a second, not after a day.
 
         Raises:
-            JudgeError: none of them was answered, and more are left.
+            JudgeError: none was answered, and more calls are left.
         """
         for key in list(left)[:PROBES]:
             if self.ledger.settled:
@@ -78,11 +78,12 @@ class Batches:
             problem = self.ledger.answers[key].problem
         if left and not self.ledger.settled:
             raise JudgeError(
-                f"no batch was handed over, since calls made alone before it got no answer (the last: {problem})"
+                f"no batch was submitted, since the single calls before it got no reply (the last: {problem}): "
+                "run the same command again when the judge answers"
             )
 
     def _collect_begun(self, missing: dict[str, Request]) -> None:
-        """Collect what an earlier run handed over; one that ended in the middle of it may have been heard or not."""
+        """Collect the batches of earlier runs; one whose run ended during submission may not exist."""
         for begun in self.cache.open_batches(self.ledger.identity) if self.cache else ():
             wanted = {key: missing[key] for key in begun.requests if key in missing}
             if not wanted:
@@ -92,12 +93,12 @@ class Batches:
             if batch is None:
                 self._forget(begun.mark)
                 continue
-            # All of it, also what is not wanted now: it was paid for, and its provider keeps it for some days only.
+            # The whole batch, unwanted replies included: they are paid for, and the provider keeps them for some days only.
             known = {key: request for key, request in begun.requests.items() if request is not None}
             self._collect(begun.mark, batch, known | wanted, begun.sampling, set(wanted))
 
     def _forget_answered(self, begun: HandedOver) -> None:
-        """Forget a batch of which every call was answered in another way."""
+        """Delete the entry of a batch whose calls were all answered singly."""
         found = self.cache.get(begun.requests) if self.cache else {}
         if all(key in found and found[key].state != "failed" for key in begun.requests):
             self._forget(begun.mark)
@@ -121,7 +122,7 @@ class Batches:
         sampling: Mapping[str, Any],
         wanted: Set[str] | None = None,
     ) -> None:
-        """Wait for a batch and keep its replies, those that are not wanted now too; what it has no reply for failed."""
+        """Wait for a batch and cache all its replies; a request without one is `failed`."""
         try:
             while (replies := self.judge.collect(batch, requests)) is None:
                 time.sleep(self.poll)
@@ -129,7 +130,7 @@ class Batches:
             self._forget(mark)
             raise
         gone = Reply("failed", problem="the finished batch has no reply for it")
-        found = {key: replies.get(key, gone) for key in requests}
+        found = {key: sound(replies.get(key, gone)) for key in requests}
         for key, reply in found.items():
             self.ledger.charge(requests[key], reply, self._batch_factor)
         how = sampling or None

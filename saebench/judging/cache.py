@@ -108,6 +108,16 @@ class ReplyCache:
             )
             return _found(db, [row[0] for row in rows])
 
+    def holds(self, judge: Mapping[str, Any], prompts: Iterable[str]) -> bool:
+        """Whether any reply of this judge to one of these prompts is in the file."""
+        names = list(prompts)
+        with self._guarded(), self._connection() as db:
+            marks = ",".join("?" * len(names))
+            found = db.execute(
+                f"SELECT 1 FROM replies WHERE judge = ? AND prompt IN ({marks}) LIMIT 1", (_text(judge), *names)
+            )
+            return found.fetchone() is not None
+
     # --- batches ------------------------------------------------------------------------------------------------------
 
     def open_batches(self, judge: Mapping[str, Any]) -> list[HandedOver]:

@@ -1,4 +1,4 @@
-"""Asking a judge one call at a time, several at once."""
+"""Single calls to a judge, several at once, with retries."""
 
 import random
 import threading
@@ -7,35 +7,35 @@ from queue import SimpleQueue
 from typing import Any
 
 from saebench.errors import one_line
-from saebench.judge import JudgeError, NoAnswer, Reply, Request
+from saebench.judge import JudgeError, NoAnswer, Reply, Request, sound
 from saebench.judging.ledger import Ledger
 
-# So many calls in a row without an answer mean that there will be none.
+# Calls in a row without a reply after which the run stops.
 GIVE_UP = 20
-# Seconds between two attempts at most, where the server does not say.
+# Limit on the seconds between two attempts without a Retry-After …
 LONGEST_PAUSE = 8.0
-# And where it does say, whatever it says.
+# … and with one.
 LONGEST_WAIT = 3600.0
 
 
 class SingleCalls:
-    """Sends requests, tries again what may be answered yet, and stops at the limit."""
+    """Sends requests, retries, and stops at the cost limit."""
 
     def __init__(self, ledger: Ledger, pause: float) -> None:
         """
         Args:
-            ledger: what takes the replies and knows the limit.
-            pause: seconds before the second attempt at a call; twice as long before each further one.
+            ledger: holds the replies and the cost limit.
+            pause: seconds before the second attempt at a call; doubled before each further one.
         """
         self.ledger, self.judge, self.pause = ledger, ledger.judge, pause
 
     def ask(self, missing: dict[str, Request]) -> None:
-        """Send requests, so many at a time; this thread alone writes, so that a kill loses only what is under way."""
+        """Send requests, `concurrency` at a time; only this thread writes, so that a kill loses only calls in progress."""
         work: SimpleQueue[tuple[str, Request, float] | None] = SimpleQueue()
         done: SimpleQueue[tuple[str, Reply | BaseException | None]] = SimpleQueue()
         stop = threading.Event()
         threads = min(self.judge.concurrency, len(missing))
-        for _ in range(threads):  # daemons: an interrupted run does not wait for a server that hangs
+        for _ in range(threads):  # daemons: an interrupted run must not wait for a server that hangs
             threading.Thread(target=self._work, args=(work, done, stop), daemon=True).start()
         try:
             self._feed(missing, threads, work, done, stop)
@@ -45,14 +45,14 @@ class SingleCalls:
                 work.put(None)
 
     def _feed(self, missing: dict[str, Request], threads: int, work: Any, done: Any, stop: threading.Event) -> None:
-        """Hand out attempts, each only if the limit allows it, and take in what became of them."""
-        waiting = deque((key, 0.0) for key in missing)  # and after how many seconds
+        """Start attempts, each only within the cost limit, and collect their outcomes."""
+        waiting = deque((key, 0.0) for key in missing)  # (key, delay in seconds)
         under_way: dict[str, float] = {}
         attempts: Counter[str] = Counter()
         problem: BaseException | None = None
         failures = 0
         while under_way or (waiting and problem is None):
-            # The first call goes alone: what a provider does not know is settled once, and before there is much to lose.
+            # The first call runs alone: it settles which parameters the provider takes, before there is much to lose.
             most = threads if self.ledger.settled else 1
             if waiting and problem is None and len(under_way) < most:
                 key, wait = waiting[0]
@@ -76,7 +76,7 @@ class SingleCalls:
                     came = Reply("failed", problem=str(came))
                 elif isinstance(came, Reply):
                     self.ledger.charge(missing[key], came)
-                else:  # the judge cannot be asked, a worker was stopped, or this call was not sent any more
+                else:  # no request can be answered, a worker was stopped, or this call was not sent
                     problem = problem or came
                     continue
                 answered.append((key, missing[key], came))
@@ -90,7 +90,7 @@ class SingleCalls:
             raise problem
 
     def _again(self, request: Request, came: NoAnswer, attempts: int) -> float | None:
-        """Count an attempt without an answer; in how many seconds to make another, None: not at all."""
+        """Charge an attempt without a reply; return the delay of the next one in seconds, None for no retry."""
         if came.billed:
             self.ledger.charge(request, None)
         if came.wait is None or attempts > self.judge.retries:
@@ -104,18 +104,18 @@ class SingleCalls:
             came: Reply | BaseException | None = None
             try:
                 if not (stop.wait(wait) if wait else stop.is_set()):
-                    came = self.judge.complete(request)
+                    came = sound(self.judge.complete(request))
             except (JudgeError, NoAnswer) as error:
                 came = error
-            except Exception as error:  # a stranger's judge
+            except Exception as error:  # a third-party judge
                 came = Reply("failed", problem=f"{type(error).__name__}: {one_line(error)}")
-            except BaseException as error:  # raised where the run waits for it
+            except BaseException as error:  # raised again in the waiting thread
                 came = error
             done.put((key, came))
 
 
 def _arrived(done: Any) -> list[Any]:
-    """What has come by now, and at least one: to be written to disk at once, since each time costs some milliseconds."""
+    """All outcomes so far, at least one: written together, since each transaction costs milliseconds."""
     found = [done.get()]
     while not done.empty():
         found.append(done.get())
@@ -124,6 +124,6 @@ def _arrived(done: Any) -> list[Any]:
 
 def _gave_up(last: str) -> JudgeError:
     return JudgeError(
-        f"{GIVE_UP} calls in a row got no answer (the last: {last}); what was answered is kept: run the same command again when "
+        f"{GIVE_UP} calls in a row got no reply (the last: {last}); earlier replies are kept: run the same command again when "
         "the judge answers"
     )

@@ -1,6 +1,6 @@
-"""Asking a judge: replay what is known, send what is missing, count, and stop before a limit is passed.
+"""A judge's session: replay cached replies, send missing requests, count, and stop at the cost limit.
 
-The replies come back in the order of the requests, whatever the order in which they were answered.
+Replies are returned in the order of the requests.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from saebench.judging.prices import Price
 
 
 class JudgeSession:
-    """What a metric asks through, as `env.judge`; one for each run."""
+    """The judge of one run, as `env.judge` of a metric."""
 
     def __init__(
         self,
@@ -32,15 +32,14 @@ class JudgeSession:
         """
         Args:
             judge: opened, unless the mode is "only".
-            cache: where replies are kept; None keeps them in memory only.
-            mode: "record" replays what the cache holds and asks the rest; "live" asks everything once more, and its replies
-                take the place of those that the cache holds; "only" asks nothing, and a request that the cache does not hold is
-                an error.
-            price: of the judge's tokens; None: not known.
+            cache: file of replies; None keeps them in memory only.
+            mode: "record" replays cached replies and sends the other requests; "live" sends every request, and its replies
+                replace the cached ones; "only" sends nothing, and a request without a cached reply is an error.
+            price: of the judge's tokens; None if unknown.
             max_cost: US dollars that this run may cost; needs a price.
-            batch: hand requests over as batches and wait for them.
-            poll: seconds between two looks at a batch.
-            pause: seconds before the second attempt at a call; twice as long before each further one.
+            batch: submit requests as batches and wait for them.
+            poll: seconds between two queries of a batch's state.
+            pause: seconds before the second attempt at a call; doubled before each further one.
         """
         self.judge = judge
         self.ledger = Ledger(judge, cache, mode, price, max_cost, listener)
@@ -50,17 +49,19 @@ class JudgeSession:
         self._open = False
 
     def open(self) -> None:
-        """Make the judge ready to answer, once.
+        """Open the judge, once.
 
         Raises:
-            SaebenchError: it will not be able to.
+            SaebenchError: no call can succeed.
         """
         if not self._open:
             self.judge.open()
             self._open = True
+            if self.judge.warning and self.ledger.listener:
+                self.ledger.listener.message(self.judge.warning)
 
     def close(self) -> None:
-        """Let go of the judge."""
+        """Close the judge."""
         if self._open:
             self.judge.close()
 
@@ -69,13 +70,11 @@ class JudgeSession:
         return self.judge.capabilities
 
     def complete_all(self, requests: Sequence[Request], label: str = "judge") -> list[Reply]:
-        """One reply for each request, in their order.
-
-        What a request's failure leaves is a reply that says so; equal requests are asked once.
+        """One reply for each request, in their order; equal requests are sent once. A failed request has a `failed` reply.
 
         Raises:
-            JudgeError: nothing more can be asked: a limit is reached, the provider refuses the key or the model, many calls in
-                a row failed, or a request is not in the cache that is to be replayed. What was answered is kept.
+            JudgeError: the cost limit is reached, the provider refuses the key or the model, many calls in a row failed, or a
+                replay lacks a reply. Earlier replies are kept.
         """
         ledger = self.ledger
         keys = [request.key(ledger.identity) for request in requests]
@@ -86,7 +85,7 @@ class JudgeSession:
             where = ledger.cache.path if ledger.cache else "memory"
             raise JudgeError(
                 f"{len(missing)} of {len(set(keys))} calls are not in {where} (the first: {first.prompt}): "
-                "record them with --replay record"
+                "record them with --replay record, or name another file with --judge-cache"
             )
         if missing:
             self.open()

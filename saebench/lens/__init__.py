@@ -2,6 +2,6 @@
 
 from saebench.lens.forked import Forked
 from saebench.lens.lens import Lens
-from saebench.lens.model import Activations, Edit
+from saebench.lens.model import Activations, Change
 
-__all__ = ["Activations", "Edit", "Forked", "Lens"]
+__all__ = ["Activations", "Change", "Forked", "Lens"]

@@ -53,7 +53,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     )
     units = {name: part.units for name, part in found.items() if part.units is not None}
     files = {name: part.files for name, part in found.items() if part.files}
-    written = add_to_record(setting.request.results, record, list(found), units, files)
+    written = add_to_record(setting.request.folder, record, list(found), units, files)
     for name, part in found.items():
         if name not in part.errors and work.missing[name].uses_lens:
             setting.state.drop_units(record.fingerprint, _label(work.missing[name]))
@@ -74,7 +74,8 @@ def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
             setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
             work=setting.state.units(work.record.fingerprint, _label(metric)),
         )  # fmt: skip
-    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+    seed = request.seed if metric.seeded else 0
+    return Env(lane.sae, setting.subject.loaded.tokenizer, seed, cache_folder(), judge, lens)
 
 
 def _label(metric: type[Metric]) -> str:

@@ -51,7 +51,7 @@ def identify(setting: Setting, job: Job) -> Work:
 
 def _find(setting: Setting, job: Job, new: Record) -> tuple[Record, list[str]]:
     """The existing record, else `new`, and the names of the metrics it lacks."""
-    path = record_path(setting.request.results, new)
+    path = record_path(setting.request.folder, new)
     record = read_record(path) if path.exists() else new
     have = {name: entry["version"] for name, entry in record.metrics.items() if name not in record.errors}
     force = setting.request.force
@@ -66,7 +66,7 @@ def _new_record(setting: Setting, job: Job) -> Record:
     settings = {
         "model_dtype": subject.dtype,
         "sae_dtype": "float32",
-        "seed": request.seed,
+        "seed": request.seed if any(metric.seeded for metric in setting.metrics.values()) else 0,
         "limit": request.limit,
         "max_norm": task.contexts.max_norm,
         **(
@@ -76,6 +76,9 @@ def _new_record(setting: Setting, job: Job) -> Record:
         ),
         **judge_settings(setting.judge.judge if setting.judge else None, setting.metrics),
     }
+    changed = {name: dict(m.changed_settings) for name, m in setting.metrics.items() if m.changed_settings}
+    if changed:
+        settings["metrics"] = changed
     record = Record(
         fingerprint="",
         partial=request.limit is not None,

@@ -23,15 +23,16 @@ Wanted = Mapping[str, type[Metric]]
 def open_session(request: Request, wanted: Sequence[Wanted], listener: Listener) -> JudgeSession | None:
     """The session of a run whose metrics ask a judge, None for one whose metrics do not.
 
-    Whatever would keep the judge from answering is found here, before a model runs: no key, an unknown model, no price.
+    Faults that would keep the judge from answering are found here, before a model runs: no key, an unknown model, no price,
+    nothing to replay.
 
     Raises:
-        UsageError, SaebenchError: the judge cannot be asked; says what to do.
+        UsageError, SaebenchError: no call can succeed; the message names the fix.
     """
     judge = chosen_judge(request, wanted)
     if judge is None:
         return None
-    cache = ReplyCache(Path(request.judge_cache) if request.judge_cache else cache_folder() / "judge-replies.sqlite")
+    cache = _open_cache(request, judge, prompts(wanted))
     session = JudgeSession(
         judge, cache, mode=request.replay, price=find_price(judge), max_cost=request.max_cost, batch=request.judge_batch,
         listener=listener,
@@ -48,6 +49,26 @@ def open_session(request: Request, wanted: Sequence[Wanted], listener: Listener)
     if message := ranks.first(None):
         raise SaebenchError(message)
     return session
+
+
+def _open_cache(request: Request, judge: Judge, asked: Sequence[str]) -> ReplyCache:
+    """The file of replies. A replay needs one that holds replies of this judge, and makes none.
+
+    Raises:
+        SaebenchError: a replay without a reply to repeat, or an unreadable file.
+    """
+    path = Path(request.judge_cache) if request.judge_cache else cache_folder() / "judge-replies.sqlite"
+    if not (judge.replays or request.replay == "only"):
+        return ReplyCache(path)
+    if not path.exists():
+        raise SaebenchError(f"no file of replies {path}: name one with --judge-cache, or record with --replay record")
+    cache = ReplyCache(path)
+    if not cache.holds(judge.identity, asked):
+        raise SaebenchError(
+            f"{path} holds no reply of judge {request.judge} to {', '.join(asked)}: name another file with --judge-cache, or "
+            "record with --replay record"
+        )
+    return cache
 
 
 def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
@@ -67,7 +88,7 @@ def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
     if request.judge is None:
         first = next(name for some in wanted for name, metric in some.items() if metric.asks)
         raise UsageError(f"metric '{first}' asks a judge: pass --judge PROVIDER:MODEL (see `saebench list judges`)")
-    judge = make_judge(request.judge, request.judge_url)
+    judge = make_judge(request.judge, request.judge_url, request.judge_thinking)
     if request.judge_batch and not judge.capabilities.batch:
         raise UsageError(f"judge {judge.name} takes no batches: leave --judge-batch out")
     if request.max_cost is not None and find_price(judge) is None:

@@ -20,6 +20,7 @@ from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
+from saebench.running.settings import configure, read_settings, require_known
 from saebench.running.sources import spread
 from saebench.sae import SAE
 from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
@@ -150,6 +151,8 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
     if not wanted:
         raise UsageError(f"task {task.label} names no metrics: pass --metric")
+    for given in (task.settings, read_settings(request.settings)):
+        wanted = {name: configure(metric, given.get(name, {})) for name, metric in wanted.items()}
     for name, metric in wanted.items():
         if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
@@ -164,6 +167,17 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     return wanted
 
 
+def all_wanted(request: Request, tasks: Sequence[Task]) -> list[dict[str, type[Metric]]]:
+    """The metric classes of each task.
+
+    Raises:
+        UsageError: see `wanted_metrics`; or a setting belongs to none of the metrics.
+    """
+    wanted = [wanted_metrics(request, task) for task in tasks]
+    require_known(read_settings(request.settings), {name for some in wanted for name in some})
+    return wanted
+
+
 def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], list[Failure]]:
     """Load every SAE once, and find which cannot be measured.
 
@@ -173,9 +187,9 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     Raises:
         UsageError: nothing was asked for, or names that are not one for each.
     """
-    if not request.saes:
+    if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.saes, request.format, say)
+    sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     jobs: list[Job] = []

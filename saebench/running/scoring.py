@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -57,7 +57,7 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
         pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
-        rows, undefined = _rows(metric, scores, units)
+        rows, undefined = score_rows(metric, scores, units)
         details = metric.details()
         json.dumps([rows, details], allow_nan=False)
         files = metric.files()
@@ -76,8 +76,17 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     return Measured(entry, rows, undefined, units if len(units) else None, files)
 
 
-def _rows(metric: Metric, scores: list[Score], units: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The scores that are defined, and why the others are not."""
+class Named(Protocol):
+    """A metric or a comparison."""
+
+    name: str
+    version: int
+
+
+def score_rows(
+    metric: Named | Metric, scores: Sequence[Score], units: pd.DataFrame
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of a record's `scores` for those that are defined, and the reasons of the others by `metric.score`."""
     rows, undefined = [], {}
     for score in scores:
         try:
@@ -87,7 +96,7 @@ def _rows(metric: Metric, scores: list[Score], units: pd.DataFrame) -> tuple[lis
     return rows, undefined
 
 
-def _row(metric: Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
+def _row(metric: Named | Metric, score: Score, units: pd.DataFrame) -> dict[str, Any]:
     low, high = score.low, score.high
     reason = score.no_interval
     if score.num is not None:

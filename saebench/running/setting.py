@@ -94,7 +94,7 @@ def make_setting(
     with clock.timed("text"):
         task = task.build(subject.loaded.tokenizer)
         contexts = _contexts(request, task, subject)
-    state = StateFolder(request.results)
+    state = StateFolder(request.folder)
     return Setting(request, task, metrics, subject, contexts, judge, reporter, clock, state, *ranks.start())
 
 

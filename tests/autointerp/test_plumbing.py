@@ -42,6 +42,7 @@ from tests.autointerp.world import (
     true_answer,
 )
 from tests.judges.server import JudgeServer, Refusal, Truncated
+from tests.raising import raises
 
 BALANCED = ("detection", "detection_hard", "fuzzing", "fuzzing_silent")
 Saying = Callable[[str, str, int], bool]
@@ -455,21 +456,20 @@ def test_text_that_gives_orders_moves_no_neighbour(world: World) -> None:
     [
         (
             lambda asked: "It fires on ships, I would say.",
-            r"explained none of 6 latents \(6 malformed; .*add --replay live",
+            ("6 latents", "6 malformed", "--replay live"),
         ),
-        (lambda asked: Truncated(), r"explained none of 6 latents \(6 truncated; the last: .*keep a model that thinks"),
-        (lambda asked: Refusal(), r"explained none of 6 latents \(6 refused; "),
+        (lambda asked: Truncated(), ("6 latents", "6 truncated", "--judge-thinking")),
+        (lambda asked: Refusal(), ("6 latents", "6 refused")),
         (
             lambda asked: explain(asked) if "explanation" in asked.fields else "no",
-            r"answered nothing \(\d+ malformed; ",
+            ("answered nothing", " malformed"),
         ),
     ],
 )
-def test_a_judge_of_no_use_is_an_error(world: World, answer: Any, words: str) -> None:
+def test_a_judge_of_no_use_is_an_error(world: World, answer: Any, words: tuple[str, ...]) -> None:
     """Not a coverage of 0 in a record that counts as done."""
-    with JudgeServer(answer) as server, pytest.raises(SaebenchError, match=words) as caught:
+    with JudgeServer(answer) as server, raises(SaebenchError, *words):
         world.seen(Few).scores(env(world, JudgeSession(server.judge("openai"))))
-    assert "\n" not in str(caught.value)
 
 
 # --- intervals ------------------------------------------------------------------------------------------------------------

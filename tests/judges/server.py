@@ -6,6 +6,7 @@
 The answer is a function of what was asked. It returns the fields of the reply, the reply's raw text, or a fault.
 """
 
+import gzip
 import json
 import re
 import threading
@@ -55,6 +56,16 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """Any body. `drip`: its headers or its body come byte by byte and never end, or the body is endless."""
+
+    body: bytes
+    code: int = 200
+    encoding: str | None = None
+    drip: str | None = None
+
+
+@dataclass(frozen=True)
 class Hang:
     """No answer for so long."""
 
@@ -83,7 +94,7 @@ class Expired:
     """In a batch: not done in time."""
 
 
-Fault = Status | Hang | CutBody | Refusal | Truncated | Expired
+Fault = Raw | Status | Hang | CutBody | Refusal | Truncated | Expired
 Answer = Callable[[Asked], Mapping[str, Any] | str | Said | Fault]
 
 
@@ -114,6 +125,8 @@ class JudgeServer:
         structured: whether it says that its models can be held to a schema.
         results_url: where a batch's results are said to lie (Anthropic); None: here.
         listing: what it answers instead of its models.
+        usage: counts of tokens in place of real ones, unless 0.
+        compress: whether replies are compressed, though nobody asked for it.
         batching: whether it knows of batches.
         deaf: takes a batch and ends the connection without a word.
     """
@@ -124,7 +137,9 @@ class JudgeServer:
         self.structured = True
         self.results_url: str | None = None
         self.deaf = False
-        self.listing: Status | None = None
+        self.listing: Status | Raw | None = None
+        self.usage: Any = 0
+        self.compress = False
         self.batching = True
         self.seen: list[Seen] = []
         self.asked: list[Asked] = []
@@ -210,6 +225,7 @@ class JudgeServer:
         else:
             text = said.text if isinstance(said, Said | Truncated) else json.dumps(said)
         tokens = len(json.dumps(body)) // 4, max(1, len(text) // 4)
+        tokens = (self.usage, self.usage) if self.usage != 0 else tokens
         model = f"{body['model']}-2026-01-01"
         if api == "anthropic":
             reason = "refusal" if refused else "max_tokens" if cut else "end_turn"
@@ -223,7 +239,7 @@ class JudgeServer:
         refusal = "I would rather not." if refused else None
         message = {"role": "assistant", "content": None if refused else text, "refusal": refusal}
         choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop", "logprobs": logprobs}
-        usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+        usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": 1}
         return {
             "id": "1",
             "object": "chat.completion",
@@ -315,7 +331,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             if path in ("/v1/chat/completions", "/v1/messages"):
                 self._call(api, json.loads(body))
             elif path.startswith("/v1/models") and server.listing:
-                self._error(api, server.listing)
+                self._raw(server.listing) if isinstance(server.listing, Raw) else self._error(api, server.listing)
             elif not server.batching and not path.startswith("/v1/models"):
                 self._error(api, Status(404))
             elif path == "/v1/models":
@@ -333,6 +349,8 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             said = server._ask(api, body)
             if isinstance(said, Status):
                 self._error(api, said)
+            elif isinstance(said, Raw):
+                self._raw(said)
             elif isinstance(said, Hang):
                 time.sleep(said.seconds)
                 self.close_connection = True
@@ -399,8 +417,33 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             headers |= {"location": status.location} if status.location else {}
             self._json({"type": "error", "error": error}, status.code, headers)
 
+        def _raw(self, raw: Raw) -> None:
+            if raw.drip:
+                return self._drip(raw)
+            kind = "application/json" if raw.body[:1] in (b"{", b"[") or raw.encoding else "text/html"
+            headers = {"content-type": kind, "content-length": str(len(raw.body))}
+            self._start(raw.code, headers | ({"content-encoding": raw.encoding} if raw.encoding else {}))
+            self.wfile.write(raw.body)
+            return None
+
+        def _drip(self, raw: Raw) -> None:
+            """Until the client hangs up, or for some seconds."""
+            self.close_connection = True
+            headers = b"HTTP/1.1 200 OK\r\n"
+            if raw.drip != "headers":
+                headers += b"content-type: application/json\r\ncontent-length: 999999999\r\n\r\n"
+            self.wfile.write(headers)
+            piece, wait = (b" " * 2**16, 0.0) if raw.drip == "endless" else (b"x", 0.05)
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(wait)
+
         def _json(self, body: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> None:
             data = json.dumps(body).encode()
+            if server.compress:
+                data, headers = gzip.compress(data), {**(headers or {}), "content-encoding": "gzip"}
             self._start(code, {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})})
             self.wfile.write(data)
 

@@ -14,6 +14,7 @@ from saebench.judging.cache import ReplyCache
 from saebench.judging.choose import make_judge
 from saebench.judging.session import JudgeSession
 from tests.judges.server import JudgeServer, Status, always
+from tests.raising import raises
 
 APIS = ("openai", "anthropic")
 CANARY = "sk-canary-0123456789abcdef"
@@ -97,7 +98,7 @@ def test_a_redirect_is_not_followed(api, code, monkeypatch):
         away = Status(code, location=f"{stranger.root}/v1/messages")
         with JudgeServer(lambda _: away) as home:
             judge = home.official(api, monkeypatch)
-            with pytest.raises(JudgeError, match="sends its callers elsewhere"):
+            with raises(JudgeError, home.url(api), code, "redirects"):
                 judge.complete(request())
         assert not stranger.seen
 

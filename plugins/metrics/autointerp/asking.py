@@ -30,6 +30,8 @@ PROMPTS = (EXPLAIN, DETECTION, FUZZING)
 Kind = Literal["positive", "random", "hard", "moved", "silent"]
 # A sentence, and one key with its value; generous, since a reply that is cut short has no answers.
 _SENTENCE, _ANSWER = 96, 16
+# Words for a sentence, from the forms of other prompts and from schemas.
+_PLACEHOLDERS = ("", "string", "str", "sentence", "explanation", "your explanation", "true or false")
 
 
 @cache
@@ -84,13 +86,31 @@ def explain_request(windows: Sequence[Window], decoder: Decoder) -> Request:
 
 
 def explanation(reply: Reply) -> str | None:
-    """The sentence, on one line; None where there is none. Of a reply that was cut, the first sentence if that is whole."""
+    """The sentence, on one line; None if there is none. A truncated reply counts for its first sentence if that is whole.
+
+    A copy of the prompt is no explanation: neither the placeholder that shows the form of the reply, nor an instruction.
+    """
     text: object = None
     if reply.state == "ok":
         text = reply.data.get("explanation")
     elif reply.state == "truncated":
         text = _first_sentence(reply.text)
-    return (" ".join(clean(text).split()) or None) if isinstance(text, str) else None
+    return " ".join(clean(text).split()) if isinstance(text, str) and not _copied(text) else None
+
+
+def _copied(text: str) -> bool:
+    """Whether a text has no words, or only those of a placeholder, or four and more in a row of the prompt."""
+    words = _words(text)
+    shown = _words(prompt(EXPLAIN))
+    held = _words(re.findall(r'"explanation": "(.*?)"', prompt(EXPLAIN))[-1])
+    short = len(words) <= len(held) + 2 and f" {' '.join(held)} " in f" {' '.join(words)} "
+    quoted = len(words) > 3 and f" {' '.join(words)} " in f" {' '.join(shown)} "
+    return short or quoted or " ".join(words) in _PLACEHOLDERS
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, in lower case, without punctuation."""
+    return re.findall(r"\w+", clean(text).casefold())
 
 
 def _first_sentence(cut: str) -> str | None:

@@ -48,6 +48,7 @@ class AutoInterp(Metric):
     figures = scores.FIGURES
     asks = asking.PROMPTS
     paired = False
+    seeded = True
     settings: ClassVar[Settings] = Settings()
 
     def __init__(self, sae: SAE) -> None:
@@ -129,7 +130,7 @@ class AutoInterp(Metric):
                 "a judge reads text, and this run is on token ids without a tokenizer: use a model that has one"
             )
         if env.judge is None:
-            raise SaebenchError("it asks a judge: pass --judge, like --judge local:smollm2-135m-instruct")
+            raise SaebenchError("autointerp needs a judge: pass --judge, e.g. --judge local:smollm2-135m-instruct")
         decoder = Decoder(env.tokenizer)
         self._judged = [Judged(e, top=[(w, decoder.pieces(w.tokens)) for w in e.top]) for e in examples]
         self._explain(env, decoder)
@@ -159,7 +160,11 @@ class AutoInterp(Metric):
             one.said = reply.state
             one.sentence = asking.explanation(reply)
             if one.sentence is None:
-                one.problem = clean(f"{reply.state}: {reply.problem}") if reply.state != "ok" else "empty"
+                one.problem = (
+                    clean(f"{reply.state}: {reply.problem}")
+                    if reply.state != "ok"
+                    else "empty, or the prompt's own text"
+                )
         explained = [one for one in self._judged if one.sentence is not None]
         if not explained:
             raise _useless(f"explained none of {len(able)} latents", replies)
@@ -240,17 +245,24 @@ class AutoInterp(Metric):
         return {"jsonl": page.lines(self._judged), "html": page.page(self._judged, self.details())}
 
 
-def _useless(what: str, replies: Sequence[Reply]) -> SaebenchError:
-    """A judge of whose replies none could be used measures nothing: an error rather than a coverage of 0."""
+def _useless(deed: str, replies: Sequence[Reply]) -> SaebenchError:
+    """The error of a judge without a single usable reply, rather than a coverage of 0 in a finished record.
+
+    `failed` replies are sent again by the next run, the others stay cached. The commonest state decides the advice, and a judge
+    that failed at the end has gone away, however it began.
+    """
     states = Counter(reply.state for reply in replies)
-    said = ", ".join(f"{n} {state}" for state, n in states.most_common())
+    counts = ", ".join(f"{n} {state}" for state, n in states.most_common())
     last = f"; the last: {clean(replies[-1].problem)}" if replies[-1].problem else ""
-    advice = (
-        "run the same command again"
-        if set(states) == {"failed"}
-        else "keep a model that thinks first from thinking, or take another, and add --replay live, since its replies are kept"
-    )
-    return SaebenchError(f"the judge {what} ({said}{last}): {advice}")
+    if replies[-1].state == "failed" or 2 * states["failed"] >= len(replies):
+        advice = "run the same command again when the judge answers"
+    else:
+        advice = {
+            "truncated": "turn the model's thinking off, or reserve tokens for it with --judge-thinking TOKENS",
+            "refused": "take another judge",
+        }.get(states.most_common(1)[0][0], "turn the model's thinking off, or take another judge")
+        advice += ", and add --replay live, since these replies are cached"
+    return SaebenchError(f"the judge {deed} ({counts}{last}): {advice}")
 
 
 class AutoInterpSmall(AutoInterp):

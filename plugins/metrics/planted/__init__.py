@@ -1,0 +1,1 @@
+"""Scores of a dictionary against planted features."""

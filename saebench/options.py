@@ -1,0 +1,119 @@
+"""Options declared once: the fields of a request are the options of a command and the parameters of a Python function.
+
+A field made by `option` carries its help; its annotation is the type, its default the default. `saebench.commands.shell.options`
+turns the fields into command-line options, and `takes` gives a function of the request the request's own signature.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+Kind = Literal["text", "int", "float", "flag", "path", "choice", "many"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: of the field and the Python parameter.
+        flag: on the command line.
+        help: one or two sentences.
+        kind: of its value; "many" is text that may be given several times.
+        choices: of a choice.
+        default: None also where there is none; `required` tells them apart.
+        metavar: placeholder of the value in the command's help.
+    """
+
+    name: str
+    flag: str
+    help: str
+    kind: Kind
+    choices: tuple[str, ...]
+    default: Any
+    required: bool
+    metavar: str | None
+
+
+def option(
+    default: Any = MISSING, *, help: str, flag: str | None = None, metavar: str | None = None, **more: Any
+) -> Any:
+    """A dataclass field that is an option.
+
+    Args:
+        help: for the command and for Python; flags in it are shown to Python as parameters.
+        flag: where it differs from the field's name.
+        more: passed on to `dataclasses.field`.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar}, **more)
+
+
+def options_of(request: type) -> list[Option]:
+    """The options of a request, in order; fields not made by `option` are Python's alone.
+
+    The request's module must postpone the evaluation of annotations (`from __future__ import annotations`).
+    """
+    return [_option(declared) for declared in fields(request) if "help" in declared.metadata]
+
+
+def _option(declared: Field[Any]) -> Option:
+    kind, choices = _kind(declared)
+    flag = declared.metadata["flag"] or "--" + declared.name.replace("_", "-")
+    required = declared.default is MISSING
+    default = None if required else declared.default
+    return Option(
+        declared.name, flag, declared.metadata["help"], kind, choices, default, required, declared.metadata["metavar"]
+    )
+
+
+def _kind(declared: Field[Any]) -> tuple[Kind, tuple[str, ...]]:
+    """Type of an option's value, from the field's annotation."""
+    text = str(declared.type)
+    if match := re.search(r"Literal\[(.*?)\]", text):
+        return "choice", tuple(re.findall(r"[\"'](.*?)[\"']", match[1]))
+    if re.search(r"\b(Sequence|Collection)\[", text):
+        return "many", ()
+    kinds: dict[str, Kind] = {"bool": "flag", "int": "int", "float": "float", "Path": "path", "str": "text"}
+    parts = text.split(" | ")
+    for name, kind in kinds.items():
+        if name in parts:
+            return kind, ()
+    raise TypeError(f"option '{declared.name}': no command-line type for {text}")
+
+
+def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
+    """Turn a function of a request into one that takes the request's fields: signature, types and documentation."""
+
+    def decorate(function: Callable[[R], T]) -> Callable[P, T]:
+        own = inspect.signature(request)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            own.bind(*args, **kwargs)  # a wrong parameter is named as the function's
+            return function(request(*args, **kwargs))
+
+        call.__doc__ = _documented(inspect.getdoc(function) or "", cast(type, request))
+        call.__signature__ = own.replace(return_annotation=inspect.signature(function).return_annotation)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _documented(text: str, request: type) -> str:
+    """The docstring with a line for each option under "Args:", before "Returns:"."""
+    options = options_of(request)
+    names = {found.flag: f"`{found.name}`" for found in options}
+    lines = [f"    {found.name}: {_for_python(found, names)}" for found in options]
+    before, returns, after = text.partition("Returns:")
+    return f"{before}Args:\n" + "\n".join(lines) + f"\n\n{returns}{after}"
+
+
+def _for_python(found: Option, names: dict[str, str]) -> str:
+    return re.sub(r"--[a-z][a-z-]*", lambda match: names.get(match[0], match[0]), found.help)

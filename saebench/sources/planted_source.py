@@ -1,0 +1,59 @@
+"""A planted model as the source of a pass: every context is drawn from a random stream of its own."""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.corpus import Contexts
+from saebench.hookpoint import HookPoint
+from saebench.metric import Truth
+from saebench.sources.planted import PlantedModel, PlantedSpec
+from saebench.sources.source import ArraySource
+from saebench.streams import generator
+
+
+class PlantedSource(ArraySource):
+    """Samples of a planted model, in contexts of `length` independent samples; a context is a cluster.
+
+    A sample depends on its context's number alone, so batches, their order and the number of ranks change no bit.
+    """
+
+    kind = "planted"
+
+    def __init__(self, spec: PlantedSpec, length: int) -> None:
+        super().__init__(spec.name, repr(sorted(asdict(spec).items())))
+        self.planted = PlantedModel(spec)
+        self.length = length
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def contexts(self, count: int) -> Contexts:
+        """`count` contexts whose token ids are row numbers."""
+        rows = np.arange(count * self.length, dtype=np.int64).reshape(count, self.length)
+        return Contexts(
+            rows, np.arange(count, dtype=np.int64), np.zeros(rows.shape, dtype=bool),
+            tuple(f"{self.loaded.id}/{i}" for i in range(count)), available=count,
+        )  # fmt: skip
+
+    def capture(self, token_ids: Tensor, read: HookPoint, write: HookPoint) -> tuple[Tensor, Tensor]:
+        """(x, x) with x [B, T, d]."""
+        features = self._features(token_ids)
+        x = self.planted.activations(features)
+        return x, x
+
+    def truth(self, token_ids: Tensor) -> Truth:
+        """Features, directions and parents behind the rows."""
+        return Truth(self._features(token_ids), self.planted.directions, self.planted.parent)
+
+    def _features(self, token_ids: Tensor) -> Tensor:
+        """[B, T, features]; those of the last batch are kept, since a pass asks for x and then for the truth."""
+        first = token_ids[:, 0]
+        if self._last is None or not torch.equal(self._last[0], first):
+            seed = self.planted.spec.seed
+            drawn = [
+                self.planted.sample(self.length, generator(f"planted/context/{int(row) // self.length}", seed))
+                for row in first
+            ]
+            self._last = first.clone(), torch.stack(drawn)
+        return self._last[1]
