@@ -6,8 +6,9 @@ multiplied by the number of scores that the table shows and by
     1.3 · j(j − 1)/2 · (1 + ln(j/2))^1.5
 
 j(j − 1)/2 is Bonferroni over the board that ends at j; the rest spends the error over all boards that an SAE could end, so that
-the whole board keeps 5 %, also where SAEs form groups of equals (the worst case, groups that double in size, sums to 1.28). An SAE added further down therefore moves no rank above it,
-whereas Holm over all pairs loses power with every SAE added. SAEs that agree on every cluster count once. By simulation
+the whole board keeps 5 %, also where SAEs form groups of equals (the worst case, groups that double in size, sums to 1.28).
+An SAE added further down therefore moves no rank above it, whereas Holm over all pairs loses power with every SAE added. SAEs
+that agree on every cluster count once. By simulation
 (tests/simulation.py) false placements occur on less than 5 % of boards of 12, 100 and 1,000 SAEs.
 
 **Verdicts.** "Better" needs a size as well as a p-value: a difference of at least the score's smallest difference of interest.

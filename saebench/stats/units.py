@@ -36,8 +36,8 @@ class Ratio:
     """A declared score without its name.
 
     Attributes:
-        num, den: columns of the units. `ratio`: offset + scale · Σnum/Σden. `area` (under the ROC curve): `num` holds the decision
-            values and `den` the class numbers; with more than two classes the decision columns are `num_0`, `num_1`, …
+        num, den: columns of the units. `ratio`: offset + scale · Σnum/Σden. `area` (under the ROC curve): `num` holds the
+            decision values and `den` the class numbers; with more than two classes the decision columns are `num_0`, `num_1`, …
         count: the column whose sum is n; None counts the units.
         within: the least and the largest possible value.
         kind: ratio or area.
