@@ -93,7 +93,11 @@ class Job:
 
     def sae(self, request: Request) -> SAE:
         """The SAE in CPU memory."""
-        return self.loaded or _load(self.source, request)
+        return self.loaded or self.fresh(request)
+
+    def fresh(self, request: Request) -> SAE:
+        """The SAE loaded again, whatever became of the one in memory."""
+        return _load(self.source, request)
 
 
 @contextmanager
@@ -211,11 +215,16 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
 def _load(source: str | Path | SAE, request: Request) -> SAE:
     if isinstance(source, SAE):
         check_sae(source, Path("the SAE in memory"))
-        return source.to(source.W_enc.device, torch.float32)
+        return copy_sae(source)
     return load_sae(
         source, format=request.format, k=request.k, scale=request.scale,
         ignore_keys=request.ignore_keys,
     )  # fmt: skip
+
+
+def copy_sae(sae: SAE) -> SAE:
+    """A float32 copy: nothing that happens to it reaches the caller's."""
+    return sae.map(lambda tensor: tensor.detach().to(torch.float32, copy=True))
 
 
 def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
