@@ -16,7 +16,9 @@ from saebench.cache import seal, unseal
 from saebench.cli import main
 from saebench.metric import Edit, Rows
 from saebench.registry import installed
+from saebench.runner import RunError
 from tests.conftest import HOOK
+from tests.raising import check_message
 
 
 class Unprintable(Exception):
@@ -168,6 +170,25 @@ def test_the_exit_code_is_1_and_the_record_is_kept(llama, tokens, two_saes, tmp_
     assert "metric bad: SystemExit: 0" in done.stderr
     [record] = saebench.load_records(tmp_path)
     assert record.score("l0")["value"] == 8
+
+
+def test_a_format_that_exits_costs_its_sae_only(llama, tokens, two_saes, tmp_path, monkeypatch):
+    def load(path: Path, **options: Any) -> SAE:
+        return sys.exit(0) if path.name == "second" else saebench.load_sae(path, **options)
+
+    monkeypatch.setattr("saebench.running.plan.load_sae", load)
+    with pytest.raises(RunError) as caught:
+        measure(two_saes, llama, tokens, tmp_path, metrics=["sparsity"])
+    assert [record.sae["name"] for record in caught.value.records] == ["first"]
+    [failure] = caught.value.failures
+    check_message(str(failure.error), "second", "SystemExit")
+
+
+def test_a_command_that_a_plugin_ends_exits_with_1(two_saes, tokens, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("saebench.runner.execute", lambda *_: sys.exit(0))
+    done = CliRunner().invoke(main, ["run", "--sae", str(two_saes[0]), "--results", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "SystemExit" in done.stderr
 
 
 # --- saved states and caches ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from saebench.catalog import data_task, load_task, load_tasks
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
 from saebench.loading.hf import Address
@@ -201,7 +201,7 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     kept = 0
     for name, source in zip(request.names or default_names(sources), sources, strict=True):
         try:
-            sae = _load(source, request)
+            sae = _load_guarded(source, request)
             job = _job(name, source, sae, request)
             _refuse_twin(job, jobs)
         except SaebenchError as error:
@@ -220,6 +220,21 @@ def _load(source: str | Path | SAE, request: Request) -> SAE:
         source, format=request.format, k=request.k, scale=request.scale,
         ignore_keys=request.ignore_keys,
     )  # fmt: skip
+
+
+def _load_guarded(source: str | Path | SAE, request: Request) -> SAE:
+    """Load an SAE; whatever a format raises becomes an error of this SAE.
+
+    Raises:
+        SaebenchError: it cannot be loaded.
+    """
+    try:
+        return _load(source, request)
+    except (SaebenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a plugin's own sys.exit too
+        shown = "the SAE in memory" if isinstance(source, SAE) else source
+        raise SaebenchError(f"{shown}: its format failed: {type(error).__name__}: {one_line(error)}") from error
 
 
 def copy_sae(sae: SAE) -> SAE:
