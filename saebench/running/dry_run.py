@@ -10,7 +10,7 @@ from saebench.arithmetic.speed import duration, matrix_speed
 from saebench.corpus import open_tokens, task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.metric import Metric
-from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
+from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer, require_length
 from saebench.running.cost import Cost, ModelSize, Streams, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
 from saebench.running.passes import default_batch, edit_rows, together
@@ -200,6 +200,8 @@ def _group(
     text: Text,
     streams: Streams,
 ) -> Group:
+    if not text.bound:
+        require_length(config, text.length, model)
     write = jobs[0].write
     if write.layer >= size.n_layers:
         raise UsageError(f"hook point {write} is not in {model}, which has layers 0 to {size.n_layers - 1}")
