@@ -1,7 +1,7 @@
 """Two records side by side: paired differences with intervals, and what they come to in a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
