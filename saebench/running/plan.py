@@ -15,13 +15,14 @@ from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
 from saebench.loading.hf import Address
+from saebench.loading.recognise import Checkpoint
 from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.settings import configure, read_settings, require_known
-from saebench.running.sources import spread
+from saebench.running.sources import Source, spread
 from saebench.sae import SAE
 from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
@@ -78,7 +79,7 @@ class Job:
     """
 
     name: str
-    source: str | Path | SAE
+    source: Source
     sha256: str
     model: str
     read: HookPoint
@@ -208,7 +209,7 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     return jobs, failures
 
 
-def _load(source: str | Path | SAE, request: Request) -> SAE:
+def _load(source: Source, request: Request) -> SAE:
     if isinstance(source, SAE):
         check_sae(source, Path("the SAE in memory"))
         return source.to(source.W_enc.device, torch.float32)
@@ -218,7 +219,7 @@ def _load(source: str | Path | SAE, request: Request) -> SAE:
     )  # fmt: skip
 
 
-def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
+def _job(name: str, source: Source, sae: SAE, request: Request) -> Job:
     meta = sae.metadata
     model = request.model or meta.model
     hook = request.hook or meta.hook
@@ -277,7 +278,7 @@ def _refuse_twin(job: Job, jobs: list[Job]) -> None:
             raise UsageError(f"the same SAE as '{other.name}': give it once")
 
 
-def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
+def default_names(sources: Sequence[Source]) -> list[str]:
     """A name for each, with the folder above in front where several would have the same (`s0/topk`, `s1/topk`)."""
     names = [default_name(source) for source in sources]
     longer = [_longer(name, source) for name, source in zip(names, sources, strict=True)]
@@ -285,14 +286,14 @@ def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
     return [long if told_apart[name] > 1 else name for name, long in zip(names, longer, strict=True)]
 
 
-def _longer(name: str, source: str | Path | SAE) -> str:
+def _longer(name: str, source: Source) -> str:
     if isinstance(source, SAE):
         return name
     above = [folder.name for folder in _named_path(source).parents if folder.name]
     return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
-def default_name(source: str | Path | SAE) -> str:
+def default_name(source: Source) -> str:
     """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
@@ -304,7 +305,7 @@ def default_name(source: str | Path | SAE) -> str:
     return f"{parent}-{name}" if vague and parent else name
 
 
-def _named_path(source: str | Path) -> Path:
+def _named_path(source: str | Path | Checkpoint) -> Path:
     """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
     spec = str(source)
     if not is_remote(spec):
