@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from saebench.labels import Labels
 from saebench.metric import Env, Metric, Score, Truth
 from saebench.registry import installed
 from saebench.testing import SyntheticText, random_sae
@@ -47,7 +49,7 @@ def _page(metric: type[Metric]) -> str:
         f"Version {metric.version}. Reads {needs}. Code: `plugins/{module.__name__.split('plugins.')[-1].replace('.', '/')}.py`.",
         "## Scores",
     ]
-    if "labels" in metric.needs:
+    if metric.name == "probing":
         parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
         what = "documents" if metric.paired else "the SAE's own sampled latents"
@@ -76,8 +78,14 @@ def _scores(metric: type[Metric]) -> list[Score]:
     instance = metric(sae)
     if metric.needs:
         batch = text.batch(sae, range(len(text.x)))
-        instance.update(replace(batch, _truth=_truth(batch.x)))
+        instance.update(replace(batch, _truth=_truth(batch.x), _grid=(3, 3), _labels=_labels(len(batch.x))))
     return _first_points(instance.scores(Env(sae)))
+
+
+def _labels(n: int) -> Labels:
+    """Made-up labels of n documents, two classes, the last third held out."""
+    at = np.arange(n)
+    return Labels(("a", "b"), at % 2, at >= n - n // 3, at)
 
 
 def _truth(x: torch.Tensor) -> Truth:

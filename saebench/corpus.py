@@ -21,7 +21,7 @@ from saebench.loading.hub import hub_documents, hub_table
 from saebench.loading.text_cache import cached
 from saebench.models import fetched_folder
 from saebench.prompts import Prompts, make_prompts, prompt_rows
-from saebench.task import ActivationContent, LabelSpec, PromptContent, Task
+from saebench.task import MODEL_FREE, LabelSpec, PromptContent, Task
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     """
     if tokenizer is None:
         raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
-    if isinstance(task.content, ActivationContent):
-        raise SaebenchError(f"task {task.label} is a file of activations, and has no text for a language model")
+    if task.kind in MODEL_FREE:
+        raise SaebenchError(f"task {task.label} brings its own activations, and has no text for a language model")
     task = task.build(tokenizer)
     start = bos_id(task.contexts.bos and bos, tokenizer)
 

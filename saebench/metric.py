@@ -146,6 +146,7 @@ class Metric:
         name: how it is asked for and recorded.
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
+        optional: of those, the parts that a batch may lack (`token_losses` where no language model runs): see `Batch.has`.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
@@ -170,6 +171,7 @@ class Metric:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saebench.arithmetic.allocator import keep_freed_memory
 from saebench.arithmetic.linear import linear, use_onednn
+from saebench.batch import Truth
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import MODULES, MOVED_ON_GEMMA, SANDWICH, HookPoint
 from saebench.lens.model import Copy as Copy
@@ -72,6 +73,18 @@ class Subject:
     @property
     def dtype(self) -> str:
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    predicts = True
+    grid: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The model's type, for records."""
+        return str(self.model.config.model_type)
+
+    def truth(self, token_ids: Tensor) -> Truth | None:
+        """Planted features behind the activations: a language model has none."""
+        return None
 
     def require(self, hook: HookPoint) -> None:
         """Raise UsageError unless this model has the hook point."""

@@ -9,9 +9,9 @@ import torch
 from saebench.plugins.metrics.effects.measure import Firing, ablate, divergence, sparsity
 from saebench.plugins.metrics.effects.metric import Effects
 from saebench.plugins.metrics.effects.settings import Settings
-from saebench.plugins.metrics.latents import contribution, token_scale
 
 from saebench.errors import SaebenchError
+from saebench.lens import contribution, token_scale
 from saebench.metric import Env, get_state, set_state
 from saebench.sae import SAE, LayerNorm, TokenScale
 from saebench.stats import ratio_interval

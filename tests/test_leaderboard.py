@@ -287,6 +287,7 @@ def test_compare_refuses_one_record_and_itself(make: Make) -> None:
 
 @pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m\u202etxt\x00", "x" * 10_000_000, "[bold red]x[/]"])
 def test_hostile_names_stay_text_in_comparisons_and_errors(tmp_path: Path, name: str) -> None:
+    name = name.replace("\0", "")[:1000]  # longer ones and NUL are refused with the record
     for i in range(2):
         about = {"name": name, "sha256": f"{i}" * 64, "architecture": name, "d_sae": 64}
         make_record(tmp_path, f"sae-{i}", 0.05 * i, i, sae=about)
@@ -297,7 +298,7 @@ def test_hostile_names_stay_text_in_comparisons_and_errors(tmp_path: Path, name:
     [stranger] = (tmp_path / "other").glob("*.json")
     refused = CliRunner().invoke(main, ["compare", paths[0], str(stranger)])
     assert refused.exit_code == 1
-    unknown = CliRunner().invoke(main, ["compare", "red", name[:1000].replace("\0", ""), "--results", str(tmp_path)])
+    unknown = CliRunner().invoke(main, ["compare", "red", name, "--results", str(tmp_path)])
     assert unknown.exit_code in (1, 2)
     for text in (shown.output, refused.output, unknown.output):
         assert "\x1b" not in text

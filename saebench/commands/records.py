@@ -73,7 +73,7 @@ def _boards(
     from saebench.board.sparsity import measured_sparsity
     from saebench.results import load_records
 
-    records = load_records(folders or (Path("results"),))
+    records = load_records(folders or (Path("results"),), skip_damaged=True)
     if not records:
         raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
     sparsity = measured_sparsity(records)
@@ -151,7 +151,7 @@ def compare(
     """
     with errors(debug):
         from saebench.board.compare import compare as compare_records
-        from saebench.results import find_records
+        from saebench.board.find import find_records
 
         found = compare_records(find_records(saes, results, task), scores)
         if as_json:

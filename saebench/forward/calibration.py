@@ -18,7 +18,7 @@ from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.hookpoint import HookPoint
 from saebench.models import require_tokens
 from saebench.sae import SAE
-from saebench.subject import Subject
+from saebench.source import Source
 
 # Raised when what is computed here or in ablation.py changes, so that no cache outlives its code.
 CACHE_VERSION = "1"
@@ -49,7 +49,7 @@ class Calibration:
 
 
 def calibrate(
-    subject: Subject,
+    subject: Source,
     contexts: Contexts,
     read: HookPoint,
     write: HookPoint,
@@ -93,7 +93,7 @@ def calibrate(
 
 
 def _calibrate(
-    subject: Subject, head: Contexts, read: HookPoint, write: HookPoint, max_norm: float | None, batch_size: int
+    subject: Source, head: Contexts, read: HookPoint, write: HookPoint, max_norm: float | None, batch_size: int
 ) -> Calibration:
     ids = torch.from_numpy(head.token_ids).to(subject.device)
     normal = ~torch.from_numpy(head.special).to(subject.device)

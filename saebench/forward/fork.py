@@ -18,6 +18,7 @@ from saebench.forward.lane import Lane
 from saebench.forward.losses import spliced_losses
 from saebench.hookpoint import HookPoint
 from saebench.metric import Batch, Edit, Edited, Metric, TokenLosses
+from saebench.source import Source
 from saebench.subject import Copy, Subject
 
 
@@ -31,7 +32,7 @@ class Ground:
         seed: of the run.
     """
 
-    subject: Subject
+    subject: Source
     contexts: Contexts
     context_id: np.ndarray
     read: HookPoint
@@ -39,6 +40,13 @@ class Ground:
     calibration: Calibration
     ablations: Ablations | None
     seed: int = 0
+
+    @property
+    def model(self) -> Subject:
+        """The language model, where the source is one: only that is forked."""
+        if not isinstance(self.subject, Subject):
+            raise SaebenchError(f"{self.subject.loaded.id} is no language model, so nothing can be spliced into it")
+        return self.subject
 
 
 @dataclass(frozen=True)
@@ -96,13 +104,14 @@ class Fork:
         if ground.ablations is None and not edits:
             self(*subject.capture(self.token_ids, *place))
             return Forked(self.batches, {}, ground.seed)
-        if edits and subject.forks and not ground.write.on_stream:
+        model = ground.model
+        if edits and model.forks and not ground.write.on_stream:
             # Inside a block the block's input forks, so the rows of every stream must be known before the hook point.
             copies = self(*subject.capture(self.token_ids, *place))
             sources = torch.cat([copy.source for copy in copies])
-            return self._with_losses(*subject.fork(self.token_ids, *place, lambda *_: copies, sources))
+            return self._with_losses(*model.fork(self.token_ids, *place, lambda *_: copies, sources))
         count = len(self._lanes) + ground.ablations.most_copies if ground.ablations else 0
-        return self._with_losses(*subject.fork(self.token_ids, *place, self, count))
+        return self._with_losses(*model.fork(self.token_ids, *place, self, count))
 
     def __call__(self, x_read: Tensor, x_write: Tensor) -> list[Copy]:
         """The streams to run above the hook point: one per SAE, then edits, then ablations."""
@@ -138,6 +147,8 @@ class Fork:
             _x_read=x_read,
             read_mean=calibration.sample.mean(0),
             _labels=None if contexts.labels is None else contexts.labels.take(rows),
+            _grid=ground.subject.grid,
+            _truth=ground.subject.truth(self.token_ids) if any(lane.needs("truth") for lane in self._lanes) else None,
         )
 
     def _require_finite(self, x: Tensor) -> None:
@@ -160,7 +171,7 @@ class Fork:
         for owned, states in zip(self._edits, edits, strict=True):
             tiles.append(list(states.split(size)) if _in_order(owned.source, size) else [])
         streams = [*own, *(tile for some in tiles for tile in some)]
-        losses = spliced_losses(self._ground.subject, clean, streams, self.token_ids, scored)
+        losses = spliced_losses(self._ground.model, clean, streams, self.token_ids, scored)
         edited: dict[tuple[int, str], dict[str, Edited]] = {}
         at = saes
         for owned, states, some in zip(self._edits, edits, tiles, strict=True):
@@ -188,7 +199,7 @@ class Fork:
     def _apart(self, clean: Tensor, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and KL [R, T] of rows whose contexts are in any order."""
         scored, token_ids = self.batches[0].scored[source], self.token_ids[source]
-        losses = spliced_losses(self._ground.subject, clean[source], [hidden], token_ids, scored)
+        losses = spliced_losses(self._ground.model, clean[source], [hidden], token_ids, scored)
         return losses.spliced[0], losses.kl[0]
 
     def _drop_non_finite(self, edited: dict[tuple[int, str], dict[str, Edited]]) -> None:

@@ -15,6 +15,7 @@ from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import finish_metric
 from saebench.running.setting import Setting
+from saebench.subject import Subject
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
@@ -67,7 +68,7 @@ def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
     if judge is not None:
         judge.ledger.begin()
     lens = None
-    if metric.uses_lens:
+    if metric.uses_lens and isinstance(setting.subject, Subject):
         if request.force:
             setting.state.drop_units(work.record.fingerprint, _label(metric))
         lens = Lens(

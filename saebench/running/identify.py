@@ -87,7 +87,7 @@ def _new_record(setting: Setting, job: Job) -> Record:
             "id": subject.loaded.id,
             "sha256": subject.loaded.sha256,
             "revision": subject.loaded.revision,
-            "type": subject.model.config.model_type,
+            "type": subject.kind,
         },
         hook=str(job.read),
         hook_out=str(job.write),

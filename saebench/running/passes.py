@@ -22,6 +22,7 @@ from saebench.running.plan import Place
 from saebench.running.provenance import provenance
 from saebench.running.setting import Setting
 from saebench.stream import Pass, Tally
+from saebench.subject import Subject
 
 # SAEs that go through one pass together; more of them run in further passes.
 LANES = 16
@@ -157,7 +158,7 @@ def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration
     mine = setting.contexts.by_length(np.arange(len(setting.contexts))[setting.rank :: setting.world])
     contexts = setting.contexts.take(mine)
     ablations = None
-    if any(lane.needs("token_losses") for lane in lanes) and len(mine):
+    if isinstance(subject, Subject) and any(lane.needs("token_losses") for lane in lanes) and len(mine):
         ablations = Ablations(subject, contexts, place.write, calibration, cache_folder())
     ground = Ground(
         subject, contexts, mine, place.read, place.write, calibration, ablations, setting.request.seed

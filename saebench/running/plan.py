@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from saebench.catalog import data_task, load_task, load_tasks
+from saebench.catalog import activation_task, data_task, load_task, load_tasks
 from saebench.errors import SaebenchError, UsageError
-from saebench.hookpoint import HookPoint
+from saebench.hookpoint import ACTIVATIONS, HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
 from saebench.loading.hf import Address
 from saebench.loading.recognise import Checkpoint
@@ -24,7 +24,7 @@ from saebench.running.request import Request
 from saebench.running.settings import configure, read_settings, require_known
 from saebench.running.sources import Source, spread
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
+from saebench.task import MODEL_FREE, ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
 # Folder names that say nothing: their parent's name goes in front.
 _VAGUE = frozenset(
@@ -121,6 +121,11 @@ def read_tasks(request: Request) -> list[Task]:
     Raises:
         UsageError: no such task.
     """
+    if request.planted is not None or request.activations is not None:
+        return [_source_task(request)]
+    for name, value in (("labels", request.labels), ("grid", request.grid)):
+        if value is not None:
+            raise UsageError(f"--{name} goes with --activations FILE")
     if request.data is not None:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
@@ -133,12 +138,58 @@ def read_tasks(request: Request) -> list[Task]:
     return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
 
 
+def _source_task(request: Request) -> Task:
+    """The task of --planted or --activations.
+
+    Raises:
+        UsageError: several texts or sources are given, or a file cannot be read.
+    """
+    given = {"--planted": request.planted, "--activations": request.activations, "--data": request.data,
+             "--tokens": request.tokens, "--task": None if request.task == "fidelity" else request.task}  # fmt: skip
+    if len(clash := [flag for flag, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"{clash[0]} and {clash[1]} are one source too many: leave one out")
+    if request.planted is not None:
+        task = load_task(request.planted)
+        if task.kind != "planted":
+            raise UsageError(f"--planted {request.planted}: a task of {task.kind}; use --task, or name a planted model")
+        return task
+    labels = None if request.labels is None else Path(request.labels)
+    metrics = [
+        name for name, metric in sorted(registry(request.strict).metrics.items()) if _fits_files(metric, request)
+    ]
+    columns = LabelSpec(label=request.label_column, group=request.group_column)
+    return activation_task(Path(str(request.activations)), metrics, labels, columns, _grid(request.grid))
+
+
+def _fits_files(metric: type[Metric], request: Request) -> bool:
+    """Whether a file of activations has all that a metric must have."""
+    has = {
+        "x",
+        "x_read",
+        "latents",
+        "reconstruction",
+        *(["labels"] if request.labels else []),
+        *(["grid"] if request.grid else []),
+    }
+    return metric.needs - metric.optional <= has and not (metric.asks or metric.uses_lens or metric.edit_rows)
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch("([1-9][0-9]{0,4})[,x]([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"--grid {text}: write it as height,width, like 8,8")
+    return int(match[1]), int(match[2])
+
+
 # What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
 _LACKING: dict[Kind, set[str]] = {
-    "contexts": {"labels"},
-    "labels": {"token_losses"},
-    "prompts": {"labels", "token_losses"},
-    "activations": {"labels", "token_losses"},
+    "contexts": {"labels", "truth"},
+    "labels": {"token_losses", "truth"},
+    "prompts": {"labels", "token_losses", "truth"},
+    "activations": {"token_losses", "truth"},
+    "planted": {"labels", "token_losses"},
 }
 
 
@@ -160,7 +211,12 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
                 f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
             )
-        if lacking := _LACKING[task.kind] & set(metric.needs):
+        if task.kind in MODEL_FREE and metric.uses_lens:
+            raise UsageError(
+                f"metric '{name}' experiments on a language model, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
+        if lacking := _LACKING[task.kind] & (metric.needs - metric.optional):
             raise UsageError(
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
@@ -179,10 +235,13 @@ def all_wanted(request: Request, tasks: Sequence[Task]) -> list[dict[str, type[M
     return wanted
 
 
-def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], list[Failure]]:
+def make_jobs(
+    request: Request, say: Callable[[str], None], tasks: Sequence[Task] = ()
+) -> tuple[list[Job], list[Failure]]:
     """Load every SAE once, and find which cannot be measured.
 
     Args:
+        tasks: of the request; those that bring their own activations replace the checkpoints' model and hook point.
         say: hears how many SAEs a folder or a pattern stands for.
 
     Raises:
@@ -193,13 +252,14 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
+    source = _source_name(tasks)
     jobs: list[Job] = []
     failures: list[Failure] = []
     kept = 0
-    for name, source in zip(request.names or default_names(sources), sources, strict=True):
+    for name, path in zip(request.names or default_names(sources), sources, strict=True):
         try:
-            sae = _load(source, request)
-            job = _job(name, source, sae, request)
+            sae = _load(path, request)
+            job = _job(name, path, sae, request) if source is None else _source_job(name, path, sae, source)
             _refuse_twin(job, jobs)
         except SaebenchError as error:
             failures.append(Failure(name, error))
@@ -207,6 +267,25 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
         kept += job.nbytes
         jobs.append(replace(job, loaded=sae) if kept <= _KEEP_BYTES else job)
     return jobs, failures
+
+
+def _source_name(tasks: Sequence[Task]) -> str | None:
+    """The id of the source that the tasks bring; None where they run a language model.
+
+    Raises:
+        UsageError: some do, and others do not.
+    """
+    own = [task for task in tasks if task.kind in MODEL_FREE]
+    if own and len(tasks) > 1:
+        raise UsageError(f"task {own[0].label} brings its own activations: run it alone")
+    return own[0].name.rpartition("/")[2] if own else None
+
+
+def _source_job(name: str, path: Source, sae: SAE, source: str) -> Job:
+    """One SAE on activations that a task brings: their only place stands for the hook point."""
+    nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
+    sha = sae.sha256()
+    return Job(name, path, sha, source, ACTIVATIONS, ACTIVATIONS, _about(name, sae, sha), nbytes)
 
 
 def _load(source: Source, request: Request) -> SAE:

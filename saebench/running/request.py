@@ -44,9 +44,23 @@ class Request:
         None, metavar="FILE", help="Probe for the labels of this table of texts (.csv or .parquet)."
     )
     text_column: str = option("text", help="Of --data.")
-    label_column: str = option("label", help="Of --data.")
+    activations: str | Path | None = option(
+        None,
+        metavar="FILE",
+        help="Run on these activations, [N, d] or [items, positions, d] (.npy, .safetensors, .parquet); no model runs.",
+    )
+    labels: str | Path | None = option(
+        None, metavar="FILE", help="Of --activations: a table (.csv or .parquet) with one row per item."
+    )
+    grid: str | None = option(
+        None, metavar="H,W", help="Of --activations: height and width of the positions, for images."
+    )
+    label_column: str = option("label", help="Of --data and --labels.")
     group_column: str | None = option(
-        None, help="Of --data: rows that share it are on one side of the split. Default: each its own."
+        None, help="Of --data and --labels: rows that share it are on one side of the split. Default: each its own."
+    )
+    planted: str | None = option(
+        None, metavar="NAME", help="Run on a planted model, whose features are known (planted-1k, or a TOML file)."
     )
     metrics: Sequence[str] = option((), flag="--metric", help="Only this metric; repeatable. Default: the task's.")
     settings: Sequence[str] | Mapping[str, Any] = option(
