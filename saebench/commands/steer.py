@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors
 from saebench.errors import UsageError
 
 
@@ -61,7 +61,7 @@ def steer(
         if as_json:
             rows = [{"strength": c.strength, "text": c.text} for c in found]
             body = {"prompt": prompt, "latents": wanted, "continuations": rows}
-            click.echo(json.dumps(body, indent=1, ensure_ascii=False))
+            echo(json.dumps(body, indent=1, ensure_ascii=False))
             return
         _show(prompt, wanted, [(c.strength, c.text) for c in found])
 
@@ -92,9 +92,9 @@ def _find(steerer: Any, words: str, results: Path, as_json: bool) -> None:
 
     rows = find(steerer, words, results)
     if as_json:
-        click.echo(json.dumps([vars(row) for row in rows], indent=1, ensure_ascii=False))
+        echo(json.dumps([vars(row) for row in rows], indent=1, ensure_ascii=False))
         return
     for row in rows:
-        click.echo(f"{row.latent:>8}  {row.by:<16}  {row.detail}")
+        echo(f"{row.latent:>8}  {row.by:<16}  {row.detail}")
     if not rows:
-        click.echo(f"no latent matches '{words}'", err=True)
+        echo(f"no latent matches '{words}'", err=True)
