@@ -25,7 +25,8 @@ from saebench.disk import write_atomically as write_atomically
 from saebench.errors import MissingScore, SaebenchError, one_line
 from saebench.notebook import scores_html
 from saebench.reading import RECORD_BYTES, TABLE_BYTES, parquet_frame, read_bytes, read_json, require_numbers
-from saebench.record_schema import Group, problem
+from saebench.record_schema import Group as Group
+from saebench.record_schema import problem
 from saebench.text import clean
 
 SCHEMA = 1
