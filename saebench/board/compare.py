@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from saebench.board.groups import differing
@@ -10,7 +11,7 @@ from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.report import Cell, Column
 from saebench.results import Record
 from saebench.stats import Difference, independent_difference, paired_difference
-from saebench.text import clean
+from saebench.text import clean, interval_text, value_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Line:
         return "better" if (self.difference.value > 0) == (self.column.direction == "higher") else "worse"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """B against A, score by score."""
 
@@ -65,6 +66,17 @@ class Comparison:
             )
         return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.b} against {self.a}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        head = "".join(
+            f"<th>{escape(t)}</th>" for t in ("score", self.a, self.b, "B − A", "95 % interval", "p", "verdict")
+        )
+        body = "".join(f"<tr>{''.join(f'<td>{escape(t)}</td>' for t in _texts(line))}</tr>" for line in self.lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(self.sentence)}</p>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `difference` is B − A."""
         lines = [
@@ -80,6 +92,15 @@ class Comparison:
             for line in self.lines
         ]
         return {"a": self.a, "b": self.b, "scores": lines, "sentence": self.sentence}
+
+
+def _texts(line: Line) -> list[str]:
+    """A line's cells as text."""
+    found = line.difference
+    shown = None if found is None else Cell("scored", found.value, found.low, found.high)
+    difference = ["", ""] if shown is None else [value_text(shown), interval_text(shown)]
+    p = "" if found is None or found.p_value is None else f"{found.p_value:.2g}"
+    return [clean(line.column.key), value_text(line.a), value_text(line.b), *difference, p, line.verdict]
 
 
 def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:
