@@ -268,8 +268,8 @@ def get_state(metric: Metric) -> dict[str, Any]:
         if name.startswith("_"):
             continue
         if isinstance(value, Rows):
-            for column, array in value.frame().items():
-                state[f"{name}/{column}"] = array.to_numpy()
+            if value.columns:  # empty ones are what a new instance has
+                state |= {f"{name}/{column}": array.to_numpy() for column, array in value.frame().items()}
         elif isinstance(value, Tensor):
             state[name] = value.detach().cpu().numpy()
         elif isinstance(value, dict) and not all(isinstance(k, str) for k in value):
@@ -285,7 +285,32 @@ def get_state(metric: Metric) -> dict[str, Any]:
                 f"metric '{metric.name}' keeps a {type(value).__name__} in '{name}', which cannot be saved: "
                 "use numbers, arrays, tensors, Rows or lists of plain values, or begin its name with '_'"
             )
+    for name, value in state.items():
+        _require_storable(metric, name, value)
     return state
+
+
+def _require_storable(metric: Metric, name: str, value: Any) -> None:
+    """Raise TypeError for values that neither JSON nor an array of numbers holds."""
+    if isinstance(value, np.ndarray):
+        fits = value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
+        problem = None if fits else f"array of {value.dtype}"
+    elif isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str) or key == "__array__"]
+        problem = f"dictionary with the key {odd[0]!r}" if odd else None
+        for inner in value.values():
+            _require_storable(metric, name, inner)
+    elif isinstance(value, list | tuple):
+        problem = None
+        for inner in value:
+            _require_storable(metric, name, inner)
+    else:
+        problem = None if value is None or type(value) in (int, float, str, bool) else f"{type(value).__name__}"
+    if problem:
+        raise TypeError(
+            f"metric '{metric.name}' keeps a {problem} in '{name}', which cannot be stored: use numbers, text, arrays of "
+            "numbers, tensors, Rows, or lists of them, or begin its name with '_'"
+        )
 
 
 def set_state(metric: Metric, state: Mapping[str, Any]) -> None:

@@ -55,6 +55,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
+def require_regular(path: Path) -> None:
+    """Raise OSError unless a path is a regular file or a link to one."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+
+
 def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
     """A JSON file of plain, finite, bounded values.
 

@@ -1,7 +1,6 @@
 """`saebench run`: measure SAEs, with a progress bar, and show what came of it."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,7 +74,7 @@ def _exit(bad: list[int], some: bool) -> None:
         some: whether anything did not.
     """
     if bad:
-        sys.exit(1 if some or 1 in bad else 2)
+        raise click.exceptions.Exit(1 if some or 1 in bad else 2)
 
 
 class _Progress:

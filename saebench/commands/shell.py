@@ -57,7 +57,7 @@ def errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         echo("interrupted: what was finished is kept; run the same command to go on", err=True)
         sys.exit(130)
-    except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
+    except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
         raise  # click ends quietly where nobody reads on
     except OSError as error:  # most often stdout, on a full disk
         if debug:
@@ -69,6 +69,12 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         kind = type(error).__name__
         echo(f"error: {kind}: {one_line(error)} (a bug in saebench: --debug shows where)", err=True)
+        sys.exit(1)
+    except BaseException as error:  # saebench itself ends through click
+        if debug:
+            raise
+        kind = type(error).__name__
+        click.echo(f"error: a plugin ended the command ({kind}: {one_line(error)}): --debug shows where", err=True)
         sys.exit(1)
     finally:
         if "torch" in sys.modules:

@@ -70,8 +70,8 @@ def calibrate(
     )
     path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = load_from_cache(path, str(subject.device))
-    if found is not None:
-        return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
+    if found is not None and (cached := _cached(found)):
+        return cached
     result = None
     while result is None:
         try:
@@ -90,6 +90,14 @@ def calibrate(
     }
     save_in_cache(path, tensors)
     return result
+
+
+def _cached(found: dict[str, Tensor]) -> Calibration | None:
+    """A cached calibration; None where the file holds other tensors."""
+    shapes = {"median": 0, "threshold": 0, "mean": 1, "sample": 2}
+    if {name: tensor.ndim for name, tensor in found.items()} != shapes:
+        return None
+    return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
 
 
 def _calibrate(

@@ -187,7 +187,7 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
         return Text(contexts, length, length)
     if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
-    found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
+    found = task_contexts(task, load_tokenizer(model, request.revision), bos=not request.no_bos).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))
 
 

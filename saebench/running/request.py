@@ -40,6 +40,9 @@ class Request:
     tokens: str | Path | None = option(
         None, metavar="FILE.npy", help="Run on these token ids [contexts, tokens] as they are."
     )
+    no_bos: bool = option(
+        False, help="Contexts without BOS, as some SAEs are trained; recorded, and compared with its like only."
+    )
     data: str | Path | None = option(
         None, metavar="FILE", help="Probe for the labels of this table of texts (.csv or .parquet)."
     )
