@@ -241,9 +241,9 @@ def test_scores_are_chosen_by_key_metric_or_both(make: Make) -> None:
 
 def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
     records = []
-    for name, shift in (("a", 0.0), ("b", 0.05)):
-        score = declared("theirs", "surprise", units(shift), Ratio("sse", "variance"), "lower")
-        record = make(name, shift)
+    for name, shift, seed in (("a", 0.0, 1), ("b", 0.05, 2)):
+        score = declared("theirs", "surprise", units(shift, seed), Ratio("sse", "variance"), "lower")
+        record = make(name, shift, seed)
         records.append(replace(record, scores=[*record.scores, score]))
         entry = record.metrics["fidelity"]
         records[-1].metrics["theirs"] = entry
