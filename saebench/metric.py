@@ -24,6 +24,7 @@ from saebench.judge import Calls, Session
 from saebench.lens import Lens
 from saebench.presentation import Axis, Figure
 from saebench.sae import SAE
+from saebench.stats import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +44,15 @@ class Score:
         unit: what it is measured in ("nats/token", "fraction", …).
         direction: whether higher or lower is better, or None.
         at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
-        num, den: columns of the units: value = offset + scale · Σnum / Σden.
+        num, den: columns of the units: value = offset + scale · Σnum / Σden. For an area under the ROC curve, the decision
+            column (`num`, or `num_0`, `num_1`, … for more than two classes) and the class numbers.
         count: the column of the units whose sum is n; None counts the rows.
         within: the least and the most that a score with columns can be, if there are: an accuracy lies in [0, 1], the gap between
             two in [-1, 1], and so does the truth. An interval is cut there.
         value, n: for a plain score.
         no_interval: why a plain score has no interval.
         low, high: the interval of a plain score that brings its own.
+        kind: of a score with columns: a ratio of sums, or an area under the ROC curve.
     """
 
     key: str
@@ -67,6 +70,7 @@ class Score:
     no_interval: str | None = None
     low: float | None = None
     high: float | None = None
+    kind: Kind = "ratio"
 
     @classmethod
     def ratio(
@@ -83,8 +87,28 @@ class Score:
         within: tuple[float, float] | None = None,
         at: float | None = None,
     ) -> "Score":
-        """offset + scale · Σnum/Σden over the rows of `units()`: interval, paired difference and rank come by themselves."""
+        """offset + scale · Σnum/Σden over the rows of `units()`; the harness makes interval, paired difference and rank."""
         return cls(key, unit, direction, at, num, den, offset, scale, count, within)
+
+    @classmethod
+    def auroc(
+        cls,
+        key: str,
+        decision: str,
+        label: str,
+        *,
+        unit: str = "area",
+        direction: Direction | None = "higher",
+        at: float | None = None,
+    ) -> "Score":
+        """The area under the ROC curve over the rows of `units()`; the harness makes interval, paired difference and rank.
+
+        Args:
+            decision: the column of decision values; with C > 2 classes, the columns are `decision_0` … `decision_C-1` and the
+                score is the mean of the one-against-the-rest areas.
+            label: the column of class numbers; with two classes 1 is positive.
+        """
+        return cls(key, unit, direction, at, decision, label, within=(0, 1), kind="area")
 
     @classmethod
     def plain(
@@ -150,6 +174,8 @@ class Metric:
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
+        smallest: by key, the smallest difference between two SAEs that matters, in the score's unit: "better" needs
+            that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         figures: pictures of the scores, beside the default of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
@@ -175,6 +201,7 @@ class Metric:
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
+    smallest: ClassVar[Mapping[str, float]] = {}
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
     paired: ClassVar[bool] = True

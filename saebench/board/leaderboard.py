@@ -102,13 +102,15 @@ def _column(row: dict[str, Any]) -> Column:
     return Column(str(row["metric"]), row["version"], str(row["key"]), row["at"], str(row["unit"]), direction)
 
 
+def _declared(row: dict[str, Any]) -> Ratio:
+    within = row.get("within")
+    limits = None if within is None else (within[0], within[1])
+    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=limits, kind=row.get("kind", "ratio"))
+
+
 def ratios(record: Record) -> dict[Column, Ratio]:
     """How the scores of a record were declared, those that can be resampled."""
-    return {
-        _column(row): Ratio(row["num"], row["den"], row["offset"], row["scale"])
-        for row in record.scores
-        if row["num"] is not None and row["den"] is not None
-    }
+    return {_column(row): _declared(row) for row in record.scores if row["num"] is not None and row["den"] is not None}
 
 
 def is_paired(record: Record, metric: str) -> bool:
@@ -207,6 +209,8 @@ def conflict(a: Record, b: Record) -> str | None:
 def _rank(board: Board) -> None:
     """Fill in the ranks: every score with a direction and columns in the units, over the SAEs that have it."""
     units: dict[str, list[pd.DataFrame | None]] = {}
+    # The family of the correction: a table shows the headlines, unless scores are asked for by name.
+    shown = max(1, sum(c.direction is not None and any(c in row.ratios for row in board.rows) for c in board.headlines))
     for column in board.columns:
         declared = next((row.ratios[column] for row in board.rows if column in row.ratios), None)
         if column.direction is None or declared is None:
@@ -217,7 +221,10 @@ def _rank(board: Board) -> None:
         able = [i for i, row in enumerate(board.rows) if row.ratios.get(column) == declared and frames[i] is not None]
         try:
             paired = all(is_paired(board.rows[i].record, column.metric) for i in able)
-            places = ranks([f for i in able if (f := frames[i]) is not None], declared, column.direction, paired=paired)
+            places = ranks(
+                [f for i in able if (f := frames[i]) is not None], declared, column.direction, paired=paired,
+                smallest=board.presentation(column).smallest.get(column.key), scores=shown,
+            )  # fmt: skip
         except SaebenchError as error:
             board.notes.append(f"no ranks in {column.name}: {one_line(error)}")
             continue

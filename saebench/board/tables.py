@@ -53,8 +53,8 @@ def caption(board: Board) -> str:
 
 
 LEGEND = (
-    "#n: rank, one plus the number of SAEs that are significantly better (Holm, 5 %; paired over documents, unless each SAE has "
-    "its own latents). Below each value: its 95 % interval."
+    "#n: rank, one plus the number of SAEs that are better by size and significance (5 % over all headline scores and all pairs "
+    "down to the SAE; paired over documents, unless each SAE has its own latents). Below each value: its 95 % interval."
 )
 
 
@@ -130,7 +130,10 @@ def comparison_table(comparison: Comparison) -> Table:
     a, b = clean(comparison.a, 40), clean(comparison.b, 40)
     how = {True: "paired over documents", False: "not paired, since each SAE has its own latents"}
     found = " or ".join(dict.fromkeys(how[line.paired] for line in comparison.lines)) or how[True]
-    table = Table(caption=Text(f"B − A: {found}, 95 % interval", style="dim"), caption_justify="left")
+    table = Table(
+        caption=Text(f"B − A: {found}, 95 % interval; p: Holm over all lines of the comparison", style="dim"),
+        caption_justify="left",
+    )
     for name in ("score", a, b, "B − A", "p", ""):
         table.add_column(Text(name), justify="left" if name in ("score", "") else "right", overflow="fold")
     columns = [line.column for line in comparison.lines]
@@ -147,6 +150,13 @@ def _difference(line: Line) -> list[Text]:
     shown = Cell("scored", found.value, found.low, found.high)
     interval = interval_text(shown)
     value = f"{value_text(shown)}\n{interval}" if interval else value_text(shown)
-    p = "" if found.p_value is None else f"{found.p_value:.1e}" if found.p_value < 1e-3 else f"{found.p_value:.3f}"
-    words = {"better": "B is better", "worse": "A is better", "differs": "differ", "same": "no difference seen"}
+    p_value = found.p_value if line.adjusted is None else line.adjusted
+    p = "" if p_value is None else f"{p_value:.1e}" if p_value < 1e-3 else f"{p_value:.3f}"
+    words = {
+        "better": "B is better",
+        "worse": "A is better",
+        "differs": "differ",
+        "same": "no difference seen",
+        "negligible": f"smaller than matters ({line.smallest:g})" if line.smallest else "smaller than matters",
+    }
     return [Text(value), Text(p), Text(words.get(line.verdict, clean(line.reason or "")))]

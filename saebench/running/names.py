@@ -7,6 +7,7 @@ from pathlib import Path
 
 from saebench.errors import UsageError
 from saebench.loading.hf import Address
+from saebench.loading.recognise import Checkpoint
 from saebench.loading.remote import is_on_hub, is_remote
 from saebench.sae import SAE
 
@@ -32,7 +33,7 @@ _VAGUE = frozenset(
 )
 
 
-def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
+def default_names(sources: Sequence[str | Path | Checkpoint | SAE]) -> list[str]:
     """A name for each, with the folder above in front where several would have the same (`s0/topk`, `s1/topk`)."""
     names = [default_name(source) for source in sources]
     longer = [_longer(name, source) for name, source in zip(names, sources, strict=True)]
@@ -40,14 +41,14 @@ def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
     return [long if told_apart[name] > 1 else name for name, long in zip(names, longer, strict=True)]
 
 
-def _longer(name: str, source: str | Path | SAE) -> str:
+def _longer(name: str, source: str | Path | Checkpoint | SAE) -> str:
     if isinstance(source, SAE):
         return name
     above = [folder.name for folder in _named_path(source).parents if folder.name]
     return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
 
 
-def default_name(source: str | Path | SAE) -> str:
+def default_name(source: str | Path | Checkpoint | SAE) -> str:
     """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
@@ -59,7 +60,7 @@ def default_name(source: str | Path | SAE) -> str:
     return f"{parent}-{name}" if vague and parent else name
 
 
-def _named_path(source: str | Path) -> Path:
+def _named_path(source: str | Path | Checkpoint) -> Path:
     """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
     spec = str(source)
     if not is_remote(spec):

@@ -19,7 +19,7 @@ from saebench.running.names import default_names
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.settings import configure, read_settings, require_known
-from saebench.running.sources import spread
+from saebench.running.sources import Source, spread
 from saebench.sae import SAE
 from saebench.task import MODEL_FREE, ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
@@ -51,7 +51,7 @@ class Job:
     """
 
     name: str
-    source: str | Path | SAE
+    source: Source
     sha256: str
     model: str
     read: HookPoint
@@ -257,14 +257,14 @@ def _source_name(tasks: Sequence[Task]) -> str | None:
     return own[0].name.rpartition("/")[2] if own else None
 
 
-def _source_job(name: str, path: str | Path | SAE, sae: SAE, source: str) -> Job:
+def _source_job(name: str, path: Source, sae: SAE, source: str) -> Job:
     """One SAE on activations that a task brings: their only place stands for the hook point."""
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
     sha = sae.sha256()
     return Job(name, path, sha, source, ACTIVATIONS, ACTIVATIONS, _about(name, sae, sha), nbytes)
 
 
-def _load(source: str | Path | SAE, request: Request) -> SAE:
+def _load(source: Source, request: Request) -> SAE:
     if isinstance(source, SAE):
         check_sae(source, Path("the SAE in memory"))
         return copy_sae(source)
@@ -274,7 +274,7 @@ def _load(source: str | Path | SAE, request: Request) -> SAE:
     )  # fmt: skip
 
 
-def _load_guarded(source: str | Path | SAE, request: Request) -> SAE:
+def _load_guarded(source: Source, request: Request) -> SAE:
     """Load an SAE; whatever a format raises becomes an error of this SAE.
 
     Raises:
@@ -294,7 +294,7 @@ def copy_sae(sae: SAE) -> SAE:
     return sae.map(lambda tensor: tensor.detach().to(torch.float32, copy=True))
 
 
-def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
+def _job(name: str, source: Source, sae: SAE, request: Request) -> Job:
     meta = sae.metadata
     model = request.model or meta.model
     hook = request.hook or meta.hook

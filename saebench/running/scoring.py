@@ -128,4 +128,5 @@ def _row(metric: Named | Metric, score: Score, units: pd.DataFrame) -> dict[str,
         "offset": score.offset,
         "scale": score.scale,
         "within": None if score.within is None else list(score.within),
+        **({} if score.kind == "ratio" else {"kind": score.kind}),
     }
