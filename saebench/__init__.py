@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saebench.board.api import compare as compare
     from saebench.board.frame import load_results as load_results
     from saebench.errors import SaebenchError as SaebenchError
     from saebench.format import Format as Format
@@ -44,6 +45,7 @@ _HOME = {
     "SAE": "sae",
     "SaebenchError": "errors",
     "Score": "metric",
+    "compare": "board.api",
     "hookimpl": "hookspecs",
     "load_records": "results",
     "load_results": "board.frame",

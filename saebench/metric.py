@@ -1,4 +1,4 @@
-"""The metric contract: what a metric is given, what it gives back, and nothing about how intervals are made.
+"""The metric contract: the class `Metric`, its scores and its environment; intervals are the harness's.
 
 A metric sees the scored contexts batch by batch, keeps sums, and hands back one row per unit (`units`) and the scores that
 are declared over their columns (`scores`). From those the harness makes intervals, paired differences and ranks.
@@ -41,7 +41,7 @@ class Score:
 
     Attributes:
         key: its name within the metric.
-        unit: what it is measured in ("nats/token", "fraction", …).
+        unit: of measurement ("nats/token", "fraction", …).
         direction: whether higher or lower is better, or None.
         at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
         num, den: columns of the units: value = offset + scale · Σnum / Σden. For an area under the ROC curve, the decision
@@ -144,13 +144,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Env:
-    """What a metric may use when the pass is over.
+    """The environment of `Metric.scores`, after the pass.
 
     Attributes:
         sae: the SAE it measured.
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run, for a metric that is `seeded`; 0 for the others.
-        cache: a folder for what is worth keeping between runs.
+        cache: a folder for files kept between runs.
         judge: answers the requests of a metric that declares some in `asks`; None for the others.
         lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
     """
@@ -232,7 +232,7 @@ class Metric:
         return []
 
     def merge(self, other: Self) -> None:
-        """Add what another instance saw on other contexts, as if this one had seen them."""
+        """Add another instance's sums over other contexts, as if this one had seen them."""
         raise TypeError(f"metric '{self.name}' keeps state and must define merge")
 
     def units(self) -> pd.DataFrame:
@@ -249,11 +249,11 @@ class Metric:
         return []
 
     def details(self) -> dict[str, Any]:
-        """What else belongs into the record, as plain values: which latents were chosen, what was fitted. Asked for last."""
+        """Further plain values for the record: chosen latents, fitted parameters. Called last."""
         return {}
 
     def files(self) -> dict[str, bytes]:
-        """What is worth keeping beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
+        """Files to keep beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
         return {}
 
 
@@ -289,7 +289,7 @@ class Rows:
 
 
 def get_state(metric: Metric) -> dict[str, Any]:
-    """A metric's state as plain values and arrays: what is saved between contexts and sent between ranks."""
+    """A metric's state as plain values and arrays, to be saved between batches and sent between ranks."""
     state: dict[str, Any] = {}
     for name, value in vars(metric).items():
         if name.startswith("_"):
@@ -341,7 +341,7 @@ def _require_storable(metric: Metric, name: str, value: Any) -> None:
 
 
 def set_state(metric: Metric, state: Mapping[str, Any]) -> None:
-    """Put back what `get_state` took."""
+    """Restore a state from `get_state`."""
     rows: dict[str, Rows] = {}
     for name, value in state.items():
         owner, _, column = name.partition("/")

@@ -67,6 +67,9 @@ class Latents:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __repr__(self) -> str:
+        return f"Latents(shape={tuple(self.shape)}, fire={len(self.values)})"
+
     def counts(self) -> Tensor:
         """[n] how many latents fire on each token: the token's L0."""
         return self.offsets.diff()
@@ -387,6 +390,11 @@ class SAE:
     @property
     def d_out(self) -> int:
         return self.W_dec.shape[1]
+
+    def __repr__(self) -> str:
+        meta, kind = self.metadata, type(self.activation).__name__
+        where = f", {meta.hook} of {meta.model}" if meta.hook else ""
+        return f"SAE({self.d_in} → {self.d_sae}, {kind}{where})"
 
     @property
     def is_transcoder(self) -> bool:

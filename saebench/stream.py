@@ -46,7 +46,7 @@ class Pass:
         self.tally = Tally()
 
     def run(self, batch_size: int, after_batch: Callable[[], None] = lambda: None) -> int:
-        """Run what is not done yet; returns the batch size that fitted (halved whenever the device ran out of memory).
+        """Run the remaining contexts; returns the batch size that fitted (halved whenever the device ran out of memory).
 
         Args:
             after_batch: called after each batch: progress, saving state.
@@ -74,7 +74,7 @@ class Pass:
             after_batch()
         return batch_size
 
-    # --- state: what is saved while the pass runs, and sent between ranks at its end ----------------------------------
+    # --- state: saved while the pass runs, and sent between ranks at its end ------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """The pass's complete state, as plain values and arrays."""

@@ -16,12 +16,16 @@ from torch import Tensor
 from saebench.errors import SaebenchError
 from saebench.format import CheckpointError, Format, LoadOptions
 from saebench.forward.fork import check_edits
+from saebench.hookpoint import HookPoint
 from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
 from saebench.judging.session import JudgeSession
+from saebench.lens import Lens
 from saebench.loading.checkpoint import read_as
 from saebench.metric import Batch, Edit, Edited, Env, Metric, TokenLosses, get_state, set_state
+from saebench.models import load_model
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
+from saebench.subject import Subject
 
 Values = dict[tuple[str, float | None], float]
 MakeEnv = Callable[[SAE], Env]
@@ -118,7 +122,7 @@ class SyntheticText:
         ids = at.numpy().astype(np.int64)
         return Batch(
             token_ids, special, scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
-            x, latents, sae.decode(latents, x), token_losses,
+            x, latents, sae.decode(latents, x), token_losses, x,
         )  # fmt: skip
 
     def give(self, metric: Metric, sae: SAE, rows: Collection[int]) -> None:
@@ -164,6 +168,13 @@ def score_values(metric: Metric, env: Env) -> Values:
     return out
 
 
+def lens_env(sae: SAE, batch_size: int | None = None) -> Env:
+    """An `Env` whose lens is a tiny random Llama, as wide as the SAE, that knows the token ids of `SyntheticText`."""
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_model(str(tiny_llama(Path(folder, "tiny"), layers=2, width=sae.d_in)))
+    return Env(sae, lens=Lens(Subject(loaded), HookPoint(0, "resid_post"), batch_size=batch_size))
+
+
 def check_metric(
     metric: type[Metric],
     *,
@@ -172,7 +183,7 @@ def check_metric(
     reads_outliers: Collection[str] = (),
     reads_text: bool = False,
     ignores_sae: bool = False,
-    env: MakeEnv = Env,
+    env: MakeEnv | None = None,
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
@@ -188,8 +199,10 @@ def check_metric(
         reads_text: unscored tokens are read as text around the scored ones, so that more of them may change a score.
         ignores_sae: the scores are meant to be the same for every SAE.
         env: what `scores` is given, made for an SAE: a metric that asks a judge or reads text needs
-            `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`.
+            `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`. By default, a metric that declares `uses_lens` gets a
+            lens on a tiny random model (`lens_env`).
     """
+    env = env or (lens_env if metric.uses_lens else Env)
     text, sae = SyntheticText(), random_sae(16, 48)
     everything = list(range(len(text.x)))
     whole = text.values(metric, sae, [everything], env=env)

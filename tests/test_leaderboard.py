@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from rich.text import Text
 
+import saebench
 from saebench.board.compare import compare
 from saebench.board.leaderboard import boards, select
 from saebench.board.tables import board_tables, caption, comparison_table, notes
@@ -467,3 +468,36 @@ def test_no_escape_sequence_reaches_the_terminal(make: Make, tmp_path: Path, mon
         echo(f"a\tb\n{ESCAPES}")
     assert "a\tb\n" in out.getvalue()
     assert not re.search("[\x1b\x07\x9b\u202e]", out.getvalue())
+
+
+# --- Python and papers -----------------------------------------------------------------------------------------------
+
+
+def test_compare_from_python_is_what_the_command_shows(make: Make, tmp_path: Path) -> None:
+    a, b = make("a", 0.03, 1), make("b", 0.0, 2)
+    [expected] = compare([a, b])
+    for pair in ((a, b), ("a", "b"), (a.path, b), ("a", b)):
+        found = saebench.compare(*pair, results=tmp_path)  # type: ignore[arg-type]
+        assert found.to_json() == expected.to_json()
+    assert len(repr(found)) < 300
+    assert found.sentence in repr(found)
+    evil = replace(found, a="<script>alert(1)</script>")
+    assert "<script" not in evil._repr_html_()
+    assert all(value_text(line.a) in evil._repr_html_() for line in found.lines)
+    [board] = boards([a, b])
+    assert repr(board).startswith("<Board tiny")
+    assert len(repr(board)) < 200
+
+
+def test_latex_has_a_cell_for_every_headline_and_no_command_of_a_strangers(make: Make) -> None:
+    record = make("a")
+    record.sae["name"] = r"\\input{/etc/passwd} 50% & $x_1^2$ #{~}"
+    [board] = boards([record, make("b", 0.01)])
+    text = render("latex", [board])
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 3
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {2 + len(board.headlines)}
+    assert r"\input" not in text
+    assert "\\textbackslash{}" in text
+    ev = board.headlines[0]
+    assert f"{value_text(board.rows[1].cells[ev])} [" in rows[2]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.report import Cell, Column
 from saebench.results import Record
 from saebench.stats import Difference, Verdict, holm, independent_difference, paired_difference, verdict
-from saebench.text import clean
+from saebench.text import clean, interval_text, value_text
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Line:
         return verdict(self.difference, self.column.direction, self.smallest, self.adjusted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """B against A, score by score."""
 
@@ -68,6 +69,17 @@ class Comparison:
             )
         return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.b} against {self.a}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        head = "".join(
+            f"<th>{escape(t)}</th>" for t in ("score", self.a, self.b, "B − A", "95 % interval", "p", "verdict")
+        )
+        body = "".join(f"<tr>{''.join(f'<td>{escape(t)}</td>' for t in _texts(line))}</tr>" for line in self.lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(self.sentence)}</p>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `difference` is B − A."""
         lines = [
@@ -85,6 +97,16 @@ class Comparison:
             for line in self.lines
         ]
         return {"a": self.a, "b": self.b, "scores": lines, "sentence": self.sentence}
+
+
+def _texts(line: Line) -> list[str]:
+    """A line's cells as text."""
+    found = line.difference
+    shown = None if found is None else Cell("scored", found.value, found.low, found.high)
+    difference = ["", ""] if shown is None else [value_text(shown), interval_text(shown)]
+    p_value = None if found is None else found.p_value if line.adjusted is None else line.adjusted
+    p = "" if p_value is None else f"{p_value:.2g}"
+    return [clean(line.column.key), value_text(line.a), value_text(line.b), *difference, p, line.verdict]
 
 
 def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:

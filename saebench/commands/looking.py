@@ -15,7 +15,7 @@ from saebench.commands.shell import debug_option, echo, errors
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def list_(kind: str, as_json: bool, debug: bool) -> None:
-    """What there is of a kind, with a line about each.
+    """The available plugins or tasks of a kind, with a line about each.
 
     \b
     Examples:
@@ -54,15 +54,15 @@ def _plugin_rows(kind: str) -> list[dict[str, str]]:
 @click.command()
 @click.argument("path")
 @click.option("--format", help="The checkpoint's format. Default: recognised from its files.")
-@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
+@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint without it.")
 @click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
-@click.option("--hook", help="Where the SAE reads, for a checkpoint that does not say.")
+@click.option("--hook", help="Where the SAE reads, for a checkpoint without it.")
 @click.option("--model", help="Run this model over a little text and count the latents that fire.")
 @click.option("--ignore-key", "ignore_keys", multiple=True, help="A config key that changes nothing; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options: Any) -> None:
-    """What a checkpoint is, where each convention was read, and what it does not say.
+    """A checkpoint's properties, the source of each convention, and the options it leaves open.
 
     \b
     Examples:

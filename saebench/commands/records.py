@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--sort", help="name, architecture, width, l0, or a score (best first).")
 @click.option("--partial", is_flag=True, help="Also show records made with --limit, marked as partial.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
-@click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG and SVG.")
+@click.option(
+    "--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG, SVG and PDF."
+)
 @debug_option
 def leaderboard(
     folders: tuple[Path, ...],

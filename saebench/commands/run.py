@@ -1,4 +1,4 @@
-"""`saebench run`: measure SAEs, with a progress bar, and show what came of it."""
+"""`saebench run`: measure SAEs, with a progress bar, and show their scores."""
 
 import json
 from typing import TYPE_CHECKING, Any

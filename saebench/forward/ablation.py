@@ -1,4 +1,4 @@
-"""Losses with the hook point zeroed, and with the calibration mean in its place: what every loss_recovered is measured against.
+"""Losses with the hook point zeroed, and with the calibration mean in its place: the references of loss_recovered.
 
 Neither depends on an SAE, so they are computed once for a (model, hook point, text) and cached. On the residual stream
 they hardly depend on the text either: once every position holds the same vector (and BOS its own), nothing of the context

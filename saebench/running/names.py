@@ -49,7 +49,7 @@ def _longer(name: str, source: str | Path | Checkpoint | SAE) -> str:
 
 
 def default_name(source: str | Path | Checkpoint | SAE) -> str:
-    """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
+    """A name from the path's last folder, with the parent's in front where it identifies nothing (`trainer_0`)."""
     if isinstance(source, SAE):
         return source.metadata.architecture
     path = _named_path(source)

@@ -1,4 +1,4 @@
-"""What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
+"""The plan of a run: its tasks, metrics and SAEs, and the model and hook point of each SAE."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +75,7 @@ class Job:
 
 @contextmanager
 def named_by_checkpoint(request: Request, model: str) -> Iterator[None]:
-    """Whoever looks for the language model in here and finds nothing of that name says who named it.
+    """Add to a model-not-found error that the name came from the checkpoint.
 
     Raises:
         UsageError: as raised inside, with that.
@@ -159,7 +159,7 @@ def _grid(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-# What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
+# Parts of a batch that each kind of task lacks; losses on short padded texts are no measure of a model.
 _LACKING: dict[Kind, set[str]] = {
     "contexts": {"labels", "truth"},
     "labels": {"token_losses", "truth"},
@@ -173,7 +173,7 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """Metric classes by name: those asked for, else the task's.
 
     Raises:
-        UsageError: an unknown one, with the nearest; or one that needs what the task does not have.
+        UsageError: an unknown metric, with the nearest; or one that needs a part of a batch that the task lacks.
     """
     found = registry(request.strict)
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
@@ -343,7 +343,7 @@ def _about(name: str, sae: SAE, sha: str) -> dict[str, Any]:
 
 
 def _shown(path: str | None) -> str | None:
-    """A path as records show it: an absolute one says where somebody's home is, so its last part has to do."""
+    """A path as records show it: the last part of an absolute path, which may contain a user's home."""
     return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 

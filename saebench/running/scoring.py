@@ -56,7 +56,7 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
         shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
-        pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
+        pa.Table.from_pandas(units, preserve_index=False)  # values that parquet cannot hold fail here, not at the write
         rows, undefined = score_rows(metric, scores, units)
         details = metric.details()
         json.dumps([rows, details], allow_nan=False)

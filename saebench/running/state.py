@@ -27,7 +27,7 @@ _PLAIN = "plain"
 class StateFolder:
     """Saved states of one results folder.
 
-    A state is what `Pass.snapshot` gives: `done`, `tally`, and for each lane's key its metrics' states and errors. A lane's
+    A state is the result of `Pass.snapshot`: `done`, `tally`, and for each lane's key its metrics' states and errors. A lane's
     key begins with its record's fingerprint and a colon.
     """
 

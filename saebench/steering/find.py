@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 
 from saebench.errors import UsageError
+from saebench.lens import token_scale
 from saebench.results import Record, load_records
 from saebench.steering.steer import Steerer
+
+# Sentences that words stand in: alone after BOS, every word fires the latents of a text's first token.
+_CARRIERS = ("They talked for a while about", "She wrote a long letter on", "We have heard much of")
+_EMPTY = "something"
 
 
 @dataclass(frozen=True)
@@ -78,24 +83,30 @@ def _explained(record: Record, metric: str) -> Iterator[tuple[int, str]]:
 
 
 def _by_text(steerer: Steerer, words: str, count: int) -> list[Found]:
-    """Latents that fire on the words as text: activation in percentiles, times the surprise that the latent fires at all."""
-    ids = steerer.token_ids(f" {words.strip()}")
-    begin = steerer.token_ids("a")[:-1]  # the special tokens that any text begins with
-    here = steerer.lens.capture([ids])
-    x = here.x_read[0, len(begin) :]
-    z = steerer.sae.encode(x).dense().clamp_min(0) * steerer.sae.W_dec.norm(dim=1)
-    strength, share = (t.to(z.device) for t in (steerer.activity.strength, steerer.activity.share))
-    relative = torch.where(strength > 0, z.amax(0) / strength.clamp_min(1e-9), 0)
-    score = relative.clamp_max(2) * -share.clamp(1e-9, 1).log()
+    """Latents that fire on the words in a sentence, and not on an empty word there, the rarer the better."""
+    share = steerer.activity.share.to(steerer.lens.device)
+    relative = _relative(steerer, words.strip())
+    score = (relative - _relative(steerer, _EMPTY)).clamp_min(0) * -share.clamp(1e-9, 1).log()
     best = [int(i) for i in score.argsort(descending=True)[:count] if score[i] > 0]
     return [
         Found(
-            i,
-            "activating text",
-            f"{float(relative[i]):.2f} of its strength there; fires on {float(share[i]):.2%} of tokens",
+            i, "activating text", f"{float(relative[i]):.2f} of its strength; fires on {float(share[i]):.2%} of tokens"
         )
         for i in best
     ]
+
+
+def _relative(steerer: Steerer, words: str) -> Tensor:
+    """[d_sae] the largest activation on the words' tokens as a share of the latent's strength, at most 1: mean over carriers."""
+    sae, strength = steerer.sae, steerer.activity.strength.to(steerer.lens.device)
+    texts = [steerer.token_ids(f"{carrier} {words}") for carrier in _CARRIERS]
+    x = steerer.lens.capture(texts).x_read
+    found = []
+    for row, (text, carrier) in enumerate(zip(texts, _CARRIERS, strict=True)):
+        own = x[row, len(steerer.token_ids(carrier)) : len(text)]
+        z = sae.encode(own).dense().clamp_min(0) * sae.W_dec.norm(dim=1) * token_scale(sae, own)[:, None]
+        found.append((z.amax(0) / strength.clamp_min(1e-9)).clamp_max(1) * (strength > 0))
+    return torch.stack(found).mean(0)
 
 
 def _by_promoted(steerer: Steerer, words: str, count: int) -> list[Found]:
