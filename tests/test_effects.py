@@ -158,5 +158,5 @@ def test_the_metric_keeps_its_contract():
     class Tiny(Effects):
         settings = Settings(latents=8, firings=3, fewest=1, horizon=3)
 
-    check_metric(Tiny, env=partial(lens_env, batch_size=3))
-    check_metric(Tiny)
+    check_metric(Tiny, reads_text=True, env=partial(lens_env, batch_size=3))
+    check_metric(Tiny, reads_text=True)
