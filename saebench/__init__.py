@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saebench.board.api import compare as compare
     from saebench.board.frame import load_results as load_results
     from saebench.errors import SaebenchError as SaebenchError
     from saebench.format import Format as Format
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from saebench.runner import run as run
     from saebench.sae import SAE as SAE
     from saebench.sae import Latents as Latents
+    from saebench.steering.steer import steer as steer
 
 __version__ = "0.1.0"
 
@@ -43,12 +45,14 @@ _HOME = {
     "SAE": "sae",
     "SaebenchError": "errors",
     "Score": "metric",
+    "compare": "board.api",
     "hookimpl": "hookspecs",
     "load_records": "results",
     "load_results": "board.frame",
     "load_sae": "loading.checkpoint",
     "run": "runner",
     "save_sae": "loading.checkpoint",
+    "steer": "steering.steer",
 }
 __all__ = sorted(_HOME)
 

@@ -13,7 +13,7 @@ from saebench.sae import Latents
 
 T = TypeVar("T")
 
-# What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
+# Parts of a batch that a metric may need. Without `token_losses` in any metric's needs, the model stops at the hook point.
 # `labels` exist in tasks of labelled documents only, `token_losses` in other tasks on a language model, `truth` on a planted
 # one, `grid` for images.
 NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth", "grid"})

@@ -18,8 +18,7 @@ _ABANDONED = 24 * 3600
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target, then rename: readers see the old file or the new one.
 
-    A device or pipe in the target's place is written to directly. Temporary files that killed writes left in the folder a day or
-    longer ago are removed.
+    A device or pipe in the target's place is written to directly. A killed write leaves a temporary file; see `remove_abandoned`.
 
     Raises:
         SaebenchError: the file cannot be written (full disk, no permission).

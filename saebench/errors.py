@@ -25,7 +25,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
     Names in it may be anybody's: what would move a terminal's cursor, or turn the direction of writing, is left out.
     """
-    start = str(error)[: 20 * limit]
+    try:
+        start = str(error)[: 20 * limit]
+    except Exception:  # a stranger's exception
+        start = ""
     text = " ".join("".join(c if c.isprintable() else " " for c in start).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -47,3 +50,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
     return UsageError(f"unknown {kind} '{name}': {hint}")
+
+
+class MissingScore(KeyError):
+    """A score that a record does not hold."""
+
+    def __init__(self, key: str, known: list[str]) -> None:
+        super().__init__(key)
+        self.known = known
+
+    def __str__(self) -> str:
+        near = difflib.get_close_matches(str(self.args[0]), self.known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(set(self.known))) or 'none'}"
+        return f"no score '{self.args[0]}'; {hint}"

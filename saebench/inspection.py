@@ -1,4 +1,4 @@
-"""`saebench inspect`: what a checkpoint is, where each convention was read, and what it does not say."""
+"""`saebench inspect`: a checkpoint's properties, the source of each convention, and missing information."""
 
 import tempfile
 from collections.abc import Collection
@@ -34,7 +34,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Missing:
-    """Something a run needs and the checkpoint does not say, and the flag that supplies it."""
+    """Information that a run needs and the checkpoint lacks, and the flag that supplies it."""
 
     name: str
     flag: str
@@ -43,20 +43,20 @@ class Missing:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint is.
+    """The properties of a checkpoint.
 
     Attributes:
-        path, format: where it was read, and as what.
+        path, format: of the checkpoint.
         architecture: in the field's words; `activation` is the function it became here.
         d_in, d_sae, d_out: its shape; `parameters` counts them all.
-        dtype: in what precision the file holds the weights.
-        model, hook, hook_out, context_length, prepend_bos, training_tokens, group_sizes: what it says of its training.
+        dtype: precision of the weights in the file.
+        model, hook, hook_out, context_length, prepend_bos, training_tokens, group_sizes: of its training.
         transcoder: whether it writes elsewhere than it reads.
-        declared_l0, measured_l0: latents per token, as it says and (with a model) as counted.
+        declared_l0, measured_l0: latents per token, as declared and (with a model) as counted.
         sha256: the identity of the function, None while something it depends on is missing.
         norms: lengths of encoder columns, decoder rows and biases.
         facts: every convention that changes numbers, and its source.
-        missing: what to supply, with its flag.
+        missing: information to supply, with its flag.
     """
 
     path: str
@@ -125,7 +125,7 @@ def inspect_sae(
     ignore_keys: Collection[str] = (),
     measure: bool = False,
 ) -> Inspection:
-    """What the checkpoint at `path` is; what it lacks is listed, not an error.
+    """Inspect the checkpoint at `path`; missing information is listed, not an error.
 
     Args:
         path, format, k, scale, hook, model, ignore_keys: as for `load_sae`.

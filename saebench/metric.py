@@ -1,4 +1,4 @@
-"""The metric contract: what a metric is given, what it gives back, and nothing about how intervals are made.
+"""The metric contract: the class `Metric`, its scores and its environment; intervals are the harness's.
 
 A metric sees the scored contexts batch by batch, keeps sums, and hands back one row per unit (`units`) and the scores that
 are declared over their columns (`scores`). From those the harness makes intervals, paired differences and ranks.
@@ -24,6 +24,7 @@ from saebench.judge import Calls, Session
 from saebench.lens import Lens
 from saebench.presentation import Axis, Figure
 from saebench.sae import SAE
+from saebench.stats import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,16 +41,18 @@ class Score:
 
     Attributes:
         key: its name within the metric.
-        unit: what it is measured in ("nats/token", "fraction", …).
+        unit: of measurement ("nats/token", "fraction", …).
         direction: whether higher or lower is better, or None.
         at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
-        num, den: columns of the units: value = offset + scale · Σnum / Σden.
+        num, den: columns of the units: value = offset + scale · Σnum / Σden. For an area under the ROC curve, the decision
+            column (`num`, or `num_0`, `num_1`, … for more than two classes) and the class numbers.
         count: the column of the units whose sum is n; None counts the rows.
         within: the least and the most that a score with columns can be, if there are: an accuracy lies in [0, 1], the gap between
             two in [-1, 1], and so does the truth. An interval is cut there.
         value, n: for a plain score.
         no_interval: why a plain score has no interval.
         low, high: the interval of a plain score that brings its own.
+        kind: of a score with columns: a ratio of sums, or an area under the ROC curve.
     """
 
     key: str
@@ -67,6 +70,7 @@ class Score:
     no_interval: str | None = None
     low: float | None = None
     high: float | None = None
+    kind: Kind = "ratio"
 
     @classmethod
     def ratio(
@@ -83,8 +87,28 @@ class Score:
         within: tuple[float, float] | None = None,
         at: float | None = None,
     ) -> "Score":
-        """offset + scale · Σnum/Σden over the rows of `units()`: interval, paired difference and rank come by themselves."""
+        """offset + scale · Σnum/Σden over the rows of `units()`; the harness makes interval, paired difference and rank."""
         return cls(key, unit, direction, at, num, den, offset, scale, count, within)
+
+    @classmethod
+    def auroc(
+        cls,
+        key: str,
+        decision: str,
+        label: str,
+        *,
+        unit: str = "area",
+        direction: Direction | None = "higher",
+        at: float | None = None,
+    ) -> "Score":
+        """The area under the ROC curve over the rows of `units()`; the harness makes interval, paired difference and rank.
+
+        Args:
+            decision: the column of decision values; with C > 2 classes, the columns are `decision_0` … `decision_C-1` and the
+                score is the mean of the one-against-the-rest areas.
+            label: the column of class numbers; with two classes 1 is positive.
+        """
+        return cls(key, unit, direction, at, decision, label, within=(0, 1), kind="area")
 
     @classmethod
     def plain(
@@ -120,13 +144,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Env:
-    """What a metric may use when the pass is over.
+    """The environment of `Metric.scores`, after the pass.
 
     Attributes:
         sae: the SAE it measured.
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run, for a metric that is `seeded`; 0 for the others.
-        cache: a folder for what is worth keeping between runs.
+        cache: a folder for files kept between runs.
         judge: answers the requests of a metric that declares some in `asks`; None for the others.
         lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
     """
@@ -150,6 +174,8 @@ class Metric:
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
+        smallest: by key, the smallest difference between two SAEs that matters, in the score's unit: "better" needs
+            that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         figures: pictures of the scores, beside the default of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
@@ -175,6 +201,7 @@ class Metric:
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
+    smallest: ClassVar[Mapping[str, float]] = {}
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
     paired: ClassVar[bool] = True
@@ -205,7 +232,7 @@ class Metric:
         return []
 
     def merge(self, other: Self) -> None:
-        """Add what another instance saw on other contexts, as if this one had seen them."""
+        """Add another instance's sums over other contexts, as if this one had seen them."""
         raise TypeError(f"metric '{self.name}' keeps state and must define merge")
 
     def units(self) -> pd.DataFrame:
@@ -222,11 +249,11 @@ class Metric:
         return []
 
     def details(self) -> dict[str, Any]:
-        """What else belongs into the record, as plain values: which latents were chosen, what was fitted. Asked for last."""
+        """Further plain values for the record: chosen latents, fitted parameters. Called last."""
         return {}
 
     def files(self) -> dict[str, bytes]:
-        """What is worth keeping beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
+        """Files to keep beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
         return {}
 
 
@@ -262,14 +289,14 @@ class Rows:
 
 
 def get_state(metric: Metric) -> dict[str, Any]:
-    """A metric's state as plain values and arrays: what is saved between contexts and sent between ranks."""
+    """A metric's state as plain values and arrays, to be saved between batches and sent between ranks."""
     state: dict[str, Any] = {}
     for name, value in vars(metric).items():
         if name.startswith("_"):
             continue
         if isinstance(value, Rows):
-            for column, array in value.frame().items():
-                state[f"{name}/{column}"] = array.to_numpy()
+            if value.columns:  # empty ones are what a new instance has
+                state |= {f"{name}/{column}": array.to_numpy() for column, array in value.frame().items()}
         elif isinstance(value, Tensor):
             state[name] = value.detach().cpu().numpy()
         elif isinstance(value, dict) and not all(isinstance(k, str) for k in value):
@@ -285,11 +312,36 @@ def get_state(metric: Metric) -> dict[str, Any]:
                 f"metric '{metric.name}' keeps a {type(value).__name__} in '{name}', which cannot be saved: "
                 "use numbers, arrays, tensors, Rows or lists of plain values, or begin its name with '_'"
             )
+    for name, value in state.items():
+        _require_storable(metric, name, value)
     return state
 
 
+def _require_storable(metric: Metric, name: str, value: Any) -> None:
+    """Raise TypeError for values that neither JSON nor an array of numbers holds."""
+    if isinstance(value, np.ndarray):
+        fits = value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
+        problem = None if fits else f"array of {value.dtype}"
+    elif isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str) or key == "__array__"]
+        problem = f"dictionary with the key {odd[0]!r}" if odd else None
+        for inner in value.values():
+            _require_storable(metric, name, inner)
+    elif isinstance(value, list | tuple):
+        problem = None
+        for inner in value:
+            _require_storable(metric, name, inner)
+    else:
+        problem = None if value is None or type(value) in (int, float, str, bool) else f"{type(value).__name__}"
+    if problem:
+        raise TypeError(
+            f"metric '{metric.name}' keeps a {problem} in '{name}', which cannot be stored: use numbers, text, arrays of "
+            "numbers, tensors, Rows, or lists of them, or begin its name with '_'"
+        )
+
+
 def set_state(metric: Metric, state: Mapping[str, Any]) -> None:
-    """Put back what `get_state` took."""
+    """Restore a state from `get_state`."""
     rows: dict[str, Rows] = {}
     for name, value in state.items():
         owner, _, column = name.partition("/")

@@ -75,6 +75,7 @@ class Presented(Protocol):
     about: ClassVar[Mapping[str, str]]
     figures: ClassVar[tuple[Figure, ...]]
     sparsity: ClassVar[Axis | None]
+    smallest: ClassVar[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,20 @@ class Presentation:
         about: a caption per key; `{n:,}` in it is the score's n.
         figures: pictures; a headline without one is drawn over the sparsity axis.
         sparsity: its score that serves as the sparsity axis, if it has one.
+        smallest: by key, the smallest difference between two SAEs that matters, in the score's unit.
     """
 
     headlines: Annotated[tuple[Key, ...], Field(max_length=200)] = ()
     about: Annotated[dict[Key, Label], Field(max_length=2000)] = field(default_factory=dict)
     figures: Annotated[tuple[Figure, ...], Field(max_length=200)] = ()
     sparsity: Axis | None = None
+    smallest: Annotated[dict[Key, Annotated[Finite, Field(ge=0)]], Field(max_length=2000)] = field(default_factory=dict)
 
     @classmethod
     def of(cls, metric: type[Presented]) -> "Presentation":
         """The presentation that a metric class declares."""
-        return cls(tuple(metric.headlines), dict(metric.about), tuple(metric.figures), metric.sparsity)
+        smallest = {key: float(size) for key, size in metric.smallest.items()}
+        return cls(tuple(metric.headlines), dict(metric.about), tuple(metric.figures), metric.sparsity, smallest)
 
     @classmethod
     def read(cls, stored: Any) -> "Presentation":

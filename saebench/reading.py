@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from saebench.text import clean
 
 # Bytes of a file: a record (ours have 0.1 MB), a task or training run, a table of texts, the units of a metric.
 RECORD_BYTES = 64 * 2**20
@@ -53,6 +56,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if about.st_size > limit or len(data) > limit:
         raise ValueError(f"{max(about.st_size, len(data)):,} bytes, more than the {limit:,} that are read")
     return data
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError unless a path is a regular file or a link to one."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
 
 
 def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
@@ -212,3 +221,13 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
         else:
             total += chunk.nbytes
     return total
+
+
+def require_numbers(frame: pd.DataFrame, columns: Iterable[str | None]) -> None:
+    """Raise ValueError unless units have ids, and these columns with finite numbers in them."""
+    for name in ("unit_id", "cluster_id", *sorted(c for c in columns if c is not None)):
+        if name not in frame:
+            raise ValueError(f"column {clean(name)} is missing")
+    for name in {c for c in columns if c is not None}:
+        if frame[name].dtype.kind not in "biuf" or not (frame[name].abs() <= LARGEST).all():
+            raise ValueError(f"column {clean(name)} holds something else than finite numbers")

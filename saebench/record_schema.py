@@ -1,6 +1,6 @@
 """The schema of a record: types and bounds of every field that a board reads; further keys of its tables are kept."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
@@ -135,3 +135,22 @@ def problem(body: Any) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+class Group(NamedTuple):
+    """The parts of a measurement that must be equal for numbers to be comparable, as text; see `Record.group`.
+
+    Where no metric draws from the seed, it is 0.
+    """
+
+    model_weights: str
+    hook_point: str
+    task: str
+    task_definition: str
+    text: str
+    dtypes: str
+    max_norm: str
+    bos: str
+    seed: str
+    judge: str
+    metric_settings: str

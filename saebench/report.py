@@ -77,7 +77,7 @@ class Row:
         return next((p for p in self.parts if p.metrics.get(metric) is entry), self.record).units(metric)
 
 
-@dataclass
+@dataclass(repr=False)
 class Board:
     """Everything that is comparable with each other.
 
@@ -113,6 +113,9 @@ class Board:
     def presentation(self, column: Column) -> Presentation:
         """How the column's metric is shown."""
         return self.presentations.get((column.metric, column.version), Presentation())
+
+    def __repr__(self) -> str:
+        return f"<Board {self.title}: {len(self.rows)} SAEs, {len(self.columns)} scores>"
 
     @property
     def title(self) -> str:

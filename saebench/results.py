@@ -4,7 +4,6 @@ A record is one JSON file with the units of each metric (parquet) beside it. Its
 number and nothing else, so an existing record with the same fingerprint *is* the result.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -15,16 +14,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from saebench.disk import remove_abandoned
 from saebench.disk import require_writable as require_writable
 from saebench.disk import write_atomically as write_atomically
-from saebench.errors import SaebenchError, one_line
+from saebench.errors import MissingScore, SaebenchError, one_line
 from saebench.notebook import scores_html
-from saebench.reading import LARGEST, RECORD_BYTES, TABLE_BYTES, parquet_frame, read_bytes, read_json
+from saebench.reading import RECORD_BYTES, TABLE_BYTES, parquet_frame, read_bytes, read_json, require_numbers
+from saebench.record_schema import Group as Group
 from saebench.record_schema import problem
 from saebench.text import clean
 
@@ -39,41 +40,9 @@ class RecordError(SaebenchError):
     """A file that is not a valid record of this schema."""
 
 
-class MissingScore(KeyError):
-    """A score that a record does not hold."""
-
-    def __init__(self, key: str, known: list[str]) -> None:
-        super().__init__(key)
-        self.known = known
-
-    def __str__(self) -> str:
-        near = difflib.get_close_matches(str(self.args[0]), self.known, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(set(self.known))) or 'none'}"
-        return f"no score '{self.args[0]}'; {hint}"
-
-
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Hash of everything that could change a number."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-class Group(NamedTuple):
-    """The parts of a measurement that must be equal for numbers to be comparable, as text; see `Record.group`.
-
-    Where no metric draws from the seed, it is 0.
-    """
-
-    model_weights: str
-    hook_point: str
-    task: str
-    task_definition: str
-    text: str
-    dtypes: str
-    max_norm: str
-    bos: str
-    seed: str
-    judge: str
-    metric_settings: str
 
 
 @dataclass(repr=False)
@@ -175,7 +144,7 @@ class Record:
             return None
         try:
             frame = parquet_frame(self.beside(entry, "units"), _UNIT_CELLS)
-            _require_numbers(frame, {row[c] for row in self.scores if row["metric"] == metric for c in ("num", "den")})
+            require_numbers(frame, {row[c] for row in self.scores if row["metric"] == metric for c in ("num", "den")})
         except ValueError as error:
             raise RecordError(f"{self.path}: its units of {clean(metric)}: {one_line(error)}") from error
         return frame
@@ -302,6 +271,7 @@ def add_to_record(
         path = record_path(results, found)
         record = _merged(read_record(path), found, metrics) if path.exists() else found
         record.write(path, units, files)
+        remove_abandoned(path.parent)
     return record
 
 
@@ -390,16 +360,6 @@ def _record_files(root: Path) -> list[Path]:
         named = [name for name in files if name.endswith(".json") and "@" in name and not name.startswith(".")]
         found += [Path(folder, name) for name in named]
     return sorted(found)
-
-
-def _require_numbers(frame: pd.DataFrame, columns: Iterable[str | None]) -> None:
-    """Raise ValueError unless units have ids, and these columns with finite numbers in them."""
-    for name in ("unit_id", "cluster_id", *sorted(c for c in columns if c is not None)):
-        if name not in frame:
-            raise ValueError(f"column {clean(name)} is missing")
-    for name in {c for c in columns if c is not None}:
-        if frame[name].dtype.kind not in "biuf" or not (frame[name].abs() <= LARGEST).all():
-            raise ValueError(f"column {clean(name)} holds something else than finite numbers")
 
 
 def slug(name: str) -> str:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class RunError(SaebenchError):
-    """Some SAEs could not be measured; `records` holds what was."""
+    """Some SAEs could not be measured; `records` holds the others' records."""
 
     def __init__(self, failures: list[Failure], records: list[Record]) -> None:
         super().__init__("; ".join(f"{f.name}: {f.error}" for f in failures))
@@ -89,7 +89,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
 
 
 def _everywhere(load: Callable[[], T]) -> T:
-    """What each rank loads for itself; where one cannot, none goes on without it.
+    """Load on each rank; where one rank fails, all do.
 
     Raises:
         SaebenchError: this rank's own, or the first that another had.

@@ -9,7 +9,7 @@ thousand times larger than what is in it.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -66,6 +66,9 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"Latents(shape={tuple(self.shape)}, fire={len(self.values)})"
 
     def counts(self) -> Tensor:
         """[n] how many latents fire on each token: the token's L0."""
@@ -388,6 +391,11 @@ class SAE:
     def d_out(self) -> int:
         return self.W_dec.shape[1]
 
+    def __repr__(self) -> str:
+        meta, kind = self.metadata, type(self.activation).__name__
+        where = f", {meta.hook} of {meta.model}" if meta.hook else ""
+        return f"SAE({self.d_in} → {self.d_sae}, {kind}{where})"
+
     @property
     def is_transcoder(self) -> bool:
         """Whether it predicts another place than the one it reads."""
@@ -455,10 +463,10 @@ class SAE:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "SAE":
         """This SAE on another device (and in another floating dtype)."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))
 
-        def move(t: Tensor) -> Tensor:
-            return t.to(device=device, dtype=dtype or t.dtype)
-
+    def map(self, move: Callable[[Tensor], Tensor]) -> "SAE":
+        """This SAE with every tensor replaced by `move(tensor)`."""
         activation = replace(
             self.activation,  # type: ignore[type-var]
             **{

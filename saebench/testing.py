@@ -16,12 +16,16 @@ from torch import Tensor
 from saebench.errors import SaebenchError
 from saebench.format import CheckpointError, Format, LoadOptions
 from saebench.forward.fork import check_edits
+from saebench.hookpoint import HookPoint
 from saebench.judge import STATES, Capabilities, Judge, Kind, Reply, Request, Usage, read_reply
 from saebench.judging.session import JudgeSession
+from saebench.lens import Lens
 from saebench.loading.checkpoint import read_as
 from saebench.metric import Batch, Edit, Edited, Env, Metric, TokenLosses, get_state, set_state
+from saebench.models import load_model
 from saebench.sae import SAE, JumpReLU, Metadata, ReLU, TopK
 from saebench.stats import ratio_interval
+from saebench.subject import Subject
 
 Values = dict[tuple[str, float | None], float]
 MakeEnv = Callable[[SAE], Env]
@@ -111,7 +115,7 @@ class SyntheticText:
         ids = at.numpy().astype(np.int64)
         return Batch(
             self.token_ids[at], self.special[at], scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
-            x, latents, sae.decode(latents, x), token_losses,
+            x, latents, sae.decode(latents, x), token_losses, x,
         )  # fmt: skip
 
     def give(self, metric: Metric, sae: SAE, rows: Collection[int]) -> None:
@@ -157,13 +161,20 @@ def score_values(metric: Metric, env: Env) -> Values:
     return out
 
 
+def lens_env(sae: SAE, batch_size: int | None = None) -> Env:
+    """An `Env` whose lens is a tiny random Llama, as wide as the SAE, that knows the token ids of `SyntheticText`."""
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_model(str(tiny_llama(Path(folder, "tiny"), layers=2, width=sae.d_in)))
+    return Env(sae, lens=Lens(Subject(loaded), HookPoint(0, "resid_post"), batch_size=batch_size))
+
+
 def check_metric(
     metric: type[Metric],
     *,
     identity: Mapping[str, float] | None = None,
     mean_predictor: Mapping[str, float] | None = None,
     reads_outliers: Collection[str] = (),
-    env: MakeEnv = Env,
+    env: MakeEnv | None = None,
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
@@ -177,8 +188,10 @@ def check_metric(
         mean_predictor: expected scores of an SAE that always answers with the mean of the scored tokens.
         reads_outliers: keys of scores that are meant to count unscored tokens too.
         env: what `scores` is given, made for an SAE: a metric that asks a judge or reads text needs
-            `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`.
+            `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`. By default, a metric that declares `uses_lens` gets a
+            lens on a tiny random model (`lens_env`).
     """
+    env = env or (lens_env if metric.uses_lens else Env)
     text, sae = SyntheticText(), random_sae(16, 48)
     everything = list(range(len(text.x)))
     whole = text.values(metric, sae, [everything], env=env)

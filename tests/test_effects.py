@@ -1,6 +1,7 @@
 """Metric `effects` on models where the effect of a latent is known in closed form."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import torch
 from saebench.plugins.metrics.effects.measure import Firing, ablate, divergence, sparsity
 from saebench.plugins.metrics.effects.metric import Effects
 from saebench.plugins.metrics.effects.settings import Settings
-from saebench.plugins.metrics.latents import contribution, token_scale
 
 from saebench.errors import SaebenchError
+from saebench.lens import contribution, token_scale
 from saebench.metric import Env, get_state, set_state
 from saebench.sae import SAE, LayerNorm, TokenScale
 from saebench.stats import ratio_interval
-from saebench.testing import random_sae
+from saebench.testing import check_metric, lens_env, random_sae
 from tests.planted_model import PlantedModel, batch_of, one_hot_sae, rescaled
 from tests.raising import raises
 
@@ -151,3 +152,11 @@ def test_states_and_bad_input_are_one_line(tmp_path: Path):
     silent = Few(sae)
     with raises(SaebenchError, "none of 40 latents"):
         silent.scores(Env(sae, lens=model.lens()))
+
+
+def test_the_metric_keeps_its_contract():
+    class Tiny(Effects):
+        settings = Settings(latents=8, firings=3, fewest=1, horizon=3)
+
+    check_metric(Tiny, env=partial(lens_env, batch_size=3))
+    check_metric(Tiny)

@@ -251,7 +251,7 @@ def test_plots_show_each_sae_once_and_write_files(make: Make, tmp_path: Path) ->
     assert sorted(re.findall(r'<[a-z:]*use [^>]*data-row="(\d)"', svg)) == ["0", "1", "2", "3"]
     assert "currentColor" in svg
     written = write_plots([board], tmp_path / "plots")
-    assert sorted(p.suffix for p in written) == [".png", ".png", ".svg", ".svg"]
+    assert sorted(p.suffix for p in written) == [".pdf", ".pdf", ".png", ".png", ".svg", ".svg"]
     assert all(p.stat().st_size > 1000 for p in written)
 
 

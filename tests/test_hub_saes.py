@@ -15,7 +15,7 @@ from saebench.loading.checkpoint import load_sae
 from saebench.loading.hf import Address
 from saebench.loading.remote import find_saes
 from saebench.models import load_config, load_model, model_title
-from saebench.running.plan import default_names
+from saebench.running.names import default_names
 from saebench.running.sources import spread
 from saebench.testing import random_sae, tiny_llama
 from tests.conftest import HOOK, write_sae

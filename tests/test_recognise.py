@@ -2,14 +2,23 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+import saebench
 from saebench import SaebenchError, load_sae
 from saebench.cli import main
+from saebench.errors import UsageError
+from saebench.format import CheckpointError
+from saebench.loading import recognise as recognise_module
+from saebench.loading.recognise import checkpoints_at
+from saebench.testing import random_sae
+from tests.conftest import write_sae
+from tests.raising import raises
 
 REFERENCE = Path(__file__).parent / "formats" / "reference"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 10633216\n"
@@ -139,3 +148,56 @@ def test_inspect_says_it_too(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "git-LFS pointer" in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_each_sae_of_a_run_is_recognised_once(
+    two_saes: list[Path], llama: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    matching = recognise_module._matching
+
+    def counted(path: Path, formats: Any) -> Any:
+        asked.append(path.name)
+        return matching(path, formats)
+
+    monkeypatch.setattr(recognise_module, "_matching", counted)
+    saebench.run(saes=two_saes, model=str(llama), tokens=tokens, metrics=["geometry"], results=tmp_path / "results")
+    assert sorted(asked) == ["first", "second"]
+
+
+def test_a_folder_of_many_files_is_refused_at_once(tmp_path: Path) -> None:
+    for i in range(recognise_module._MOST_CHILDREN + 1):
+        (tmp_path / f"{i}.txt").touch()
+    with raises(UsageError, tmp_path, "5,001", "pattern"):
+        checkpoints_at(tmp_path)
+    write_sae(tmp_path, random_sae())  # unless it is an SAE itself
+    assert [c.path for c in checkpoints_at(tmp_path)] == [tmp_path]
+
+
+def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not stop root, so the operating system's answer is planted."""
+    runs = tmp_path / "runs"
+    for seed, name in enumerate(["good", "locked"]):
+        write_sae(runs / name, random_sae(seed=seed))
+    locked = runs / "locked" / "sae_weights.safetensors"
+    opened = Path.open
+
+    def denied(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with raises(CheckpointError, locked, "Permission denied"):
+        load_sae(runs / "locked")
+    assert [Path(c).name for c in checkpoints_at(runs)] == ["good", "locked"]  # its error is reported, not swallowed
+
+    def forbidden(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (runs / "closed").mkdir()
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with raises(CheckpointError, runs / "closed", "Permission denied"):
+        load_sae(runs / "closed")
+    with raises(CheckpointError, "cannot be read", "too long"):
+        load_sae(tmp_path / ("x" * 300))

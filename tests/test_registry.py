@@ -40,7 +40,7 @@ def test_an_installed_plugin_is_found_and_a_broken_one_is_named(site: Path):
     assert example["error"] is None
     assert example["distribution"] == "saebench-example-plugin"
     assert example["version"] == "0.1.0"
-    assert example["provides"] == ["metric norm_error"]
+    assert sorted(example["provides"]) == ["metric last_token", "metric norm_error"]
     assert (broken["distribution"], broken["version"], broken["provides"]) == ("broken-example", "9.9", [])
     assert "a_module_that_nobody_has" in broken["error"]
     assert found["fidelity"]["error"] is None
@@ -68,6 +68,7 @@ def test_the_example_metric_keeps_the_contract():
     scope: dict[str, type[Metric]] = {}
     exec((EXAMPLE / "saebench_example_plugin.py").read_text(), scope)
     check_metric(scope["NormError"], identity={"norm_error": 0})
+    check_metric(scope["LastToken"], identity={"kl": 0})
 
 
 # --- every way to be broken ------------------------------------------------------------------------------------------

@@ -273,6 +273,21 @@ def test_what_is_not_a_full_disk_is_not_called_one(tmp_path):
     assert "space" not in str(caught.value)
 
 
+def test_temporary_files_of_killed_writes_go_with_the_next_record(tmp_path):
+    record = make(runs=[{}])
+    folder = record_path(tmp_path, record).parent
+    folder.mkdir(parents=True)
+    old, fresh, foreign = (folder / f".t@1.json.{name}" for name in ("a.saebench-tmp", "b.saebench-tmp", "swp"))
+    for path in (old, fresh, foreign):
+        path.write_text("")
+    for path in (old, foreign):
+        os.utime(path, (0, 0))
+    add_to_record(tmp_path, record, ["m"], {})
+    assert not old.exists()
+    assert fresh.exists()
+    assert foreign.exists()
+
+
 @given(st.text(max_size=200))
 def test_a_slug_is_always_one_harmless_component(name):
     found = slug(name)

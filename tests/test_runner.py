@@ -1,8 +1,6 @@
 """Running: resume, invariance to how the work is split, failures that cost nobody else their numbers."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,42 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 import saebench
-from saebench.cli import main
 from saebench.errors import UsageError
-from saebench.results import Record
 from saebench.runner import RunError
 from saebench.sae import SAE
 from saebench.testing import constant_sae, identity_sae, random_sae
-from tests.conftest import HOOK, write_sae
-
-
-def measure(saes: Any, llama: Path, tokens: Path, results: Path, **more: Any) -> list[Record]:
-    return saebench.run(saes, model=str(llama), tokens=tokens, results=results, **{"hook": HOOK, **more})
-
-
-def values(record: Record) -> dict[tuple[str, str, float | None], float]:
-    return {(s["metric"], s["key"], s["at"]): s["value"] for s in record.scores}
-
-
-def same(a: Record, b: Record, tolerance: float = 1e-5) -> None:
-    left, right = values(a), values(b)
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        assert right[key] == pytest.approx(value, rel=tolerance, abs=1e-7), key
-
-
-def without_timings(path: Path) -> dict[str, Any]:
-    body = json.loads(path.read_text())
-    for run in body["runs"]:
-        del run["timings"]
-    return body
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+from tests.conftest import write_sae
+from tests.raising import raises
+from tests.running import arguments, files, measure, same, values, without_timings
 
 
 def test_identity_and_mean_predictor_score_what_they_must(llama, tokens, tmp_path):
@@ -178,11 +149,6 @@ def test_rank_0_plans_for_all(llama, tokens, two_saes, tmp_path):
         same(record, by_name[record.sae["name"]])
     assert [run["provenance"]["ranks"] for run in by_name["first"].runs] == [1, 2]
     assert {k: v for k, v in files(tmp_path / "1").items() if not k.startswith(".state")} == before
-
-
-def arguments(saes: list[Path], llama: Path, tokens: Path, results: Path) -> list[str]:
-    flags = [part for sae in saes for part in ("--sae", str(sae))]
-    return ["run", *flags, "--model", str(llama), "--tokens", str(tokens), "--results", str(results)]
 
 
 def test_second_run_computes_nothing(llama, tokens, two_saes, tmp_path, monkeypatch):
@@ -332,101 +298,16 @@ def test_records_never_hold_a_local_secret(llama, tokens, two_saes, tmp_path, mo
     assert "canary-token" not in record.path.read_text()
 
 
-# --- killed, and run again -------------------------------------------------------------------------------------------
-
-_KILLED = """
-import os, signal, sys
-import saebench.running.finish as finish, saebench.running.passes as passes, saebench.stream as stream
-passes.SAVE_EVERY = 0.0
-where, after = sys.argv[1], int(sys.argv[2])
-seen = 0
-def wrap(owner, name):
-    real = getattr(owner, name)
-    def counted(*a, **k):
-        global seen
-        seen += 1
-        if seen > after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*a, **k)
-    setattr(owner, name, counted)
-wrap(*{"update": (stream.Pass, "_update"), "replace": (os, "replace"), "score": (finish, "finish_metric")}[where])
-from saebench.cli import main
-main(sys.argv[3:])
-"""
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(llama, tokens, two_saes, tmp_path_factory) -> Path:
-    """Records of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    with pytest.MonkeyPatch.context() as patched:
-        to_the_end([*arguments(two_saes, llama, tokens, folder / "r"), "--batch-size", "4"], folder, patched)
-    return folder / "r"
-
-
-def to_the_end(args: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, with a cache of its own."""
-    monkeypatch.setenv("SAEBENCH_CACHE", str(folder / "cache"))
-    done = CliRunner().invoke(main, args)
-    assert done.exit_code == 0, done.stderr
-
-
-# In the middle of the pass; while a cache or state file is being replaced; between the first record and the second.
-@pytest.mark.parametrize(("where", "after"), [("update", 3), ("replace", 6), ("score", 4)])
-def test_sigkill_and_again_gives_the_same_record(
-    where, after, llama, tokens, two_saes, tmp_path, uninterrupted, monkeypatch
-):
-    args = [*arguments(two_saes, llama, tokens, tmp_path / "r"), "--batch-size", "4"]
-    threads = str(torch.get_num_threads())  # as here: the bits depend on it
-    env = {**os.environ, "SAEBENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": threads}
-    done = subprocess.run([sys.executable, "-c", _KILLED, where, str(after), *args], env=env, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    to_the_end(args, tmp_path, monkeypatch)
-    found, expected = files(tmp_path / "r"), files(uninterrupted)
-    left_over = [name for name in found if name not in expected]
-    assert all(Path(name).name.startswith(".") for name in left_over)  # a temporary file at most
-    for name in expected:
-        if name.endswith(".json"):
-            assert without_timings(tmp_path / "r" / name) == without_timings(uninterrupted / name)
-        else:
-            assert found[name] == expected[name], name
-
-
-def test_resume_does_not_repeat_finished_contexts(llama, tokens, two_saes, tmp_path, monkeypatch):
-    from saebench.stream import Pass
-
-    monkeypatch.setattr("saebench.running.passes.SAVE_EVERY", 0.0)
-    seen: list[int] = []
-    real = Pass._update
-
-    def update(self: Pass, forked: Any, *rest: Any) -> None:
-        if len(seen) >= 12 and not resumed:
-            raise KeyboardInterrupt
-        seen.extend(forked.batches[0].context_id.tolist())
-        real(self, forked, *rest)
-
-    monkeypatch.setattr(Pass, "_update", update)
-    resumed = False
-    with pytest.raises(KeyboardInterrupt):
-        measure(two_saes, llama, tokens, tmp_path, batch_size=4)
-    resumed = True
-    third = write_sae(tmp_path / "third", random_sae(seed=9))
-    measure([*two_saes, third], llama, tokens, tmp_path, batch_size=4)
-    # 24 contexts once for the two that had begun, 24 more for the one that had not
-    assert sorted(seen) == sorted(list(range(24)) * 2)
-    assert not (tmp_path / ".state").exists()
-
-
 def test_request_errors_are_usage_errors(llama, tokens, two_saes, tmp_path):
-    with pytest.raises(UsageError, match="did you mean 'fidelity'"):
+    with raises(UsageError, "fidelty", "'fidelity'"):
         measure(two_saes[0], llama, tokens, tmp_path, metrics=["fidelty"])
-    with pytest.raises(RunError, match="the same SAE as 'first'"):
+    with raises(RunError, "'first'"):
         measure([two_saes[0], two_saes[0]], llama, tokens, tmp_path, metrics=["geometry"])
-    with pytest.raises(UsageError, match="--limit"):
+    with raises(UsageError, "--limit", 0):
         measure(two_saes[0], llama, tokens, tmp_path, limit=0)
-    with pytest.raises(UsageError, match="no SAE"):
+    with raises(UsageError, "--sae"):
         measure([], llama, tokens, tmp_path)
-    with pytest.raises(RunError, match="--hook"):
+    with raises(RunError, "--hook"):
         measure(random_sae(seed=1), llama, tokens, tmp_path, hook=None)
 
 

@@ -208,3 +208,12 @@ def test_top_k_is_exact(n: int, d: int, k: int, seed: int, ties: bool) -> None:
     assert torch.equal(values.sort(descending=True).values, scores.topk(k).values)
     assert torch.equal(scores.gather(1, indices), values)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_reprs_are_short() -> None:
+    from saebench.testing import random_sae
+
+    sae = random_sae(model="tiny", hook="blocks.1.hook_resid_post")
+    assert repr(sae) == "SAE(32 → 64, TopK, blocks.1.hook_resid_post of tiny)"
+    z = sae.encode(torch.randn(5, 32))
+    assert repr(z) == f"Latents(shape=(5, 64), fire={len(z.values)})"

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 import saebench
 from saebench.cli import main
-from saebench.running.plan import default_names
+from saebench.running.names import default_names
 from saebench.running.sources import spread
 from saebench.testing import random_sae
 from tests.conftest import write_sae
+from tests.raising import raises
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_each_is_taken_once(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nothing", ["", " "])
 def test_an_empty_name_is_not_this_folder(nothing: str) -> None:
-    with pytest.raises(saebench.SaebenchError, match="--sae is empty"):
+    with raises(saebench.SaebenchError, "--sae", "empty"):
         found(nothing)
 
 
@@ -133,5 +134,5 @@ def test_names_are_counted_as_the_saes_are(runs: Path, llama: Path, tokens: Path
     common = {"model": str(llama), "tokens": tokens, "results": tmp_path, "metrics": ["geometry"]}
     records = saebench.run(runs, names=["x", "y", "z"], **common)
     assert [r.sae["name"] for r in records] == ["x", "y", "z"]
-    with pytest.raises(saebench.SaebenchError, match="1 --name for 3 SAEs"):
+    with raises(saebench.SaebenchError, "--name", 1, 3):
         saebench.run(runs, names=["x"], **common)

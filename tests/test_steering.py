@@ -14,6 +14,7 @@ from saebench.errors import SaebenchError
 from saebench.metric import Env, get_state, set_state
 from saebench.sae import SAE
 from saebench.stats import ratio_interval
+from saebench.testing import check_metric
 from tests.planted_model import PlantedModel, batch_of, one_hot_sae, rescaled
 from tests.raising import raises
 
@@ -150,3 +151,14 @@ def test_states_and_bad_input_are_one_line():
     with raises(SaebenchError, "neutral contexts"):
         empty.scores(Env(sae, lens=model.lens()))
     assert strong["coverage"].value == 1
+
+
+def test_the_metric_keeps_its_contract(monkeypatch):
+    monkeypatch.setattr(
+        collect, "role", lambda seed, document: (document % 3).astype(np.int8)
+    )  # there are four documents
+
+    class Tiny(Steering):
+        settings = Settings(latents=8, contexts=8, length=4, strengths=(0.001, 0.01, 0.5), fewest=1)
+
+    check_metric(Tiny)

@@ -20,8 +20,9 @@ def results(site, two_saes, llama, tokens, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stranger")
     flags = [part for sae in two_saes for part in ("--sae", str(sae))]
     done = call(
-        site, "run", *flags, "--model", llama, "--tokens", tokens, "--results", folder, "--metric", "norm_error"
-    )
+        site, "run", *flags, "--model", llama, "--tokens", tokens, "--results", folder,
+        "--metric", "norm_error", "--metric", "last_token",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "broken-example" in done.stderr  # the broken plugin beside it is named, and stops nothing
     return folder
@@ -46,6 +47,27 @@ def test_its_scores_have_intervals(results, two_saes, llama, tokens):
             float((rebuilt - length).abs().sum() / length.sum()), rel=1e-5
         )
         assert scores["norm_error"]["low"] < scores["norm_error"]["value"] < scores["norm_error"]["high"]
+
+
+def test_one_of_its_metrics_acts_on_the_model(results, two_saes, llama, tokens):
+    x, model = torch.from_numpy(np.load(tokens)), AutoModelForCausalLM.from_pretrained(llama)
+    for path, record in zip(two_saes, sorted(results.rglob("tokens@1.json")), strict=True):
+        sae = load_sae(path)
+
+        def splice(module: Any, args: Any, output: Any, sae: Any = sae) -> Any:
+            h = (output[0] if isinstance(output, tuple) else output).clone()
+            h[:, -1] = sae(h[:, -1])
+            return (h, *output[1:]) if isinstance(output, tuple) else h
+
+        with torch.no_grad():
+            clean = model(x).logits[:, -1].double().log_softmax(-1)
+            handle = model.model.layers[1].register_forward_hook(splice)
+            spliced = model(x).logits[:, -1].double().log_softmax(-1)
+            handle.remove()
+        expected = float((clean.exp() * (clean - spliced)).sum(-1).mean())
+        [kl] = [s for s in json.loads(record.read_text())["scores"] if s["metric"] == "last_token"]
+        assert kl["value"] == pytest.approx(expected, rel=1e-3)
+        assert kl["low"] < kl["value"] < kl["high"]
 
 
 def test_it_is_compared_pair_by_pair(site, results):

@@ -1,4 +1,4 @@
-"""Boards as Markdown, CSV, JSON and parquet.
+"""Boards as Markdown, LaTeX, CSV, JSON and parquet.
 
 Names come out of other people's files: in Markdown they cannot start a cell, a link or a tag, in CSV no formula.
 """
@@ -61,6 +61,46 @@ def _cell(cell: Cell) -> str:
     return f"{value_text(cell)}{rank}" + (f"<br>{interval}" if interval else "")
 
 
+class Latex:
+    """A booktabs table a board, with the headlines: for papers. Needs the package booktabs."""
+
+    name = "latex"
+
+    def render(self, boards: Sequence[Board]) -> str:
+        return "\n".join(self._board(board) for board in boards)
+
+    def _board(self, board: Board) -> str:
+        columns = board.shown
+        heads = ["SAE", "architecture", "latents", *(_tex(heading(c, columns)) for c in columns)]
+        lines = [f"% {_tex(caption(board))}", *(f"% {_tex(note)}" for note in notes(board))]
+        if board.rows:
+            lines += [rf"\begin{{tabular}}{{ll{'r' * (len(columns) + 1)}}}", r"\toprule", _tex_line(heads), r"\midrule"]
+            for row in board.rows:
+                about = [_tex(clean(row.name)), *(_tex(clean(row.record.sae.get(k) or "?")) for k in _ABOUT)]
+                lines.append(_tex_line([*about, *(_tex_cell(row.cells[c]) for c in columns)]))
+            lines += [r"\bottomrule", r"\end{tabular}"]
+        return "\n".join(lines) + "\n"
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$", "…": r"\ldots{}", "·": r"$\cdot$"} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def _tex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _tex_cell(cell: Cell) -> str:
+    if cell.low is None or cell.high is None:
+        return _tex(value_text(cell))
+    return f"{value_text(cell)} [{interval_text(cell).replace(' … ', ', ')}]"
+
+
 # --- long form -------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +116,7 @@ def _sae(board: Board, row: Row) -> dict[str, Any]:
     sae = row.record.sae
     return {
         "model": board.model, "revision": board.revision, "hook": board.hook, "task": board.task,
-        "corpus": board.corpus, "dtypes": board.dtypes, "sae": row.name, "sha256": sae["sha256"],
+        "corpus": board.corpus, "dtypes": board.dtypes, "sae": row.name, "sha256": sae["sha256"], "partial": row.record.partial,
         "architecture": sae.get("architecture"), "d_sae": sae.get("d_sae"), "fingerprint": row.record.fingerprint,
     }  # fmt: skip
 
@@ -138,6 +178,7 @@ class Json:
         return {
             "name": row.name,
             "fingerprint": row.record.fingerprint,
+            "partial": row.record.partial,
             "sae": {key: _short(row.record.sae.get(key)) for key in keys},
             "scores": [_score(column, cell) for column, cell in row.cells.items()],
         }
@@ -165,7 +206,8 @@ class Parquet:
 
 _KINDS: dict[str, Any] = {
     "model": "string", "revision": "string", "hook": "string", "task": "string", "corpus": "string", "dtypes": "string",
-    "sae": "string", "sha256": "string", "architecture": "string", "d_sae": "Int64", "fingerprint": "string",
+    "sae": "string", "sha256": "string", "partial": "boolean", "architecture": "string", "d_sae": "Int64",
+    "fingerprint": "string",
     "metric": "string", "version": "Int64", "key": "string", "at": "Float64", "state": "string", "value": "Float64",
     "low": "Float64", "high": "Float64", "rank": "Int64", "n": "Int64", "unit": "string", "direction": "string",
     "reason": "string",
@@ -185,4 +227,4 @@ def _typed(value: object, kind: str) -> Any:
 
 @hookimpl
 def saebench_reports() -> list[Report]:
-    return [Markdown(), Csv(), Json(), Parquet()]
+    return [Markdown(), Latex(), Csv(), Json(), Parquet()]

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from typing import Any
+
+import numpy as np
 
 from saebench.board.groups import differing
 from saebench.board.leaderboard import boards, is_paired, select
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.report import Cell, Column
 from saebench.results import Record
-from saebench.stats import Difference, independent_difference, paired_difference
-from saebench.text import clean
+from saebench.stats import Difference, Verdict, holm, independent_difference, paired_difference, verdict
+from saebench.text import clean, interval_text, value_text
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class Line:
     """One score of both, and B − A on the contexts that both share (None, with a reason, where it cannot be made).
 
     Where each SAE has units of its own (`paired` is False), B − A is a difference of independent samples.
+
+    Attributes:
+        smallest: the score's smallest difference of interest; None where none is known.
+        adjusted: the p-value, corrected over every score of every pair that the comparison shows (Holm).
     """
 
     column: Column
@@ -26,21 +33,16 @@ class Line:
     difference: Difference | None
     reason: str | None = None
     paired: bool = True
+    smallest: float | None = None
+    adjusted: float | None = None
 
     @property
-    def verdict(self) -> str:
-        """better, worse (B against A), differs (no side is better), same (no difference was seen) or unknown."""
-        p = None if self.difference is None else self.difference.p_value
-        if self.difference is None or p is None:
-            return "unknown"
-        if p > 0.05:
-            return "same"
-        if self.column.direction is None:
-            return "differs"
-        return "better" if (self.difference.value > 0) == (self.column.direction == "higher") else "worse"
+    def verdict(self) -> Verdict:
+        """The verdict on B − A; see `saebench.stats.verdict`."""
+        return verdict(self.difference, self.column.direction, self.smallest, self.adjusted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """B against A, score by score."""
 
@@ -52,9 +54,11 @@ class Comparison:
     def sentence(self) -> str:
         """What the lines say: who is better in what and by how much, and what has to be kept in mind."""
         parts = []
-        for verdict, words in (("better", f"{self.b} is better than {self.a} in"), ("worse", f"{self.a} is better in")):
-            if found := [_by(line) for line in self.lines if line.verdict == verdict]:
+        for kind, words in (("better", f"{self.b} is better than {self.a} in"), ("worse", f"{self.a} is better in")):
+            if found := [_by(line) for line in self.lines if line.verdict == kind]:
                 parts.append(f"{words} {_join(found)}")
+        if small := [line.column.key for line in self.lines if line.verdict == "negligible"]:
+            parts.append(f"differences in {_join(small)} are smaller than matters")
         if same := [line.column.key for line in self.lines if line.verdict == "same"]:
             parts.append(f"no difference was seen in {_join(same)}")
         differs = [line for line in self.lines if line.verdict == "differs"]
@@ -65,6 +69,17 @@ class Comparison:
             )
         return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
 
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.b} against {self.a}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        head = "".join(
+            f"<th>{escape(t)}</th>" for t in ("score", self.a, self.b, "B − A", "95 % interval", "p", "verdict")
+        )
+        body = "".join(f"<tr>{''.join(f'<td>{escape(t)}</td>' for t in _texts(line))}</tr>" for line in self.lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{escape(self.sentence)}</p>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `difference` is B − A."""
         lines = [
@@ -74,12 +89,24 @@ class Comparison:
                 "b": line.b.value,
                 "difference": None if line.difference is None else asdict(line.difference),
                 "verdict": line.verdict,
+                "adjusted_p_value": line.adjusted,
+                "smallest_difference": line.smallest,
                 "reason": line.reason,
                 "paired": line.paired,
             }
             for line in self.lines
         ]
         return {"a": self.a, "b": self.b, "scores": lines, "sentence": self.sentence}
+
+
+def _texts(line: Line) -> list[str]:
+    """A line's cells as text."""
+    found = line.difference
+    shown = None if found is None else Cell("scored", found.value, found.low, found.high)
+    difference = ["", ""] if shown is None else [value_text(shown), interval_text(shown)]
+    p_value = None if found is None else found.p_value if line.adjusted is None else line.adjusted
+    p = "" if p_value is None else f"{p_value:.2g}"
+    return [clean(line.column.key), value_text(line.a), value_text(line.b), *difference, p, line.verdict]
 
 
 def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:
@@ -94,7 +121,24 @@ def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Compa
     first = records[0]
     for other in records[1:]:
         _comparable(first, other)
-    return [_compare(first, other, scores) for other in records[1:]]
+    return _corrected([_compare(first, other, scores) for other in records[1:]])
+
+
+def _corrected(found: list[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values adjusted over all of their lines together."""
+    lines = [line for comparison in found for line in comparison.lines]
+    p = [line.difference.p_value if line.difference else None for line in lines]
+    adjusted = iter(holm([np.nan if value is None else value for value in p]).tolist())
+    return [
+        replace(
+            comparison,
+            lines=[
+                replace(line, adjusted=None if np.isnan(value := next(adjusted)) else value)
+                for line in comparison.lines
+            ],
+        )
+        for comparison in found
+    ]
 
 
 def _comparable(a: Record, b: Record) -> None:
@@ -113,7 +157,7 @@ def _comparable(a: Record, b: Record) -> None:
 
 def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
     # As a board of two: names are told apart and missing scores explained in the same way.
-    [board] = boards([replace(a, partial=False), replace(b, partial=False)])
+    [board] = boards([a, b], partial=True)
     one, two = board.rows
     lines = []
     for column in select(board, scores):
@@ -130,7 +174,8 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
                     reason = difference.no_interval
             except SaebenchError as error:
                 reason = one_line(error)
-        lines.append(Line(column, left, right, difference, reason, paired))
+        size = board.presentation(column).smallest.get(column.key)
+        lines.append(Line(column, left, right, difference, reason, paired, size))
     return Comparison(clean(one.name), clean(two.name), lines)
 
 

@@ -193,7 +193,7 @@ def pareto_front(x: Sequence[float], y: Sequence[float], *, higher: bool) -> lis
 
 
 def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
-    """Every picture of every board as PNG and SVG.
+    """Every picture of every board as PNG, SVG and PDF.
 
     Raises:
         SaebenchError: the folder cannot be written.
@@ -202,7 +202,7 @@ def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
     for number, board in enumerate(boards):
         stem = f"{number}-{slug(board.model)}-{slug(board.task)}-" if len(boards) > 1 else ""
         for name, figure in plots(board).items():
-            for kind in ("png", "svg"):
+            for kind in ("png", "svg", "pdf"):
                 path = folder / f"{stem}{slug(name)}.{kind}"
                 drawn = io.BytesIO()
                 _save(figure, drawn, kind)
@@ -251,7 +251,8 @@ def _save(figure: "plt.Figure", target: Any, kind: str, salt: str = "saebench") 
         if kind == "svg":
             figure.savefig(target, format=kind, metadata={"Date": None, "Creator": None})
         else:
-            figure.savefig(target, format=kind, dpi=160, facecolor="white")
+            undated = {"CreationDate": None} if kind == "pdf" else None
+            figure.savefig(target, format=kind, dpi=160, facecolor="white", metadata=undated)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

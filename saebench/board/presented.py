@@ -45,7 +45,7 @@ def _installed(metric: str, version: int) -> Presentation:
     declared = Presentation.of(known)
     if known.version == version:
         return declared
-    return Presentation(declared.headlines, {}, declared.figures, declared.sparsity)
+    return Presentation(declared.headlines, {}, declared.figures, declared.sparsity, declared.smallest)
 
 
 def headlines(columns: Sequence[Column], shown: Presentations) -> list[Column]:

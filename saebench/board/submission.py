@@ -149,7 +149,7 @@ def _declared(row: dict[str, Any]) -> Ratio:
                 f"it says that it lies within {within[0]} and {within[1]}, which are no limits of a share"
             )
         within = (within[0], within[1])
-    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=within)
+    return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=within, kind=row.get("kind", "ratio"))
 
 
 def _same(a: float | None, b: float | None) -> bool:

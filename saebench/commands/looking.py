@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from saebench.commands.shell import debug_option, errors
+from saebench.commands.shell import debug_option, echo, errors
 
 
 @click.command("list")
@@ -15,7 +15,7 @@ from saebench.commands.shell import debug_option, errors
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def list_(kind: str, as_json: bool, debug: bool) -> None:
-    """What there is of a kind, with a line about each.
+    """The available plugins or tasks of a kind, with a line about each.
 
     \b
     Examples:
@@ -25,11 +25,11 @@ def list_(kind: str, as_json: bool, debug: bool) -> None:
     with errors(debug):
         rows = _task_rows() if kind == "tasks" else _plugin_rows(kind)
         if as_json:
-            click.echo(json.dumps(rows, indent=1))
+            echo(json.dumps(rows, indent=1))
             return
         width = max((len(r["name"]) for r in rows), default=0)
         for row in rows:
-            click.echo(f"{row['name']:<{width}}  {row['about']}")
+            echo(f"{row['name']:<{width}}  {row['about']}")
 
 
 def _task_rows() -> list[dict[str, str]]:
@@ -54,15 +54,15 @@ def _plugin_rows(kind: str) -> list[dict[str, str]]:
 @click.command()
 @click.argument("path")
 @click.option("--format", help="The checkpoint's format. Default: recognised from its files.")
-@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint that does not say.")
+@click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint without it.")
 @click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
-@click.option("--hook", help="Where the SAE reads, for a checkpoint that does not say.")
+@click.option("--hook", help="Where the SAE reads, for a checkpoint without it.")
 @click.option("--model", help="Run this model over a little text and count the latents that fire.")
 @click.option("--ignore-key", "ignore_keys", multiple=True, help="A config key that changes nothing; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options: Any) -> None:
-    """What a checkpoint is, where each convention was read, and what it does not say.
+    """A checkpoint's properties, the source of each convention, and the options it leaves open.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options:
 
         found = inspect_sae(path, model=model, measure=model is not None, **options)
         if as_json:
-            click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+            echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
             return
         for line in found.lines():
-            click.echo(line)
+            echo(line)

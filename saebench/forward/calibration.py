@@ -1,7 +1,7 @@
-"""Before the pass: what is a normal activation at this hook point, and does the SAE behave there as it claims.
+"""Calibration before the pass: the usual activation at a hook point, and a check of the SAE's declared L0 there.
 
 The task's first contexts are run to the hook point once. They fix the norm above which a token is not scored, and the mean that
-mean ablation puts in; a sample of them is what each SAE's measured L0 is checked on.
+mean ablation puts in; each SAE's L0 is measured on a sample of them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from saebench.models import require_tokens
 from saebench.sae import SAE
 from saebench.source import Source
 
-# Raised when what is computed here or in ablation.py changes, so that no cache outlives its code.
+# Raised when a number computed here or in ablation.py changes, so that no cache outlives its code.
 CACHE_VERSION = "1"
 CONTEXTS = 32
 SAMPLE = 1024
@@ -28,7 +28,7 @@ SAMPLE = 1024
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the calibration contexts say about a hook point.
+    """Statistics of a hook point over the calibration contexts.
 
     Attributes:
         median_norm: median ‖x‖ over their tokens that are not special.
@@ -57,7 +57,7 @@ def calibrate(
     batch_size: int,
     cache: Path,
 ) -> Calibration:
-    """Calibrate on the first contexts, or take what an earlier run found for the same model, place and text.
+    """Calibrate on the first contexts, or load the cached result for the same model, place and text.
 
     Raises:
         UsageError: the model has no position or no embedding for a token.
@@ -70,8 +70,8 @@ def calibrate(
     )
     path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = load_from_cache(path, str(subject.device))
-    if found is not None:
-        return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
+    if found is not None and (cached := _cached(found)):
+        return cached
     result = None
     while result is None:
         try:
@@ -90,6 +90,14 @@ def calibrate(
     }
     save_in_cache(path, tensors)
     return result
+
+
+def _cached(found: dict[str, Tensor]) -> Calibration | None:
+    """A cached calibration; None where the file holds other tensors."""
+    shapes = {"median": 0, "threshold": 0, "mean": 1, "sample": 2}
+    if {name: tensor.ndim for name, tensor in found.items()} != shapes:
+        return None
+    return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
 
 
 def _calibrate(
@@ -121,8 +129,8 @@ def check_l0(sae: SAE, calibration: Calibration) -> float:
     """The SAE's mean L0 on the calibration sample.
 
     Raises:
-        SaebenchError: it differs from the L0 the checkpoint declares by more than a factor of two, which is what a
-            misread activation, scale or hook point looks like.
+        SaebenchError: it differs from the L0 the checkpoint declares by more than a factor of two, as with a
+            misread activation, scale or hook point.
     """
     measured = float(sae.encode(calibration.sample).counts().double().mean())
     declared = sae.metadata.declared_l0

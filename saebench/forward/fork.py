@@ -5,6 +5,7 @@ The streams are the model's own, one per SAE (its reconstruction), the edits of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
+from saebench.forward.guard import Guard
 from saebench.forward.lane import Lane
 from saebench.forward.losses import spliced_losses
 from saebench.hookpoint import HookPoint
@@ -245,16 +247,16 @@ def _edits_of(number: int, lane: Lane, batch: Batch, seed: int) -> list[_Owned]:
     for metric in lane.alive:
         if not metric.edit_rows:
             continue
-        try:
-            edits = metric.edits(replace(batch, seed=seed if metric.seeded else 0))
-            sources = check_edits(metric, edits, batch)
-        except Exception as error:  # a stranger's metric
-            if is_out_of_memory(error):
-                raise
-            lane.fail_metric(metric.name, error)
-            continue
-        found += [_Owned(number, metric.name, edit, s) for edit, s in zip(edits, sources, strict=True)]
+        own = replace(batch, seed=seed if metric.seeded else 0)
+        made = lane.attempt(metric.name, partial(_made_by, metric, own), Guard(batch), retried=True)
+        found += [_Owned(number, metric.name, edit, source) for edit, source in made or []]
     return found
+
+
+def _made_by(metric: Metric, batch: Batch) -> list[tuple[Edit, Tensor]]:
+    """A metric's edits of a batch, each with the context of every row."""
+    edits = metric.edits(batch)
+    return list(zip(edits, check_edits(metric, edits, batch), strict=True))
 
 
 def check_edits(metric: Metric, edits: Sequence[Edit], batch: Batch) -> list[Tensor]:

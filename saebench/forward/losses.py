@@ -16,7 +16,7 @@ _BLOCK = {"cpu": (1024, 2048), "cuda": (8192, 16384)}
 
 
 class Head(Protocol):
-    """What ends a language model: the output layer and everything after it."""
+    """The end of a language model: the output layer and everything after it."""
 
     @property
     def vocabulary(self) -> int:
@@ -83,7 +83,7 @@ def _rows_losses(head: Head, streams: list[Tensor], targets: Tensor) -> tuple[Te
 
 
 class _SoftmaxSums:
-    """What a softmax over the vocabulary needs, of n rows of logits that come block by block.
+    """Running sums of a softmax over the vocabulary, for n rows of logits that come block by block.
 
     Attributes:
         peak: [n] float32, the largest logit so far.
@@ -101,7 +101,7 @@ class _SoftmaxSums:
         """Take in logits [n, width] of the tokens from `first` on.
 
         Returns:
-            exp(logits − peak) [n, width], and [n] what sums relative to the peak before must be multiplied by.
+            exp(logits − peak) [n, width], and [n] the factor for sums relative to the previous peak.
         """
         peak = torch.maximum(self.peak, logits.amax(1))
         shrink = (self.peak - peak).exp_().double()

@@ -58,6 +58,8 @@ def _torch_archive(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise
+    except PermissionError as error:
+        raise unreadable(path, "torch weights", error) from error
     except Exception as error:  # torch raises a dozen types for a damaged archive
         raise CheckpointError(f"{path}: not readable as torch weights: {one_line(error, 160)}") from error
     if not isinstance(state, dict):

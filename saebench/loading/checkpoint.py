@@ -12,14 +12,14 @@ from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.format import CheckpointError, Format, LoadOptions
 from saebench.hookpoint import HookPoint
 from saebench.loading.readers import finite
-from saebench.loading.recognise import recognise
+from saebench.loading.recognise import Checkpoint, recognise
 from saebench.loading.remote import fetch, is_remote
 from saebench.registry import registry
 from saebench.sae import SAE
 
 
 def load_sae(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     format: str | None = None,
     k: int | None = None,
@@ -44,9 +44,9 @@ def load_sae(
         CheckpointError: no format or several match, files are damaged or missing, or the checkpoint cannot be read exactly.
     """
     local, source = fetch(str(path)) if is_remote(str(path)) else (Path(path), str(path))
-    if not local.exists():
-        raise UsageError(f"no such file or folder: {local}")
-    chosen: Format = registry().get("formats", format) if format else recognise(local)
+    _require_there(local)
+    known = path.format if isinstance(path, Checkpoint) else None
+    chosen: Format = registry().get("formats", format) if format else known or recognise(local)
     options = LoadOptions(k, scale, frozenset(ignore_keys))
     sae = read_as(chosen, local, options)
     meta = replace(sae.metadata, format=chosen.name, path=source)
@@ -55,6 +55,15 @@ def load_sae(
     if model:
         meta = replace(meta, model=model)
     return replace(sae, metadata=meta).to(device)
+
+
+def _require_there(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"no such file or folder: {path}") from None
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a NUL in it
+        raise CheckpointError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:

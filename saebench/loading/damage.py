@@ -9,7 +9,7 @@ _LFS = b"version https://git-lfs"
 
 
 class DamagedError(CheckpointError):
-    """A file of weights that did not arrive whole; to download it again is what helps."""
+    """A file of weights that cannot be read at all: cut short, empty, a pointer in place of the data, or not permitted."""
 
 
 def unreadable(path: Path, kind: str, error: BaseException) -> CheckpointError:
@@ -23,7 +23,7 @@ def unreadable(path: Path, kind: str, error: BaseException) -> CheckpointError:
     try:
         head, size = _head(path), path.stat().st_size
     except OSError as problem:
-        return CheckpointError(f"{path}: cannot be read: {one_line(problem)}")
+        return DamagedError(f"{path}: cannot be read: {one_line(problem)}")
     if size == 0:
         return DamagedError(f"{path}: cannot be read: it is empty: download it again")
     if head.startswith(_LFS):

@@ -1,9 +1,12 @@
-"""Which format the files at a path are of; and where none knows them, what is wrong with them."""
+"""The format of the files at a path; and where no format recognises them, the reason."""
 
-from os.path import isdir, isfile  # which say no where pathlib's raise
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from os.path import basename, isdir, isfile  # which return False where pathlib's raise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saebench.errors import UsageError, one_line
 from saebench.format import CheckpointError
 from saebench.loading.damage import DamagedError
 from saebench.loading.readers import weights_problem
@@ -13,21 +16,44 @@ if TYPE_CHECKING:
     from saebench.format import Format
 
 _WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
+# A folder of more entries than this is a folder of something else: looking at each would take minutes.
+_MOST_CHILDREN = 5000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A path that was looked at, and its format, so that loading need not look again.
+
+    Attributes:
+        path: as it was given or found.
+        format: None where no format, or several, recognise it; loading it then raises the reason.
+    """
+
+    path: str | Path
+    format: "Format | None" = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 def recognise(path: Path) -> "Format":
-    """The one format of what lies at `path`.
+    """The one format of the files at `path`.
 
     Raises:
-        CheckpointError: none or several; or its files did not arrive whole, or not all of them.
+        CheckpointError: none or several; or files are unreadable, damaged or missing.
     """
     formats = list(registry().formats.values())
-    found = [f for f in formats if _matches(f, path)]
+    found = _matching(path, formats)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(sorted(f.name for f in found))
         raise CheckpointError(f"{path}: could be {names}; choose one with --format")
+    if isdir(path):
+        _require_readable(path)
     problems = _problems(path)
     if damaged := [p for p in problems if isinstance(p, DamagedError)]:
         raise damaged[0]
@@ -47,10 +73,10 @@ def recognise(path: Path) -> "Format":
     )
 
 
-def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> list[Path]:
+def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> list[Checkpoint]:
     """The checkpoints that a path stands for: itself, or else those among its children and theirs, sorted by name.
 
-    One whose files are damaged or missing counts, so that its error is said and not kept.
+    A checkpoint whose files are damaged, unreadable or missing counts, so that loading it raises the reason.
 
     Args:
         path: a file or a folder.
@@ -58,31 +84,37 @@ def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> lis
         depth: how far below.
 
     Raises:
-        UsageError: unknown format.
+        UsageError: unknown format, or a folder of too many entries to look at each.
     """
     known = registry()
     return _checkpoints(path, [known.get("formats", format)] if format else list(known.formats.values()), depth)
 
 
-def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Path]:
-    if any(_matches(f, path) for f in formats):
-        return [path]
+def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Checkpoint]:
+    found = _matching(path, formats)
+    if found:
+        return [Checkpoint(path, found[0] if len(found) == 1 else None)]
     if not isdir(path):
-        return [path] if _is_damaged(path) else []
+        return [Checkpoint(path)] if _is_damaged(path) else []
     children = _children(path)
+    if len(children) > _MOST_CHILDREN:
+        raise UsageError(
+            f"{path} holds {len(children):,} files and folders, more than {_MOST_CHILDREN:,}: name its SAEs one by one or with a "
+            "pattern"
+        )
     damaged = [child for child in children if not isdir(child) and _is_damaged(child)]
     if {child.name for child in damaged} & {name for f in formats for name in getattr(f, "files", ())}:
-        return [path]  # an SAE's own weights: what lies below are others, like checkpoints of its training
-    folders = (
-        [p for child in children if isdir(child) for p in _checkpoints(child, formats, depth - 1)] if depth else []
-    )
-    files = [child for child in children if depth and not isdir(child) and any(_matches(f, child) for f in formats)]
-    if folders or files:  # a file that is damaged hides none of the others
-        return sorted([*folders, *files, *damaged])
+        return [Checkpoint(path)]  # an SAE's own weights: what lies below are others, like checkpoints of its training
+    below = [c for child in children if isdir(child) for c in _checkpoints(child, formats, depth - 1)] if depth else []
+    for child in children if depth else []:
+        if not isdir(child) and (own := _matching_child(child, formats)):
+            below.append(Checkpoint(child, own[0] if len(own) == 1 else None))
+    if below:  # a file that is damaged hides none of the others
+        return sorted([*below, *map(Checkpoint, damaged)], key=lambda c: Path(c))
     lacks, has_weights = _lacks(path, formats)
     # What holds the weights of something else, like a language model, is no SAE of which some are missing.
     others = any(child.suffix in _WEIGHTS for child in children)
-    return [path] if damaged or (lacks and (has_weights or not others)) else []
+    return [Checkpoint(path)] if damaged or (lacks and (has_weights or not others)) else []
 
 
 def _is_damaged(file: Path) -> bool:
@@ -90,11 +122,34 @@ def _is_damaged(file: Path) -> bool:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What lies in the folder and is not hidden, sorted by name; nothing where it may not be read."""
+    """The folder's entries that are not hidden, sorted by name; none where it may not be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError:
         return []
+
+
+def _require_readable(folder: Path) -> None:
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {one_line(error)}") from error
+
+
+def _matching(path: Path, formats: "list[Format]") -> "list[Format]":
+    """The formats that recognise the path."""
+    return [f for f in formats if _matches(f, path)]
+
+
+def _matching_child(path: Path, formats: "list[Format]") -> "list[Format]":
+    """The same for an entry of a folder; a file that is not named like weights is not opened."""
+    named = isdir(path) or path.suffix in _WEIGHTS or any(_names(f, path.name) for f in formats)
+    return _matching(path, formats) if named else []
+
+
+def _names(format: "Format", name: str) -> bool:
+    layouts, files = getattr(format, "layouts", ()), getattr(format, "files", ())
+    return name in files or any(fnmatchcase(name, basename(layout.weights)) for layout in layouts)
 
 
 def _matches(format: "Format", path: Path) -> bool:
@@ -110,7 +165,7 @@ def _inside(path: Path, formats: "list[Format]") -> Path | None:
     if not isdir(path):
         return None
     for child in _children(path)[:100]:
-        if any(_matches(f, child) for f in formats):
+        if _matching_child(child, formats):
             return child
     return None
 

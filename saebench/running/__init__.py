@@ -1,1 +1,1 @@
-"""From what was asked for to records: plan, cost, measure, score, resume."""
+"""A run, from a request to records: plan, cost, passes, scores, resume."""

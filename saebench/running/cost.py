@@ -1,4 +1,4 @@
-"""The cost model: what a run will do, in floating-point operations, before it does it.
+"""The cost model: the floating-point operations of a run, before it starts.
 
 One pass = one full forward + (K + edits + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
 stream the two ablations cost two contexts in all (forward/ablation.py); elsewhere two more copies, until they are cached.

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would compute and what it costs, without running the model."""
+"""`--dry-run`: the passes of a run and their cost, without running the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Group:
         memory: bytes.
         seconds: of the passes, at least: all of `cost` at the speed of this machine's matrix products. Four runs of
             SmolLM2-135M on two CPU cores (1 and 3 SAEs, float32 and bfloat16, with losses and without) took 1.3 to 1.8
-            times that; loading, scores and what a judge is asked come on top.
+            times that; loading, scores and a judge's calls come on top.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Text:
-    """What would be run: so many contexts, of at most `length` tokens and of `mean` on average.
+    """The text of a run: contexts of at most `length` tokens, `mean` on average.
 
     Attributes:
         bound: there may be less: labelled texts of the hub are not read for a dry run.
@@ -63,7 +63,7 @@ class Text:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would happen."""
+    """The plan of a run: its text, passes, failures and judge calls."""
 
     task: str
     metrics: list[str]
@@ -105,7 +105,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     """Plan a request, one plan for each task of a suite. SAEs are loaded, of the model only its config.
 
     Args:
-        reporter: hears what a folder or a pattern stands for.
+        reporter: receives a line for each folder or pattern that stands for several SAEs.
 
     Raises:
         UsageError: the request makes no sense.
@@ -187,7 +187,7 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
         return Text(contexts, length, length)
     if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
-    found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
+    found = task_contexts(task, load_tokenizer(model, request.revision), bos=not request.no_bos).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))
 
 

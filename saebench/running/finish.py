@@ -13,7 +13,7 @@ from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
 from saebench.running.identify import Work
 from saebench.running.passes import Passed
-from saebench.running.scoring import finish_metric
+from saebench.running.scoring import Measured, finish_metric
 from saebench.running.setting import Setting
 from saebench.subject import Subject
 
@@ -28,7 +28,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     for name, metric in work.missing.items():
         begin = time.perf_counter()
         env = _env(setting, work, lane, metric)
-        found[name] = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
+        found[name] = _finish_one(lane, metric, env)
         if metric.asks and setting.judge is not None:
             judged[name] = setting.judge.ledger.about()
         seconds[name] = round(time.perf_counter() - begin, 3)
@@ -59,6 +59,14 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
         if name not in part.errors and work.missing[name].uses_lens:
             setting.state.drop_units(record.fingerprint, _label(work.missing[name]))
     return written
+
+
+def _finish_one(lane: Lane, metric: type[Metric], env: Env) -> Measured:
+    """One metric's scores; a metric that changes the SAE, which others read too, has none."""
+    name = metric.name
+    found = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
+    lane.attempt(name, lambda: None)  # looks at the SAE
+    return found if name not in lane.errors else finish_metric(metric, lane.errors[name], env)
 
 
 def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:

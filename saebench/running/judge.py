@@ -1,4 +1,4 @@
-"""The judge of a run: made from what was asked for, checked before anything is spent, estimated for a dry run."""
+"""The judge of a run: made from the request, checked before anything is spent, estimated for a dry run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
     """The judge that was asked for, not opened; None where no metric asks one.
 
     Raises:
-        UsageError: there should be one, or should not; or it cannot do what was asked for.
+        UsageError: a judge is missing or superfluous, or lacks a requested capability.
     """
     asking = prompts(wanted)
     if not asking:
@@ -107,14 +107,14 @@ def prompts(wanted: Sequence[Wanted]) -> list[str]:
 
 
 def judge_settings(judge: Judge | None, wanted: Wanted) -> dict[str, Any]:
-    """What a record's settings say of the judge: part of its identity, and only there where a metric asks one."""
+    """The judge's part of a record's settings, and so of its identity; empty where no metric asks one."""
     asked = prompts([wanted])
     return {"judge": {**judge.identity, "prompts": asked}} if judge is not None and asked else {}
 
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """What a dry run says of a judge. Replies that are in the cache already cost nothing and are not taken off.
+    """A dry run's estimate of judge calls. Cached replies cost nothing and are not subtracted.
 
     Attributes:
         cost: US dollars, None where the price is unknown; `date` is the price's.
@@ -142,7 +142,7 @@ class JudgePlan:
 
 
 def plan_judge(request: Request, wanted: Wanted, widths: Sequence[int]) -> JudgePlan | None:
-    """The calls that these metrics will make for SAEs of these numbers of latents, and what they cost."""
+    """The calls that these metrics will make for SAEs of these numbers of latents, and their cost."""
     judge = chosen_judge(request, [wanted])
     if judge is None:
         return None

@@ -1,8 +1,9 @@
 """Passes at one hook point: their SAEs and batch size, a saved state to continue from, and the merge over ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from saebench.errors import NonFiniteError, SaebenchError, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
 from saebench.forward.fork import Ground
+from saebench.forward.guard import SAEGuard
 from saebench.forward.lane import Lane
 from saebench.metric import NEEDS, Metric
 from saebench.results import fingerprint
@@ -94,12 +96,11 @@ class Passed:
 def make_lane(setting: Setting, work: Work) -> Lane:
     """The SAE on the model's device with an instance of each missing metric."""
     sae = work.job.sae(setting.request).to(setting.subject.device)
-    lane = Lane(work.key, sae, {})
+    lane = Lane(work.key, sae, {}, watch=SAEGuard(sae, partial(work.job.fresh, setting.request)))
     for name, metric in work.missing.items():
-        try:
-            lane.metrics[name] = metric(sae)
-        except Exception as error:  # a stranger's metric
-            lane.errors[name] = f"{type(error).__name__}: {one_line(error)}"
+        instance = lane.attempt(name, partial(metric, sae))
+        if instance is not None:
+            lane.metrics[name] = instance
     return lane
 
 
@@ -134,9 +135,9 @@ def run_pass(
     problem = None
     try:
         the_pass = _make_pass(setting, place, planned, calibration)
-        if planned.saved:
-            the_pass.restore(planned.saved)
-            start = the_pass.done
+        if planned.saved and not _restored(the_pass, planned.saved):
+            the_pass = _make_pass(setting, place, planned, calibration)
+        start = the_pass.done
         batch = _stream(setting, the_pass, batch, key)
     except SaebenchError as error:
         problem = str(error)
@@ -150,6 +151,17 @@ def run_pass(
         the_pass.absorb(other)
     run = _run_entry(setting, wall, the_pass, batch, planned.saved is not None, start)
     return Passed(the_pass.lanes, the_pass.tally, run, calibration)
+
+
+def _restored(the_pass: Pass, saved: Mapping[str, Any]) -> bool:
+    """Continue from a saved state; False where it does not fit these metrics, so that the pass must start over."""
+    try:
+        the_pass.restore(saved)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a metric does with a state of another version of itself
+        return False
+    return True
 
 
 def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration: Calibration) -> Pass:

@@ -1,7 +1,6 @@
-"""What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
+"""The plan of a run: its tasks, metrics and SAEs, and the model and hook point of each SAE."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,45 +10,19 @@ from typing import Any
 import torch
 
 from saebench.catalog import activation_task, data_task, load_task, load_tasks
-from saebench.errors import SaebenchError, UsageError
+from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import ACTIVATIONS, HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
-from saebench.loading.hf import Address
-from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
+from saebench.running.names import default_names
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.settings import configure, read_settings, require_known
-from saebench.running.sources import spread
+from saebench.running.sources import Source, spread
 from saebench.sae import SAE
 from saebench.task import MODEL_FREE, ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
-# Folder names that say nothing: their parent's name goes in front.
-_VAGUE = frozenset(
-    [
-        "trainer",
-        "layer",
-        "layers",
-        "resid",
-        "pre",
-        "post",
-        "mid",
-        "block",
-        "blocks",
-        "ae",
-        "sae",
-        "final",
-        "checkpoint",
-        "step",
-        "hook",
-        "mlp",
-        "attn",
-        "out",
-        "model",
-        "weights",
-    ]
-)
 # SAEs together larger than this are dropped after planning and loaded again for their pass.
 _KEEP_BYTES = 4 * 2**30
 
@@ -78,7 +51,7 @@ class Job:
     """
 
     name: str
-    source: str | Path | SAE
+    source: Source
     sha256: str
     model: str
     read: HookPoint
@@ -93,12 +66,16 @@ class Job:
 
     def sae(self, request: Request) -> SAE:
         """The SAE in CPU memory."""
-        return self.loaded or _load(self.source, request)
+        return self.loaded or self.fresh(request)
+
+    def fresh(self, request: Request) -> SAE:
+        """The SAE loaded again, whatever became of the one in memory."""
+        return _load(self.source, request)
 
 
 @contextmanager
 def named_by_checkpoint(request: Request, model: str) -> Iterator[None]:
-    """Whoever looks for the language model in here and finds nothing of that name says who named it.
+    """Add to a model-not-found error that the name came from the checkpoint.
 
     Raises:
         UsageError: as raised inside, with that.
@@ -182,7 +159,7 @@ def _grid(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-# What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
+# Parts of a batch that each kind of task lacks; losses on short padded texts are no measure of a model.
 _LACKING: dict[Kind, set[str]] = {
     "contexts": {"labels", "truth"},
     "labels": {"token_losses", "truth"},
@@ -196,7 +173,7 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     """Metric classes by name: those asked for, else the task's.
 
     Raises:
-        UsageError: an unknown one, with the nearest; or one that needs what the task does not have.
+        UsageError: an unknown metric, with the nearest; or one that needs a part of a batch that the task lacks.
     """
     found = registry(request.strict)
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
@@ -257,7 +234,7 @@ def make_jobs(
     kept = 0
     for name, path in zip(request.names or default_names(sources), sources, strict=True):
         try:
-            sae = _load(path, request)
+            sae = _load_guarded(path, request)
             job = _job(name, path, sae, request) if source is None else _source_job(name, path, sae, source)
             _refuse_twin(job, jobs)
         except SaebenchError as error:
@@ -280,24 +257,44 @@ def _source_name(tasks: Sequence[Task]) -> str | None:
     return own[0].name.rpartition("/")[2] if own else None
 
 
-def _source_job(name: str, path: str | Path | SAE, sae: SAE, source: str) -> Job:
+def _source_job(name: str, path: Source, sae: SAE, source: str) -> Job:
     """One SAE on activations that a task brings: their only place stands for the hook point."""
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
     sha = sae.sha256()
     return Job(name, path, sha, source, ACTIVATIONS, ACTIVATIONS, _about(name, sae, sha), nbytes)
 
 
-def _load(source: str | Path | SAE, request: Request) -> SAE:
+def _load(source: Source, request: Request) -> SAE:
     if isinstance(source, SAE):
         check_sae(source, Path("the SAE in memory"))
-        return source.to(source.W_enc.device, torch.float32)
+        return copy_sae(source)
     return load_sae(
         source, format=request.format, k=request.k, scale=request.scale,
         ignore_keys=request.ignore_keys,
     )  # fmt: skip
 
 
-def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
+def _load_guarded(source: Source, request: Request) -> SAE:
+    """Load an SAE; whatever a format raises becomes an error of this SAE.
+
+    Raises:
+        SaebenchError: it cannot be loaded.
+    """
+    try:
+        return _load(source, request)
+    except (SaebenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a plugin's own sys.exit too
+        shown = "the SAE in memory" if isinstance(source, SAE) else source
+        raise SaebenchError(f"{shown}: its format failed: {type(error).__name__}: {one_line(error)}") from error
+
+
+def copy_sae(sae: SAE) -> SAE:
+    """A float32 copy: nothing that happens to it reaches the caller's."""
+    return sae.map(lambda tensor: tensor.detach().to(torch.float32, copy=True))
+
+
+def _job(name: str, source: Source, sae: SAE, request: Request) -> Job:
     meta = sae.metadata
     model = request.model or meta.model
     hook = request.hook or meta.hook
@@ -346,7 +343,7 @@ def _about(name: str, sae: SAE, sha: str) -> dict[str, Any]:
 
 
 def _shown(path: str | None) -> str | None:
-    """A path as records show it: an absolute one says where somebody's home is, so its last part has to do."""
+    """A path as records show it: the last part of an absolute path, which may contain a user's home."""
     return Path(path).name if path is not None and Path(path).is_absolute() else path
 
 
@@ -354,43 +351,3 @@ def _refuse_twin(job: Job, jobs: list[Job]) -> None:
     for other in jobs:
         if (job.sha256, job.model, job.read) == (other.sha256, other.model, other.read):
             raise UsageError(f"the same SAE as '{other.name}': give it once")
-
-
-def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
-    """A name for each, with the folder above in front where several would have the same (`s0/topk`, `s1/topk`)."""
-    names = [default_name(source) for source in sources]
-    longer = [_longer(name, source) for name, source in zip(names, sources, strict=True)]
-    told_apart = Counter(name for name, _ in set(zip(names, longer, strict=True)))
-    return [long if told_apart[name] > 1 else name for name, long in zip(names, longer, strict=True)]
-
-
-def _longer(name: str, source: str | Path | SAE) -> str:
-    if isinstance(source, SAE):
-        return name
-    above = [folder.name for folder in _named_path(source).parents if folder.name]
-    return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
-
-
-def default_name(source: str | Path | SAE) -> str:
-    """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
-    if isinstance(source, SAE):
-        return source.metadata.architecture
-    path = _named_path(source)
-    is_file = path.is_file() or (is_remote(str(source)) and path.suffix in (".pt", ".pth", ".safetensors", ".npz"))
-    name = path.stem if is_file else path.name
-    vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
-    parent = path.parent.name
-    return f"{parent}-{name}" if vague and parent else name
-
-
-def _named_path(source: str | Path) -> Path:
-    """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
-    spec = str(source)
-    if not is_remote(spec):
-        path = Path(spec)
-        return path.parent.resolve() / path.name if path.is_file() else path.resolve()
-    try:
-        address = Address.parse(spec) if is_on_hub(spec) else Address(spec.partition(":")[2])
-    except UsageError:
-        return Path("/", spec)
-    return Path("/", address.repo, address.path)

@@ -1,4 +1,4 @@
-"""What produced a number: code, libraries, machine. Recorded with every run, never part of its identity."""
+"""Provenance of a number: code, libraries, machine. Recorded with every run, never part of its identity."""
 
 import subprocess
 import sys

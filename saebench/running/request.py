@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to measure, on what, and how; the fields are the options of `saebench run`.
+    """The SAEs, metrics, text and settings of a run; the fields are the options of `saebench run`.
 
     Attributes:
         reporter: receives progress; from Python only.
@@ -39,6 +39,9 @@ class Request:
     task: str = option("fidelity", help="A task (name, name@version or TOML file), or a suite: probing.")
     tokens: str | Path | None = option(
         None, metavar="FILE.npy", help="Run on these token ids [contexts, tokens] as they are."
+    )
+    no_bos: bool = option(
+        False, help="Contexts without BOS, as some SAEs are trained; recorded, and compared with its like only."
     )
     data: str | Path | None = option(
         None, metavar="FILE", help="Probe for the labels of this table of texts (.csv or .parquet)."
@@ -102,8 +105,8 @@ class Request:
     )
     replay: Literal["record", "live", "only"] = option(
         "record",
-        help="record asks what the file of replies lacks; live asks everything again and replaces the file's replies, so "
-        "that older records can be replayed only from a copy; only asks nothing.",
+        help="record asks for replies missing from the file; live asks for all of them again and replaces the file's, so "
+        "that older records can be replayed only from a copy; only asks for none.",
     )
     max_cost: float | None = option(
         None, metavar="USD", help="Stop before the judge's calls cost more; run again to continue."

@@ -56,7 +56,7 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
         shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
-        pa.Table.from_pandas(units, preserve_index=False)  # what parquet cannot hold fails here, not when it is written
+        pa.Table.from_pandas(units, preserve_index=False)  # values that parquet cannot hold fail here, not at the write
         rows, undefined = score_rows(metric, scores, units)
         details = metric.details()
         json.dumps([rows, details], allow_nan=False)
@@ -66,7 +66,9 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
                 raise SaebenchError(
                     f"file '{suffix}': it should be bytes, under a suffix of small letters, not json or parquet"
                 )
-    except Exception as problem:  # a stranger's metric must not cost the others their numbers
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # whatever a metric does, sys.exit too, costs the others nothing
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         return Measured(entry, errors={name: kind + one_line(problem)})
     if shown:
@@ -126,4 +128,5 @@ def _row(metric: Named | Metric, score: Score, units: pd.DataFrame) -> dict[str,
         "offset": score.offset,
         "scale": score.scale,
         "within": None if score.within is None else list(score.within),
+        **({} if score.kind == "ratio" else {"kind": score.kind}),
     }

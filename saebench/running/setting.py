@@ -102,6 +102,10 @@ def make_setting(
     with clock.timed("text"):
         task = task.build(subject.loaded.tokenizer)
         contexts = _contexts(request, task, subject)
+    if task.contexts.bos is True and request.tokens is None and not contexts.bos and not request.no_bos:
+        reporter.message(
+            f"warning: {task.label} begins contexts with BOS and this model's tokenizer has none: measured without"
+        )
     state = StateFolder(request.folder)
     return Setting(request, task, metrics, subject, contexts, judge, reporter, clock, state, *ranks.start())
 
@@ -112,7 +116,7 @@ def _contexts(request: Request, task: Task, subject: Source) -> Contexts:
     assert isinstance(subject, Subject)
     tokenizer = subject.loaded.tokenizer
     if request.tokens is None:
-        return task_contexts(task, tokenizer).head(request.limit)
+        return task_contexts(task, tokenizer, bos=not request.no_bos).head(request.limit)
     specials = special_ids(tokenizer, subject.model.config.get_text_config())
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
     return token_contexts(Path(request.tokens), vocabulary, specials.tolist()).head(request.limit)

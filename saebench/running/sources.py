@@ -1,16 +1,17 @@
 """The SAEs that `--sae` names: a checkpoint, a folder that holds several (here or on the hub), or a pattern of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
+from os.path import exists  # which returns False where pathlib's raises
 from pathlib import Path, PurePath
 
 from saebench.errors import SaebenchError, UsageError
-from saebench.loading.recognise import checkpoints_at
+from saebench.loading.recognise import Checkpoint, checkpoints_at
 from saebench.loading.remote import hub_saes, is_on_hub, is_remote, size_text
 from saebench.sae import SAE
 
-Source = str | Path | SAE
+Source = str | Path | Checkpoint | SAE
 
 
 def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], None]) -> list[Source]:
@@ -31,15 +32,24 @@ def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], N
         raise UsageError("--sae is empty: name a checkpoint, a folder of them, or a pattern")
     each = [None if isinstance(source, SAE) else _stands_for(source, format) for source in sources]
     out: list[Source] = []
-    seen = {_place(s) for s, found in zip(sources, each, strict=True) if found is None and not isinstance(s, SAE)}
+    alone = [
+        s for s, found in zip(sources, each, strict=True) if not isinstance(s, SAE) and not isinstance(found, _Found)
+    ]
+    seen = {_place(s) for s in alone if not isinstance(s, SAE)}
     for source, found in zip(sources, each, strict=True):
         if found is None:
             out.append(source)
             continue
-        new = []
+        if isinstance(found, Checkpoint):
+            out.append(found)
+            continue
+        new: list[Source] = []
         for path in found.saes:
             place = _place(path)
-            if not {place, *([place.parent] if isinstance(path, Path) and not path.is_dir() else [])} & seen:
+            if (
+                not {place, *([place.parent] if isinstance(path, Checkpoint) and not Path(path).is_dir() else [])}
+                & seen
+            ):
                 new.append(path)
                 seen.add(place)
         say(f"{source}: {len(new)} SAE{'' if len(new) == 1 else 's'}{found.aside}")
@@ -51,22 +61,26 @@ def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], N
 class _Found:
     """The SAEs that a source stands for, and the rest of the line that reports them."""
 
-    saes: Sequence[str | Path]
+    saes: Sequence[str | Checkpoint]
     aside: str = ""
 
 
-def _place(source: str | Path) -> PurePath:
+def _place(source: str | Path | Checkpoint) -> PurePath:
     return PurePath(str(source)) if is_remote(str(source)) else Path(source).resolve()
 
 
-def _stands_for(source: str | Path, format: str | None) -> _Found | None:
-    """The SAEs that a source stands for; None where it is one, or none are found."""
+def _stands_for(source: str | Path | Checkpoint, format: str | None) -> _Found | Checkpoint | None:
+    """The SAEs that a source stands for, or the one that it is; None where none are found, or it lies elsewhere."""
+    if isinstance(source, Checkpoint):
+        return source
     if is_remote(str(source)):
         return _on_hub(str(source)) if is_on_hub(str(source)) else None
     path = Path(source)
-    if path.exists():
+    if exists(path):
         found = checkpoints_at(path, format)
-        return None if not found or found == [path] else _Found(found)
+        if [c.path for c in found] == [path]:
+            return replace(found[0], path=source)
+        return _Found(found) if found else None
     matches = [Path(p) for p in sorted(glob(str(path), recursive=True))]
     each = {match: checkpoints_at(match, format) for match in matches}
     saes = [sae for found in each.values() for sae in found]

@@ -11,6 +11,7 @@ import pytest
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.running import setting
+from saebench.subject import Subject
 from saebench.training.budget import read_text
 from saebench.training.plan import TrainRequest
 from tests.raising import raises
@@ -95,7 +96,8 @@ def test_special_tokens_are_the_same_for_training_and_measuring(request_for: Mak
     for tokenizer, left in ((Letters(pad=0), 12 * 3), (None, 12 * 7)):
         trained = read_text(request_for(data=tmp_path / "ids.npy"), tokenizer, Config())
         model = SimpleNamespace(config=Config(), get_input_embeddings=lambda: SimpleNamespace(weight=np.empty((97, 2))))
-        subject: Any = SimpleNamespace(loaded=SimpleNamespace(tokenizer=tokenizer), model=model)
+        subject: Any = Subject.__new__(Subject)  # no model is loaded
+        subject.loaded, subject.model = SimpleNamespace(tokenizer=tokenizer), model
         asked: Any = SimpleNamespace(tokens=tmp_path / "ids.npy", limit=None)
         measured = setting._contexts(asked, None, subject)  # type: ignore[arg-type]
         np.testing.assert_array_equal(trained.special(np.arange(12)), measured.special)

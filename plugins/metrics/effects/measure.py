@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from saebench import SAE
-from saebench.lens import Activations, Lens
+from saebench.lens import Activations, Lens, contribution
 from saebench.streams import generator
-
-from ..latents import contribution
 
 # The most moved tokens whose share of the KL is reported.
 _TOP = 10

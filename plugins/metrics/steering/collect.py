@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from saebench import SAE, Batch
+from saebench.lens import token_scale
 
 from ..autointerp.tables import Table, joined, rows
-from ..latents import firings, hashed, token_scale
+from ..latents import firings, hashed
 from .settings import Settings
 
 TARGETS, CHOOSE, SCORE = 0, 1, 2
