@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 # Tests at once; each process needs a core and up to 2 GB.
 WORKERS ?= 2
 
-.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-probing bench-train clean
+.PHONY: demo test lint install leaderboard results-readme docs bench wheel data bench-lens bench-probing bench-train clean
 
 # Its own results folder: the committed record of this SAE would make it a run that has nothing to do.
 demo: $(VENV)/.installed
@@ -59,6 +59,10 @@ wheel:
 # SAEBench's sparse probing and ours on the same tokens, and what probing costs.
 bench-probing: $(VENV)/.installed
 	PYTHON=$(PYTHON) BENCH_PYTHON=$(BIN)/python BENCH_SCRIPT=probing.py sh tests/bench/run.sh
+
+# Steering copies through the lens against plain hooked forward passes.
+bench-lens: $(VENV)/.installed
+	$(BIN)/python -m tests.bench.lens results/baselines/smollm2-135m-layer15-topk-k32
 
 # Our trainer and the fastest peers' on the same activations.
 bench-train: $(VENV)/.installed

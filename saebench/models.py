@@ -136,6 +136,8 @@ def require_tokens(loaded: LoadedModel, token_ids: np.ndarray) -> None:
     Raises:
         UsageError: contexts are longer than the position table, or an id lies beyond the embedding.
     """
+    if loaded.model is None:  # token ids are row numbers there
+        return
     require_length(loaded.model.config, token_ids.shape[1], loaded.id)
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])
     highest = int(token_ids.max())

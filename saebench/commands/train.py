@@ -25,6 +25,13 @@ _OF_A_TOY = ("seed", "k", "sets")
 @click.argument("what", required=False, metavar="RECIPE|FILE.toml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again goes on in it.")
 @click.option("--model", help="Alias, hub id, folder or .gguf.")
+@click.option("--planted", metavar="NAME", help="Train on a planted model, whose features are known (planted-1k).")
+@click.option(
+    "--activations",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Train on these activations, [N, d] or [items, positions, d] (.npy, .safetensors, .parquet).",
+)
 @click.option("--hook", help="Where to train, e.g. blocks.15.hook_resid_post.")
 @click.option("--width", type=int, help="Latents.")
 @click.option("--k", type=int, help="Active latents per token, for recipes that have a k.")
@@ -74,6 +81,7 @@ def train(
       saebench train topk --model smollm2-135m-instruct --hook blocks.15.hook_resid_post --width 2304 --k 32 --out my-sae
       saebench train tasks/train/smollm2-135m.toml --out baselines
       saebench train tasks/train/llama-3.2-1b.toml --dry-run
+      saebench train topk --planted planted-1k --width 256 --k 8 --out planted-sae
       saebench train --toy
       torchrun --nproc-per-node 2 -m saebench train FILE.toml --out run
     """
@@ -106,6 +114,8 @@ def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]"
             )
         found = read_requests(Path(what), options["seed"] or 0)
         return [with_options(request, options) for request in (found[:1] if options["hook"] else found)]
+    if options["planted"] or options["activations"]:
+        _fill_source(options)
     for name, value in (("model", options["model"]), ("hook", options["hook"]), ("width", own["width"])):
         if value is None:
             raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
@@ -116,7 +126,26 @@ def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]"
     if own["k"] is not None:
         entry["k"] = own["k"]
     asked = {name: value for name, value in options.items() if value is not None}
+    if options["planted"] or options["activations"]:
+        asked["max_norm"] = None
     return [TrainRequest(saes=tuple(expand(entry)), **asked)]
+
+
+def _fill_source(options: dict[str, Any]) -> None:
+    """Let a planted model or a file stand for model and hook point.
+
+    Raises:
+        UsageError: both are given, or an option of a language model.
+    """
+    sources = [name for name in ("planted", "activations") if options[name]]
+    clash = [name for name in ("model", "hook", "data", "context_length", "bos") if options[name] is not None]
+    if len(sources) > 1 or clash:
+        raise UsageError(
+            f"--{sources[0]} and --{(sources[1:] or clash)[0].replace('_', '-')} do not go together: leave one out"
+        )
+    value = options[sources[0]]
+    options["model"] = value.name if isinstance(value, Path) else value.rpartition("/")[2].removesuffix(".toml")
+    options["hook"] = "activations"
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -137,6 +166,10 @@ def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
     from saebench.training.shapes import check_shapes
 
     found = []
+    if sourced := [request for request in requests if request.planted or request.activations]:
+        raise UsageError(
+            f"--dry-run estimates runs on a language model, and {sourced[0].model} is none: run it without"
+        )
     for request in requests:
         check_shapes(request, load_config(request.model, request.revision))  # before text is read, which takes a while
     for request in requests:
@@ -160,7 +193,8 @@ def _train(requests: "list[TrainRequest]", out: Path) -> None:
     console = console_on()
     rank, _ = ranks.start(ranks.own_device(requests[0].device or default_device()))
     for request in requests:  # before the first of them trains
-        check_shapes(request, load_config(request.model, request.revision))
+        if not (request.planted or request.activations):
+            check_shapes(request, load_config(request.model, request.revision))
     folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
     paths: list[Path] = []
     for request, folder in zip(requests, folders, strict=True):

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saebench import ranks
+from saebench.cache import cache_folder
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
+from saebench.forward.knowledge import with_knowledge
 from saebench.judging.session import JudgeSession
 from saebench.metric import Metric
 from saebench.models import default_device, default_dtype, load_model
@@ -102,6 +104,10 @@ def make_setting(
     with clock.timed("text"):
         task = task.build(subject.loaded.tokenizer)
         contexts = _contexts(request, task, subject)
+    if contexts.prompts is not None and isinstance(subject, Subject):
+        with clock.timed("knowledge"):
+            known = with_knowledge(subject, contexts.prompts, cache_folder(), task.label)
+        contexts = replace(contexts, prompts=known)
     if task.contexts.bos is True and request.tokens is None and not contexts.bos and not request.no_bos:
         reporter.message(
             f"warning: {task.label} begins contexts with BOS and this model's tokenizer has none: measured without"

@@ -23,11 +23,12 @@ class PlantedSource(ArraySource):
 
     kind = "planted"
 
-    def __init__(self, name: str, spec: PlantedSpec, samples: SampleSpec) -> None:
+    def __init__(self, name: str, spec: PlantedSpec, samples: SampleSpec, purpose: str = "context") -> None:
         super().__init__(name, repr(sorted(asdict(spec).items())))
         self.planted = PlantedModel(spec)
         self.length = samples.length
         self._count = samples.contexts
+        self._purpose = purpose
         self._last: tuple[Tensor, Tensor] | None = None
 
     def contexts(self) -> Contexts:
@@ -55,7 +56,7 @@ class PlantedSource(ArraySource):
         if self._last is None or not torch.equal(self._last[0], first):
             seed = self.planted.spec.seed
             drawn = [
-                self.planted.sample(self.length, generator(f"planted/context/{int(row) // self.length}", seed))
+                self.planted.sample(self.length, generator(f"planted/{self._purpose}/{int(row) // self.length}", seed))
                 for row in first
             ]
             self._last = first.clone(), torch.stack(drawn)

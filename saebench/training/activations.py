@@ -19,7 +19,8 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.forward.calibration import CONTEXTS, Calibration, calibrate
 from saebench.hookpoint import HookPoint
-from saebench.subject import Subject
+from saebench.models import DTYPES
+from saebench.source import Source
 from saebench.training.text import Text, context_order
 
 
@@ -50,7 +51,7 @@ class Activations:
         passed: called after each forward pass with how many of the chunk's are done, and how many there are.
     """
 
-    subject: Subject
+    subject: Source
     hook: HookPoint
     text: Text
     calibration: Calibration
@@ -111,14 +112,13 @@ class Activations:
         self.between()
         if len(contexts):
             return self._capture(contexts)
-        dtype = next(self.subject.model.parameters()).dtype
-        return torch.empty(0, self.subject_width, dtype=dtype, device=self.subject.device)
+        return torch.empty(0, self.subject_width, dtype=DTYPES[self.subject.dtype], device=self.subject.device)
 
     def _capture(self, contexts: np.ndarray) -> Tensor:
         device = self.subject.device
         ids = torch.from_numpy(self.text.token_ids[contexts].astype(np.int64)).to(device)
         special = torch.from_numpy(self.text.special(contexts)).to(device)
-        x, _ = self.subject.capture(ids, self.hook)
+        x, _ = self.subject.capture(ids, self.hook, self.hook)
         kept: Tensor = x[self.calibration.scored(x, special)]
         if not bool(torch.isfinite(kept).all()):
             raise NonFiniteError(
@@ -148,7 +148,7 @@ class Activations:
 
 
 def calibrate_on(
-    text: Text, subject: Subject, hook: HookPoint, max_norm: float | None, batch: int, cache: Path
+    text: Text, subject: Source, hook: HookPoint, max_norm: float | None, batch: int, cache: Path
 ) -> Calibration:
     """What is normal at this hook point, from 32 contexts spread over the text."""
     rows = np.unique(np.linspace(0, len(text) - 1, min(CONTEXTS, len(text))).astype(np.int64))

@@ -14,7 +14,7 @@ from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import save_sae
 from saebench.sae import SAE
-from saebench.subject import Subject
+from saebench.source import Source
 from saebench.training.activations import Chunks
 from saebench.training.baselines import Trainable
 from saebench.training.buffer import Buffer
@@ -60,7 +60,7 @@ class TrainingRun:
     """Everything that a run needs, ready to go."""
 
     request: TrainRequest
-    subject: Subject
+    subject: Source
     hook: HookPoint
     text: Text
     chunks: Chunks

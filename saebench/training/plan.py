@@ -70,6 +70,7 @@ class TrainRequest:
         seed: of the order of text and activations; that of weights is each SAE's own.
         checkpoint_every: steps; checkpoints lie at the next refill of the buffer.
         log_every: steps a line of the log is the mean of.
+        planted, activations: a planted model, or a file of activations, in place of model, hook and text.
         dtype: of the model, device: of everything; None is the fastest, see `saebench.training.budget`.
     """
 
@@ -94,6 +95,8 @@ class TrainRequest:
     dtype: str | None = None
     device: str | None = None
     cache: Path | None = None
+    planted: str | None = None
+    activations: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "checkpoint_every", "log_every"):
@@ -133,10 +136,12 @@ class TrainRequest:
         The text itself is told apart by its hash, which the run adds.
         """
         plain = asdict(self)
-        for name in ("device", "cache", "folder", "checkpoint_every", "log_every", "data"):
+        for name in ("device", "cache", "folder", "checkpoint_every", "log_every", "data", "activations"):
             del plain[name]
         if self.data is not None:
             plain["corpus"] = None
+        if self.planted is None:
+            del plain["planted"]  # identities of earlier runs have none
         plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
         for sae in plain["saes"].values():

@@ -4,6 +4,7 @@
 checkpoint with the same batches, and ends with the same SAEs as one that was not.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from saebench import ranks
 from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory
 from saebench.hookpoint import HookPoint
-from saebench.models import default_device, load_model, require_tokens
+from saebench.models import DTYPES, default_device, load_model, require_tokens
 from saebench.recipe import make_settings
 from saebench.registry import registry
 from saebench.running.cost import hook_width
 from saebench.running.provenance import provenance
+from saebench.source import Source
 from saebench.subject import Subject
 from saebench.training.activations import Activations, Chunks, calibrate_on
 from saebench.training.baselines import BASELINES, Trainable, make_baseline
@@ -34,6 +36,7 @@ from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
 from saebench.training.plan import SaeSpec, TrainRequest
 from saebench.training.shapes import check_saes
+from saebench.training.sourced import open_training_source, source_text, source_width
 from saebench.training.text import Text
 from saebench.training.trainer import Trainer
 
@@ -75,15 +78,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     hook = HookPoint.parse(request.hook)
     folder = RunFolder(out)
     request = ranks.agree(settled(request, device, folder.identity))
-    reporter.message(f"loading {request.model}")
-    loaded = load_model(request.model, revision=request.revision, dtype=str(request.dtype), device=device)
-    subject = Subject(loaded)
-    subject.require(hook)
-    check_saes(request.saes, hook_width(loaded.model.config, hook))
-    request = with_bos(request, loaded.tokenizer)
-    vocabulary = subject.model.get_input_embeddings().weight.shape[0]
-    text = read_text(request, loaded.tokenizer, loaded.model.config, vocabulary)
-    require_tokens(loaded, text.token_ids)
+    request, subject, text = _opened(request, device, hook, reporter)
     for line in text.describe():
         reporter.message(line)
     steps = step_count(request, text.tokens)
@@ -91,7 +86,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     calibration = calibrate_on(text, subject, hook, request.max_norm, batch, cache_folder())
     d_in = int(calibration.sample.shape[1])
     lanes = [Lane(spec, make_trainer(spec, d_in, steps, str(subject.device)), Meter()) for spec in request.saes]
-    itemsize = next(subject.model.parameters()).element_size()
+    itemsize = DTYPES[subject.dtype].itemsize
     interrupt = Interrupt()
     source = Activations(
         subject, hook, text, calibration, chunk_contexts(request, d_in, itemsize, text.length), batch, request.seed,
@@ -103,15 +98,39 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     tokens = steps * request.batch_size
     reporter.message(f"{len(lanes)} SAE(s), {tokens:,} tokens of {text.tokens:,} in the text, {steps:,} steps")
     identity = request.identity() | {
-        "model_sha256": loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
+        "model_sha256": subject.loaded.sha256, "text_sha256": text.fingerprint(), "steps": steps,
         "chunk_contexts": source.contexts, "cached": request.cache is not None,
     }  # fmt: skip
     ranks.decide(lambda: _claim(folder, identity, text, subject, request, d_in))
     return TrainingRun(request, subject, hook, text, chunks, steps, lanes, folder, interrupt, rank, world)
 
 
+def _opened(
+    request: TrainRequest, device: str, hook: HookPoint, reporter: Reporter
+) -> tuple[TrainRequest, Source, Text]:
+    """The source of activations and its contexts; and the request with BOS settled.
+
+    Raises:
+        UsageError, SaebenchError: model, text or file cannot be had, or do not fit the SAEs.
+    """
+    if (source := open_training_source(request)) is not None:
+        text = source_text(source)
+        check_saes(request.saes, int(source_width(request) or 0))
+        return replace(request, bos=False), source, text
+    reporter.message(f"loading {request.model}")
+    loaded = load_model(request.model, revision=request.revision, dtype=str(request.dtype), device=device)
+    subject = Subject(loaded)
+    subject.require(hook)
+    check_saes(request.saes, hook_width(loaded.model.config, hook))
+    request = with_bos(request, loaded.tokenizer)
+    vocabulary = subject.model.get_input_embeddings().weight.shape[0]
+    text = read_text(request, loaded.tokenizer, loaded.model.config, vocabulary)
+    require_tokens(loaded, text.token_ids)
+    return request, subject, text
+
+
 def _claim(
-    folder: RunFolder, identity: dict[str, Any], text: Text, subject: Subject, request: TrainRequest, d_in: int
+    folder: RunFolder, identity: dict[str, Any], text: Text, subject: Source, request: TrainRequest, d_in: int
 ) -> None:
     """Make the folder this run's own.
 

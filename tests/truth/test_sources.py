@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import saebench
+from saebench.cli import main
 from saebench.errors import SaebenchError, UsageError
 from saebench.results import Record
 from saebench.runner import RunError
@@ -222,3 +224,39 @@ def test_options_that_do_not_fit_are_refused(
 def test_labels_and_grids_without_a_file_are_refused(tmp_path: Path) -> None:
     with raises(UsageError, "--labels", "--activations"):
         measure(random_sae(16, 40), tmp_path, labels="t.csv")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train(out: Path, *arguments: str) -> None:
+    result = CliRunner().invoke(
+        main, ["train", "topk", "--width", "24", "--k", "4", "--batch-size", "64", "--out", str(out), *arguments]
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_training_on_a_planted_model_finds_its_features(planted: Path, tmp_path: Path) -> None:
+    """Better than a random SAE on samples that it was not trained on; and the same run gives the same bits."""
+    for name in ("a", "b"):
+        train(tmp_path / name, "--planted", str(planted), "--tokens", "40000", "--set", "lr=0.003")
+    trained = tmp_path / "a" / "topk-k4"
+    assert saebench.load_sae(trained).sha256() == saebench.load_sae(tmp_path / "b" / "topk-k4").sha256()
+    good = measure(saebench.load_sae(trained), tmp_path / "r", planted=str(planted))
+    bad = measure(random_sae(16, 24), tmp_path / "r", planted=str(planted))
+    assert good.score("mcc")["value"] > bad.score("mcc")["value"] + 0.05
+    assert good.score("explained_variance")["value"] > 0.5
+
+
+def test_training_on_a_file_needs_no_model(tmp_path: Path) -> None:
+    path = write(np.random.default_rng(0).normal(size=(600, 16)).astype(np.float32), tmp_path / "x.npy")
+    train(tmp_path / "run", "--activations", str(path))
+    assert saebench.load_sae(tmp_path / "run" / "topk-k4").d_in == 16
+
+
+@pytest.mark.parametrize("clash", [("--model", "m"), ("--hook", "blocks.0.hook_resid_post"), ("--data", "t.csv")])
+def test_a_planted_run_takes_no_option_of_a_language_model(clash: tuple[str, str], tmp_path: Path) -> None:
+    arguments = ["train", "topk", "--planted", "planted-1k", "--width", "24", "--out", str(tmp_path / "o"), *clash]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    check_message(result.output.strip().removeprefix("error: "), "--planted", clash[0])
