@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from saebench.labels import Labels
 from saebench.metric import Env, Metric, Score, Truth
 from saebench.registry import installed
 from saebench.testing import SyntheticText, random_sae
@@ -47,7 +49,7 @@ def _page(metric: type[Metric]) -> str:
         f"Version {metric.version}. Reads {needs}. Code: `plugins/{module.__name__.split('plugins.')[-1].replace('.', '/')}.py`.",
         "## Scores",
     ]
-    if "labels" in metric.needs:
+    if metric.name == "probing":
         parts += ["Above; which k there are depends on the task: `saebench run` lists them all."]
     else:
         what = "documents" if metric.paired else "the SAE's own sampled latents"
@@ -69,15 +71,21 @@ def _paragraphs(doc: str | None) -> str:
 
 
 def _scores(metric: type[Metric]) -> list[Score]:
-    """What it declares, the first point of each curve, on made-up contexts; one that asks a judge lists what it may declare."""
-    if metric.asks:
+    """The declared scores, the first point of each curve, on made-up contexts where neither judge nor model is needed."""
+    if metric.asks or metric.uses_lens:
         return _first_points(metric.declared())  # type: ignore[attr-defined]
     text, sae = SyntheticText(), random_sae(16, 48)
     instance = metric(sae)
     if metric.needs:
         batch = text.batch(sae, range(len(text.x)))
-        instance.update(replace(batch, _truth=_truth(batch.x)))
+        instance.update(replace(batch, _truth=_truth(batch.x), _grid=(3, 3), _labels=_labels(len(batch.x))))
     return _first_points(instance.scores(Env(sae)))
+
+
+def _labels(n: int) -> Labels:
+    """Made-up labels of n documents, two classes, the last third held out."""
+    at = np.arange(n)
+    return Labels(("a", "b"), at % 2, at >= n - n // 3, at)
 
 
 def _truth(x: torch.Tensor) -> Truth:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from saebench.runner import run as run
     from saebench.sae import SAE as SAE
     from saebench.sae import Latents as Latents
+    from saebench.steering.steer import steer as steer
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOME = {
     "load_sae": "loading.checkpoint",
     "run": "runner",
     "save_sae": "loading.checkpoint",
+    "steer": "steering.steer",
 }
 __all__ = sorted(_HOME)
 

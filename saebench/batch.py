@@ -14,8 +14,9 @@ from saebench.sae import Latents
 T = TypeVar("T")
 
 # What a metric may need of a batch. Without `token_losses` in any metric's needs, the model stops at the hook point.
-# `labels` exist in tasks of labelled documents only, `token_losses` in other tasks on a language model, `truth` on a planted one.
-NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth"})
+# `labels` exist in tasks of labelled documents only, `token_losses` in other tasks on a language model, `truth` on a planted
+# one, `grid` for images.
+NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth", "grid"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class Batch:
         labels: of the B documents, in a task of labelled documents
         edited: by name, the predictions under each edit that the metric made of this batch
         truth: see Truth; in a run on a planted model
-        seed: of the run, for what is sampled
+        grid: height and width of the T positions, of images in a file of activations
+        seed: of the run, for a metric that is `seeded`; 0 for the others
     """
 
     token_ids: Tensor
@@ -125,6 +127,7 @@ class Batch:
     seed: int = 0
     _edited: Mapping[str, Edited] | None = None
     _truth: Truth | None = None
+    _grid: tuple[int, int] | None = None
 
     @property
     def x(self) -> Tensor:
@@ -149,6 +152,14 @@ class Batch:
     @property
     def labels(self) -> Labels:
         return _given(self._labels, "labels")
+
+    def has(self, part: str) -> bool:
+        """Whether the batch carries an optional part, like `token_losses`."""
+        return getattr(self, f"_{part}") is not None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return _given(self._grid, "grid")
 
     @property
     def truth(self) -> Truth:

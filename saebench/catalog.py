@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, Field, ValidationError
 
 from saebench.errors import UsageError, one_line, unknown
+from saebench.planting import PlantedSpec, SampleSpec
 from saebench.reading import TABLE_BYTES, read_bytes, read_toml
 from saebench.registry import registry
 from saebench.schema import CLOSED, Text, Whole, explain
@@ -22,6 +23,7 @@ from saebench.task import (
     Kind,
     LabelContent,
     LabelSpec,
+    PlantedContent,
     PromptContent,
     PromptSpec,
     Task,
@@ -44,6 +46,7 @@ class _File(BaseModel):
     title: Text = ""
     description: Text = ""
     licence: Text = ""
+    settings: dict[Text, dict[Text, Any]] = {}
 
     def content(self) -> Content:
         raise NotImplementedError
@@ -81,7 +84,16 @@ class _ActivationFile(_File):
         return ActivationContent(self.activations)
 
 
-_FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile)
+class _PlantedFile(_File):
+    kind: ClassVar[Kind] = "planted"
+    planted: PlantedSpec
+    samples: SampleSpec = Field(default_factory=SampleSpec)
+
+    def content(self) -> Content:
+        return PlantedContent(self.planted, self.samples)
+
+
+_FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile, _PlantedFile)
 
 
 def known_tasks() -> dict[str, Task]:
@@ -140,9 +152,48 @@ def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
         digest = hashlib.sha256(read_bytes(path, TABLE_BYTES)).hexdigest()
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable: {one_line(error)}") from error
-    stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
     corpus, contexts = CorpusSpec(file=path.name, sha256=digest), ContextSpec(128, True, 1_000_000, 10.0)
-    return Task(f"data/{stem}", 1, tuple(metrics), LabelContent(corpus, contexts, labels), folder=path.parent)
+    return Task(f"data/{_stem(path)}", 1, tuple(metrics), LabelContent(corpus, contexts, labels), folder=path.parent)
+
+
+def activation_task(
+    path: Path, metrics: Sequence[str], labels: Path | None, columns: LabelSpec, grid: tuple[int, int] | None
+) -> Task:
+    """A task on the user's file of activations; its name holds the file's.
+
+    Args:
+        labels: a table with one row per item.
+        columns: its label and group columns.
+        grid: height and width of the positions, for images.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    spec = ActivationSpec(path.name, file_sha256(path), grid=grid)
+    if labels is not None:
+        spec = ActivationSpec(
+            path.name, spec.sha256, None, str(labels.resolve()), file_sha256(labels), columns.label, columns.group, grid
+        )
+    return Task(f"activations/{_stem(path)}", 1, tuple(metrics), ActivationContent(spec), folder=path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file of any size.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: not readable: {one_line(error)}") from error
+
+
+def _stem(path: Path) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem)
 
 
 def _read(path: Path) -> Task:
@@ -165,6 +216,7 @@ def _read(path: Path) -> Task:
     return Task(
         found.name, found.version, tuple(found.metrics), content, found.title, found.description, path.parent,
         found.licence,
+        found.settings,
     )  # fmt: skip
 
 
@@ -188,7 +240,7 @@ def read_corpus(raw: Any) -> CorpusSpec:
 
 def _require_sound(content: Content) -> None:
     """Raise UsageError for values that make no sense together."""
-    if isinstance(content, ActivationContent):
+    if not isinstance(content, TextContent):
         return
     labels = content.labels if isinstance(content, LabelContent) else None
     _require_corpus(content.corpus, labels)

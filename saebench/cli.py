@@ -2,23 +2,44 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from saebench import __version__
-from saebench.commands import comparing, looking, plugins, records, run, train
-from saebench.commands.shell import warn
+from saebench.commands import comparing, looking, plugins, records, run, steer, train
+from saebench.commands.shell import echo, warn
+from saebench.text import printable
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    """Clean the messages of click's own errors, which repeat arguments."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)  # type: ignore[misc]  # the one thing that show() prints
+        raise
 
 
 class _Group(click.Group):
-    """Turns every error into one line and an exit code; suggests the nearest command."""
+    """The group of commands: suggests the nearest to an unknown one; click's errors are printable."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _printable_errors():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from saebench.errors import unknown
 
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            click.echo(f"error: {unknown('command', args[0], self.list_commands(ctx))}", err=True)
+            echo(f"error: {unknown('command', args[0], self.list_commands(ctx))}", err=True)
             ctx.exit(2)
         return super().resolve_command(ctx, args)
 
@@ -33,6 +54,7 @@ def main() -> None:
     saebench train RECIPE            an SAE of your own, or all of a file's from one pass
     saebench compare A B             what differs, on the same contexts
     saebench stability A B           do seeds of one recipe find the same latents?
+    saebench steer --sae PATH …      what the model writes with a latent's direction added
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = warn
@@ -41,7 +63,7 @@ def main() -> None:
 
 
 for _command in (
-    run.run, train.train, records.leaderboard, records.compare, comparing.stability, records.submit,
+    run.run, steer.steer, train.train, records.leaderboard, records.compare, comparing.stability, records.submit,
     looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)

@@ -14,12 +14,18 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
+from saebench import ranks
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.labels import LabelledTexts, Labels, labelled_texts, read_table, require_sides
 from saebench.loading.hub import hub_documents, hub_table
+from saebench.loading.text_cache import cached
 from saebench.models import fetched_folder
 from saebench.prompts import Prompts, make_prompts, prompt_rows
-from saebench.task import ActivationContent, LabelSpec, PromptContent, Task
+from saebench.reading import TABLE_BYTES, read_bytes, require_regular
+from saebench.task import MODEL_FREE, LabelSpec, PromptContent, Task
+
+# Token ids of one file: 4 GiB as int64.
+_TOKENS = 2**29
 
 
 @dataclass(frozen=True)
@@ -132,11 +138,21 @@ def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     """
     if tokenizer is None:
         raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
-    if isinstance(task.content, ActivationContent):
-        raise SaebenchError(f"task {task.label} is a file of activations, and has no text for a language model")
+    if task.kind in MODEL_FREE:
+        raise SaebenchError(f"task {task.label} brings its own activations, and has no text for a language model")
     task = task.build(tokenizer)
+    start = bos_id(task.contexts.bos and bos, tokenizer)
+
+    def make() -> Contexts:
+        return _made_contexts(task, tokenizer, start)
+
+    if task.corpus.hub is None or Path(task.corpus.hub).is_dir():
+        return make()
+    return ranks.decide(lambda: cached(Contexts, task, tokenizer, start, make))
+
+
+def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
     spec = task.contexts
-    start = bos_id(spec.bos and bos, tokenizer)
     if task.labels:
         return _labelled_contexts(task, tokenizer, start)
     if isinstance(task.content, PromptContent):
@@ -251,8 +267,18 @@ def open_tokens(path: Path) -> np.ndarray:
         UsageError: not such a file.
     """
     try:
+        require_regular(path)  # a pipe would be waited for
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        BadZipFile,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        SyntaxError,
+    ) as error:
         raise UsageError(f"{path}: not readable as .npy: {one_line(error)}") from error
     if (
         not isinstance(ids, np.ndarray)
@@ -272,6 +298,8 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
         UsageError: not such a file, or ids outside the vocabulary.
     """
     ids = open_tokens(path)
+    if ids.size > _TOKENS:
+        raise UsageError(f"{path}: {ids.size:,} token ids; at most {_TOKENS:,} are read: take fewer rows")
     ids = ids.astype(np.int64)
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UsageError(
@@ -319,15 +347,15 @@ def documents(task: Task) -> Iterator[tuple[str, str]]:
         return
     path = task.folder / str(spec.file)
     _verify(task, path)
-    for row in _filtered(pd.read_parquet(path), task, path, ("document", "text")).itertuples():
+    for row in _filtered(read_table(path), task, path, ("document", "text")).itertuples():
         yield str(row.document), str(row.text)
 
 
 def _verify(task: Task, path: Path) -> None:
     """Raise SaebenchError unless the file is the one that the task names."""
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
+        digest = hashlib.sha256(read_bytes(path, TABLE_BYTES)).hexdigest()
+    except (OSError, ValueError) as error:
         remedy = f": make it with `{_remake(task)}`" if task.corpus.fetched else ""
         raise SaebenchError(f"task {task.label}: its text {path} cannot be read: {one_line(error)}{remedy}") from error
     if digest != task.corpus.sha256:

@@ -25,7 +25,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
     Names in it may be anybody's: what would move a terminal's cursor, or turn the direction of writing, is left out.
     """
-    start = str(error)[: 20 * limit]
+    try:
+        start = str(error)[: 20 * limit]
+    except Exception:  # a stranger's exception
+        start = ""
     text = " ".join("".join(c if c.isprintable() else " " for c in start).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

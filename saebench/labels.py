@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from saebench import reading
 from saebench.errors import SaebenchError, UsageError, one_line, unknown
 from saebench.task import LabelSpec
 
@@ -77,18 +78,13 @@ def read_table(path: Path) -> pd.DataFrame:
     """A .parquet, .jsonl or .csv file.
 
     Raises:
-        UsageError: it cannot be read, or is not UTF-8.
+        UsageError: no regular file, not such a table, not UTF-8, or too large once unpacked.
     """
     try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix == ".jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        # Only an empty cell is missing: "NA" or "None" may well be a label.
-        return pd.read_csv(path, encoding="utf-8", keep_default_na=False, na_values=[""])
+        return reading.read_table(path)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as a table: {one_line(error)}") from error
 
 

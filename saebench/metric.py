@@ -125,7 +125,7 @@ class Env:
     Attributes:
         sae: the SAE it measured.
         tokenizer: of the language model; None in a run on token ids without one.
-        seed: of the run.
+        seed: of the run, for a metric that is `seeded`; 0 for the others.
         cache: a folder for what is worth keeping between runs.
         judge: answers the requests of a metric that declares some in `asks`; None for the others.
         lens: the language model at the SAE's hook points, for a metric that declares `uses_lens`; None for the others.
@@ -146,6 +146,7 @@ class Metric:
         name: how it is asked for and recorded.
         version: raised whenever a number would change.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
+        optional: of those, the parts that a batch may lack (`token_losses` where no language model runs): see `Batch.has`.
         asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
         headlines: the keys that people see first. Empty: all scores that have a direction.
@@ -157,6 +158,12 @@ class Metric:
         edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
         uses_lens: whether `scores` runs the language model (`env.lens`).
 
+        seeded: whether a number depends on the run's seed. `batch.seed` and `env.seed` are 0 for the others,
+            and `--seed` makes no second record of them.
+        settings: a frozen dataclass with a default for every field, or an instance of one. A run's `--set NAME.field=value` and a
+            task's [settings.NAME] replace the class attribute; values that differ from the defaults are part of the record's
+            identity. Annotate fields with plain types: int, float, bool, str, Path, Literal, tuples of them.
+
     State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
     dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
     """
@@ -164,6 +171,7 @@ class Metric:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    optional: ClassVar[frozenset[str]] = frozenset()
     asks: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[Mapping[str, str]] = {}
     headlines: ClassVar[tuple[str, ...]] = ()
@@ -172,6 +180,15 @@ class Metric:
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False
+    seeded: ClassVar[bool] = False
+    settings: ClassVar[Any] = None
+    # Set by the harness on the class that a run measures with: the settings that differ from the metric's own.
+    changed_settings: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if isinstance(cls.settings, type):
+            cls.settings = cls.settings()
 
     def __init__(self, sae: SAE) -> None:
         """Prepare to measure `sae`; reads shapes, does no work."""
@@ -251,8 +268,8 @@ def get_state(metric: Metric) -> dict[str, Any]:
         if name.startswith("_"):
             continue
         if isinstance(value, Rows):
-            for column, array in value.frame().items():
-                state[f"{name}/{column}"] = array.to_numpy()
+            if value.columns:  # empty ones are what a new instance has
+                state |= {f"{name}/{column}": array.to_numpy() for column, array in value.frame().items()}
         elif isinstance(value, Tensor):
             state[name] = value.detach().cpu().numpy()
         elif isinstance(value, dict) and not all(isinstance(k, str) for k in value):
@@ -268,7 +285,32 @@ def get_state(metric: Metric) -> dict[str, Any]:
                 f"metric '{metric.name}' keeps a {type(value).__name__} in '{name}', which cannot be saved: "
                 "use numbers, arrays, tensors, Rows or lists of plain values, or begin its name with '_'"
             )
+    for name, value in state.items():
+        _require_storable(metric, name, value)
     return state
+
+
+def _require_storable(metric: Metric, name: str, value: Any) -> None:
+    """Raise TypeError for values that neither JSON nor an array of numbers holds."""
+    if isinstance(value, np.ndarray):
+        fits = value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
+        problem = None if fits else f"array of {value.dtype}"
+    elif isinstance(value, Mapping):
+        odd = [key for key in value if not isinstance(key, str) or key == "__array__"]
+        problem = f"dictionary with the key {odd[0]!r}" if odd else None
+        for inner in value.values():
+            _require_storable(metric, name, inner)
+    elif isinstance(value, list | tuple):
+        problem = None
+        for inner in value:
+            _require_storable(metric, name, inner)
+    else:
+        problem = None if value is None or type(value) in (int, float, str, bool) else f"{type(value).__name__}"
+    if problem:
+        raise TypeError(
+            f"metric '{metric.name}' keeps a {problem} in '{name}', which cannot be stored: use numbers, text, arrays of "
+            "numbers, tensors, Rows, or lists of them, or begin its name with '_'"
+        )
 
 
 def set_state(metric: Metric, state: Mapping[str, Any]) -> None:

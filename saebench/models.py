@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -106,6 +107,43 @@ def model_sha256(spec: str) -> str:
     """
     path, _ = _locate(spec, None)
     return _hash_files([path] if path.suffix == ".gguf" else _weight_files(path))
+
+
+def longest_context(config: Any) -> int | None:
+    """Positions that a model of this config has; None where the config sets no limit."""
+    config = config.get_text_config()
+    found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return None if found is None else int(found)
+
+
+def require_length(config: Any, length: int, name: str) -> None:
+    """Check that contexts of `length` tokens fit into a model.
+
+    Raises:
+        UsageError: the model has fewer positions.
+    """
+    positions = longest_context(config)
+    if positions is not None and length > positions:
+        raise UsageError(
+            f"contexts of {length} tokens are longer than the {positions} positions of {name}: choose a task or --tokens "
+            "with shorter contexts"
+        )
+
+
+def require_tokens(loaded: LoadedModel, token_ids: np.ndarray) -> None:
+    """Check that a model has a position and an embedding for each token of contexts [N, T].
+
+    Raises:
+        UsageError: contexts are longer than the position table, or an id lies beyond the embedding.
+    """
+    require_length(loaded.model.config, token_ids.shape[1], loaded.id)
+    rows = int(loaded.model.get_input_embeddings().weight.shape[0])
+    highest = int(token_ids.max())
+    if highest >= rows:
+        raise UsageError(
+            f"the text holds token id {highest}, and the embedding of {loaded.id} has {rows} rows: its tokenizer belongs to "
+            "another model"
+        )
 
 
 def load_config(spec: str, revision: str | None = None) -> Any:

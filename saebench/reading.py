@@ -55,6 +55,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
+def require_regular(path: Path) -> None:
+    """Raise OSError unless a path is a regular file or a link to one."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+
+
 def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
     """A JSON file of plain, finite, bounded values.
 
@@ -188,7 +194,7 @@ def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
         if sum(_text_bytes(table.column(name)) for name in texts) > UNPACKED_BYTES:
             raise ValueError(f"more than {UNPACKED_BYTES:,} bytes of text once it is unpacked")
         frame: pd.DataFrame = table.cast(schema).to_pandas()
-    except (ValueError, OSError):  # pyarrow's own are among them
+    except ValueError:  # ours, and most of pyarrow's
         raise
     except Exception as error:  # a damaged file may raise whatever pyarrow's decoders raise
         raise ValueError(f"no parquet file ({type(error).__name__}: {error})") from error

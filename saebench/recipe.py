@@ -93,9 +93,11 @@ class Settings:
 
     def check(self, d_in: int, width: int) -> None:
         """Raise UsageError where these settings do not fit an SAE of this shape."""
-        k = getattr(self, "k", None)
+        k, l0 = getattr(self, "k", None), getattr(self, "l0", None)
         if k is not None and not 1 <= k <= width:
             raise UsageError(f"k is {k}, but the SAE has {width} latents: choose 1 ≤ k ≤ {width}")
+        if l0 is not None and not l0 <= width:
+            raise UsageError(f"l0 is {l0}, but the SAE has {width} latents: choose l0 ≤ {width}")
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class Recipe(ABC):
 
     def metadata(self, settings: Any, d_in: int, width: int) -> dict[str, Any]:
         """Fields of `saebench.sae.Metadata` that only the recipe knows (declared_l0, group_sizes)."""
-        return {"declared_l0": float(settings.k)} if hasattr(settings, "k") else {}
+        target = getattr(settings, "k", None) or getattr(settings, "l0", None)
+        return {} if target is None else {"declared_l0": float(target)}
 
 
 def make_settings(recipe: Recipe, given: Mapping[str, Any]) -> Any:

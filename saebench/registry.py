@@ -7,7 +7,7 @@ left out whole and reported by name; `strict` makes it an error.
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,11 @@ def _check_metric_class(metric: Any) -> None:
     about = getattr(metric, "about", {})
     if not isinstance(about, Mapping) or not all(isinstance(said, str) for said in about.values()):
         raise TypeError(f"metric '{metric.name}': about should give a sentence for each key, as a dictionary")
+    defaults = getattr(metric, "settings", None)
+    if defaults is not None and not (is_dataclass(defaults) and vars(type(defaults))["__dataclass_params__"].frozen):
+        raise TypeError(
+            f"metric '{metric.name}': settings should be a frozen dataclass with defaults, not {defaults!r}"
+        )
     if strange := sorted(set(metric.needs) - NEEDS):
         raise TypeError(
             f"metric '{metric.name}' needs '{strange[0]}', which no batch has; known: {', '.join(sorted(NEEDS))}"

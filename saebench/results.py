@@ -4,34 +4,52 @@ A record is one JSON file with the units of each metric (parquet) beside it. Its
 number and nothing else, so an existing record with the same fingerprint *is* the result.
 """
 
-import errno
+import difflib
 import hashlib
 import io
 import json
-import math
 import os
 import re
-import tempfile
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from saebench.errors import SaebenchError, one_line, unknown
+from saebench.disk import require_writable as require_writable
+from saebench.disk import write_atomically as write_atomically
+from saebench.errors import SaebenchError, one_line
 from saebench.notebook import scores_html
+from saebench.reading import LARGEST, RECORD_BYTES, TABLE_BYTES, parquet_frame, read_bytes, read_json
+from saebench.record_schema import problem
 from saebench.text import clean
 
 SCHEMA = 1
 # Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
 _PATIENCE = 600
+# Cells of a metric's units: a million latents with a hundred sums each.
+_UNIT_CELLS = 10**8
 
 
 class RecordError(SaebenchError):
     """A file that is not a valid record of this schema."""
+
+
+class MissingScore(KeyError):
+    """A score that a record does not hold."""
+
+    def __init__(self, key: str, known: list[str]) -> None:
+        super().__init__(key)
+        self.known = known
+
+    def __str__(self) -> str:
+        near = difflib.get_close_matches(str(self.args[0]), self.known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(set(self.known))) or 'none'}"
+        return f"no score '{self.args[0]}'; {hint}"
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -39,7 +57,26 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass
+class Group(NamedTuple):
+    """The parts of a measurement that must be equal for numbers to be comparable, as text; see `Record.group`.
+
+    Where no metric draws from the seed, it is 0.
+    """
+
+    model_weights: str
+    hook_point: str
+    task: str
+    task_definition: str
+    text: str
+    dtypes: str
+    max_norm: str
+    bos: str
+    seed: str
+    judge: str
+    metric_settings: str
+
+
+@dataclass(repr=False)
 class Record:
     """One SAE on one task.
 
@@ -84,18 +121,20 @@ class Record:
         return f"{self.task['name']}@{self.task['version']}"
 
     @property
-    def group(self) -> tuple[str, ...]:
+    def group(self) -> Group:
         """What must be equal for two records' numbers to be comparable."""
-        dtypes = f"{self.settings['model_dtype']}/{self.settings['sae_dtype']}"
-        return (
+        return Group(
             str(self.model["sha256"]),
             self.hook_out,
             self.task_label,
             str(self.task["sha256"]),
             str(self.corpus["fingerprint"]),
-            dtypes,
+            f"{self.settings['model_dtype']}/{self.settings['sae_dtype']}",
             str(self.settings["max_norm"]),
+            str(self.settings.get("bos", "as the task")),
+            str(self.settings["seed"]),
             json.dumps(self.settings.get("judge"), sort_keys=True),
+            json.dumps(self.settings.get("metrics"), sort_keys=True),
         )
 
     @property
@@ -110,12 +149,20 @@ class Record:
         """The score of that key that is not a point of a curve.
 
         Raises:
-            KeyError: there is none.
+            MissingScore: there is none; names the nearest.
         """
-        for row in self.scores:
-            if row["key"] == key and row["at"] is None and metric in (None, row["metric"]):
+        known = [row for row in self.scores if row["at"] is None and metric in (None, row["metric"])]
+        for row in known:
+            if row["key"] == key:
                 return row
-        raise KeyError(key)
+        raise MissingScore(key, [str(row["key"]) for row in known])
+
+    def __repr__(self) -> str:
+        scores = {row["key"]: row["value"] for row in self.scores if row["at"] is None}
+        shown = ", ".join(f"{clean(key)}={value:.4g}" for key, value in list(scores.items())[:4])
+        more = f", … {len(scores)} scores" if len(scores) > 4 else ""
+        partial = ", partial" if self.partial else ""
+        return f"Record({clean(self.sae['name'])} on {clean(self.task_label)}{partial}: {shown}{more})"
 
     def units(self, metric: str) -> pd.DataFrame | None:
         """The units of a metric, from the file beside the record; None if the metric has none.
@@ -126,7 +173,12 @@ class Record:
         entry = self.metrics.get(metric, {}).get("units")
         if entry is None or self.path is None:
             return None
-        return pd.read_parquet(io.BytesIO(self._beside(entry, "units")))
+        try:
+            frame = parquet_frame(self.beside(entry, "units"), _UNIT_CELLS)
+            _require_numbers(frame, {row[c] for row in self.scores if row["metric"] == metric for c in ("num", "den")})
+        except ValueError as error:
+            raise RecordError(f"{self.path}: its units of {clean(metric)}: {one_line(error)}") from error
+        return frame
 
     def files(self, metric: str) -> dict[str, bytes]:
         """What else a metric left beside the record, by suffix.
@@ -135,14 +187,23 @@ class Record:
             RecordError: a file is missing or is not the one the record was made with.
         """
         entries = self.metrics.get(metric, {}).get("files", {})
-        return {suffix: self._beside(entry, "file") for suffix, entry in entries.items()}
+        return {suffix: self.beside(entry, "file") for suffix, entry in entries.items()}
 
-    def _beside(self, entry: Mapping[str, str], what: str) -> bytes:
+    def beside(self, entry: Mapping[str, str], what: str) -> bytes:
+        """A file beside the record, checked against its hash.
+
+        Args:
+            entry: its file and sha256, from `metrics`.
+            what: the kind of file, for errors.
+
+        Raises:
+            RecordError: the file is missing or is not the one the record was made with.
+        """
         assert self.path is not None
         path = self.path.parent / Path(entry["file"]).name
         try:
-            data = path.read_bytes()
-        except OSError as error:
+            data = read_bytes(path, TABLE_BYTES)
+        except (OSError, ValueError) as error:
             raise RecordError(f"{self.path}: its {what} {path.name} cannot be read: {one_line(error)}") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise RecordError(f"{path}: not the {what} that {self.path.name} was made with; run it again with --force")
@@ -184,7 +245,8 @@ class Record:
                 name = f"{path.stem}.{metric}.{suffix}"
                 entries[suffix] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
                 write_atomically(path.with_name(name), data)
-        _validate(self, path)  # what could not be read back is not written
+        if found := problem(self.to_json()):  # only what can be read back is written
+            raise RecordError(f"{path}: not written: {found}")
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(path, (text + "\n").encode())
         self.path = path
@@ -270,203 +332,74 @@ def with_metrics(record: Record, other: Record, metrics: Collection[str]) -> Rec
     )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename: whoever reads sees the old file or the new one.
-
-    What is there and no plain file (a device, a pipe) is written to as it is.
-
-    Raises:
-        SaebenchError: it cannot be written (full disk, no permission).
-    """
-    temporary = None
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_bytes(data)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space and run the same command again" if full else "see that its folder may be written to"
-        raise SaebenchError(
-            f"{path} could not be written: {one_line(error)}; what was finished before is kept: {remedy}"
-        ) from error
-
-
-def require_writable(folder: Path) -> None:
-    """Make a results folder and write into it, so that it is known before anything is computed that this can be done.
-
-    Raises:
-        SaebenchError: it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix="."):
-            pass
-    except OSError as error:
-        raise SaebenchError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error
-
-
 def read_record(path: Path) -> Record:
     """One record from disk, validated.
 
     Raises:
-        RecordError: not JSON, not a record, another schema, or numbers that are not numbers.
+        RecordError: not a regular file of JSON, another schema, or a value out of its type or bounds.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        body = read_json(path, RECORD_BYTES)
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not a readable record ({one_line(error)}): move it out of the results") from error
     if not isinstance(body, dict) or "fingerprint" not in body or "schema" not in body:
         raise RecordError(f"{path}: JSON, but not a saebench record: move it out of the results")
     if body["schema"] != SCHEMA:
         raise RecordError(
-            f"{path}: written with schema {body['schema']!r}, this saebench reads {SCHEMA}: "
+            f"{path}: written with schema {clean(repr(body['schema']))}, this saebench reads {SCHEMA}: "
             "read it with the saebench that wrote it, or move it away and run again"
         )
-    names = {f.name for f in fields(Record)} - {"path"}
-    if set(body) != names:
-        raise RecordError(f"{path}: keys missing or unknown: {', '.join(sorted(map(str, set(body) ^ names)))}")
-    record = Record(**body, path=path)
-    _validate(record, path)
-    return record
+    if found := problem(body):
+        raise RecordError(f"{path}: {found}")
+    return Record(**body, path=path)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-_TYPES: dict[str, type] = {
-    "fingerprint": str, "partial": bool, "sae": dict, "model": dict, "hook": str, "hook_out": str, "task": dict,
-    "corpus": dict, "settings": dict, "calibration": dict, "metrics": dict, "scores": list, "errors": dict, "runs": list,
-}  # fmt: skip
-_NEEDED = {
-    "sae": ("name", "sha256"), "model": ("id", "sha256"), "task": ("name", "version", "sha256"),
-    "corpus": ("fingerprint",), "settings": ("model_dtype", "sae_dtype", "max_norm", "seed", "limit"),
-}  # fmt: skip
-_SCORE_KEYS = {"metric", "version", "key", "at", "value", "low", "high", "n", "unit", "direction", "no_interval",
-               "num", "den", "offset", "scale"}  # fmt: skip
-# Records of before it was declared lack it.
-_NEWER = {"within"}
-
-
-def _validate(record: Record, path: Path) -> None:
-    for name, kind in _TYPES.items():
-        if not isinstance(getattr(record, name), kind):
-            raise RecordError(f"{path}: '{name}' should be {kind.__name__}")
-    for name, keys in _NEEDED.items():
-        for key in keys:
-            if key not in getattr(record, name):
-                raise RecordError(f"{path}: '{name}' lacks '{key}'")
-    for name, entry in record.metrics.items():
-        if not _is_entry(entry):
-            raise RecordError(f"{path}: metric {name[:80]!r} should have a version, and units or none")
-    for i, row in enumerate(record.scores):
-        if not isinstance(row, dict) or set(row) - _NEWER != _SCORE_KEYS:
-            raise RecordError(f"{path}: score {i} does not have the keys of a score")
-        if not isinstance(row["metric"], str) or not isinstance(row["key"], str) or type(row["version"]) is not int:
-            raise RecordError(f"{path}: score {i}: metric and key must be text, version a whole number")
-        for name in ("value", "low", "high", "at"):
-            value = row[name]
-            if value is None and name != "value":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise RecordError(f"{path}: score {i} ({row['key']}): {name} is not a finite number")
-        if not _is_range(row.get("within")):
-            raise RecordError(f"{path}: score {i} ({row['key']}): within is not two numbers, the least first")
-
-
-def _is_range(ends: Any) -> bool:
-    if ends is None:
-        return True
-    numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
-    return numbers and all(map(math.isfinite, ends)) and ends[0] <= ends[1]
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether it is what a record says of a metric: {version, units: None or {file, sha256}, and perhaps files, paired}."""
-    if not isinstance(entry, dict) or type(entry.get("version")) is not int or "units" not in entry:
-        return False
-    files = entry.get("files", {})
-    if type(entry.get("paired", True)) is not bool or not isinstance(files, dict):
-        return False
-    beside = [*files.values(), *([] if entry["units"] is None else [entry["units"]])]
-    return all(isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("file", "sha256")) for e in beside)
-
-
-def load_records(path: str | Path | Iterable[str | Path] = "results") -> list[Record]:
+def load_records(path: str | Path | Iterable[str | Path] = "results", *, skip_damaged: bool = False) -> list[Record]:
     """Every record below a folder, in a stable order.
 
     Args:
         path: a results folder or a record file, or several of them.
+        skip_damaged: leave a damaged record out with a warning, rather than raise; the only one raises still.
 
     Raises:
         RecordError: no such folder, or a file in it that is not a valid record.
     """
-    found = []
+    found, damaged = [], []
     for root in map(Path, [path] if isinstance(path, str | Path) else path):
         if not root.exists():
             raise RecordError(f"no such file or folder: {root}")
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*@*.json") if not _hidden(p, root))
-        found += [read_record(file) for file in files]
+        for file in _record_files(root) if root.is_dir() else [root]:
+            try:
+                found.append(read_record(file))
+            except RecordError as error:
+                if not skip_damaged:
+                    raise
+                damaged.append(error)
+    if damaged and not found:
+        raise damaged[0]
+    for reason in damaged:
+        warnings.warn(f"left out: {one_line(reason, 1000)}", stacklevel=2)
     return found
 
 
-def find_records(names: Iterable[str], results: Path, task: str | None = None) -> list[Record]:
-    """One record for each name: a record file, or an SAE's name (or name-sha8) among the records of a folder.
-
-    All of them on one task: the one named, or the only one that every SAE was measured on.
-
-    Raises:
-        UsageError: none of them is of that task; names those there are.
-        RecordError: no such record, or several; names them.
-    """
-    several: list[list[Record]] = []
-    everything: list[Record] | None = None
-    for name in names:
-        if name.endswith(".json"):
-            several.append(load_records([name]))
-            continue
-        if everything is None:
-            everything = load_records([results])
-        found = [r for r in everything if name in (r.sae["name"], f"{r.sae['name']}-{r.sae['sha256'][:8]}")]
-        if not found:
-            known = sorted({str(r.sae["name"]) for r in everything})
-            raise unknown("SAE", name, known)
-        several.append(found)
-    if task:
-        tasks = {label for found in several for r in found for label in (str(r.task["name"]), r.task_label)}
-        if task not in tasks:
-            raise unknown("task", task, tasks)
-        several = [[r for r in found if task in (r.task["name"], r.task_label)] for found in several]
-    groups = [{(r.group, r.partial): r for r in found} for found in several]
-    if any(len(group) < len(found) for group, found in zip(groups, several, strict=True)):
-        alike = next(found for group, found in zip(groups, several, strict=True) if len(group) < len(found))
-        paths = ", ".join(str(r.path) for r in alike)
-        raise RecordError(
-            f"'{alike[0].sae['name']}' is the name of several SAEs or runs: name one of the files {paths}"
-        )
-    shared = set(groups[0]).intersection(*groups[1:]) if groups else set()
-    if len(shared) == 1:
-        [one] = shared
-        return [group[one] for group in groups]
-    if len(several) > 0 and all(len(found) == 1 for found in several):
-        return [found[0] for found in several]  # compare says in what they differ
-    labels = sorted({r.path.as_posix() if r.path else "?" for found in several for r in found})
-    problem = "share several measurements" if shared else "share no measurement"
-    raise RecordError(f"these SAEs {problem}: name the record files, or a --task; found {', '.join(labels)}")
+def _record_files(root: Path) -> list[Path]:
+    """The files named like records below a folder, but for hidden ones, sorted by their path."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        named = [name for name in files if name.endswith(".json") and "@" in name and not name.startswith(".")]
+        found += [Path(folder, name) for name in named]
+    return sorted(found)
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _require_numbers(frame: pd.DataFrame, columns: Iterable[str | None]) -> None:
+    """Raise ValueError unless units have ids, and these columns with finite numbers in them."""
+    for name in ("unit_id", "cluster_id", *sorted(c for c in columns if c is not None)):
+        if name not in frame:
+            raise ValueError(f"column {clean(name)} is missing")
+    for name in {c for c in columns if c is not None}:
+        if frame[name].dtype.kind not in "biuf" or not (frame[name].abs() <= LARGEST).all():
+            raise ValueError(f"column {clean(name)} holds something else than finite numbers")
 
 
 def slug(name: str) -> str:

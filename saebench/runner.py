@@ -10,10 +10,10 @@ from saebench.options import takes
 from saebench.results import Record, require_writable
 from saebench.running.judge import open_session
 from saebench.running.measure import measure
-from saebench.running.plan import make_jobs, read_tasks, wanted_metrics
+from saebench.running.plan import all_wanted, make_jobs, read_tasks
 from saebench.running.reporting import Failure, Outcome, Reporter, Silent
 from saebench.running.request import Request, check_request
-from saebench.running.setting import load_subject, make_setting
+from saebench.running.setting import load_source, make_setting
 
 T = TypeVar("T")
 
@@ -51,10 +51,10 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     check_request(request)
     require_writable(request.folder)
     tasks = read_tasks(request)
-    wanted = [wanted_metrics(request, task) for task in tasks]
+    wanted = all_wanted(request, tasks)
     rank, _ = ranks.start()
     judge = open_session(request, wanted, reporter)
-    jobs, failures = make_jobs(request, reporter.message)
+    jobs, failures = make_jobs(request, reporter.message, tasks)
     ranks.require_same("set of SAEs that it could load", [(job.name, job.sha256, job.model) for job in jobs])
     outcome = Outcome(several=len(jobs) + len(failures) > 1)
     for failure in failures:
@@ -62,7 +62,7 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
         try:
-            subject, timings = _everywhere(partial(load_subject, request, model, reporter))
+            subject, timings = _everywhere(partial(load_source, request, tasks, model, reporter))
         except SaebenchError as error:
             for job in mine:
                 outcome.fail(Failure(job.name, error), reporter)

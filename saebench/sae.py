@@ -9,7 +9,7 @@ thousand times larger than what is in it.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -455,10 +455,10 @@ class SAE:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "SAE":
         """This SAE on another device (and in another floating dtype)."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype or t.dtype))
 
-        def move(t: Tensor) -> Tensor:
-            return t.to(device=device, dtype=dtype or t.dtype)
-
+    def map(self, move: Callable[[Tensor], Tensor]) -> "SAE":
+        """This SAE with every tensor replaced by `move(tensor)`."""
         activation = replace(
             self.activation,  # type: ignore[type-var]
             **{

@@ -48,7 +48,9 @@ def explain(error: ValidationError, schema: Any) -> str:
 
 def _is_tag(part: object) -> bool:
     """Whether a part of a location is pydantic's name for a branch (`function-after[…]`, `dict[str,str]`) and no key."""
-    return isinstance(part, str) and (part.endswith(("]", ")")) or part in ("str", "int", "float", "bool", "[key]"))
+    return isinstance(part, str) and (
+        part.startswith("constrained-") or part.endswith(("]", ")")) or part in ("str", "int", "float", "bool", "[key]")
+    )
 
 
 def _place(path: list[Any]) -> str:

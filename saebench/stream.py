@@ -6,6 +6,7 @@ into one stream per SAE, edit and ablation (saebench/forward/fork.py), and each 
 
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import torch
 
 from saebench.errors import SaebenchError, is_out_of_memory
 from saebench.forward.fork import Fork, Forked, Ground
+from saebench.forward.guard import Guard
 from saebench.forward.lane import Lane
-from saebench.metric import set_state
+from saebench.metric import Metric, set_state
+from saebench.sae import SAE
 
 
 @dataclass
@@ -91,6 +94,8 @@ class Pass:
             lane.errors = dict(saved["errors"][lane.key])
             for metric in lane.alive:
                 set_state(metric, saved["lanes"][lane.key][metric.name])
+        if not 0 <= self.done <= len(self.contexts):
+            raise ValueError(f"{self.done} of {len(self.contexts)} contexts done")
 
     def absorb(self, other: Mapping[str, Any]) -> None:
         """Add another rank's snapshot: the same lanes over other contexts."""
@@ -99,12 +104,7 @@ class Pass:
             for name, message in other["errors"][lane.key].items():
                 lane.errors.setdefault(name, message)
             for metric in lane.alive:
-                try:
-                    fresh = type(metric)(lane.sae)
-                    set_state(fresh, other["lanes"][lane.key][metric.name])
-                    metric.merge(fresh)
-                except Exception as error:  # a stranger's metric
-                    lane.fail_metric(metric.name, error)
+                lane.attempt(metric.name, partial(_merge, metric, lane.sae, other["lanes"][lane.key]))
 
     # --- update -------------------------------------------------------------------------------------------------------
 
@@ -120,11 +120,16 @@ class Pass:
         self.tally.special += special - padding
         self.tally.scored += scored
         self.tally.outliers += shared.scored.numel() - special - scored
+        common = Guard(shared)
         for k, lane in enumerate(self.lanes):
+            own = Guard(forked.batches[k], but=common)
             for metric in lane.alive:
-                if not (metric.needs or metric.edit_rows):
-                    continue
-                try:
-                    metric.update(forked.batch(k, metric))
-                except Exception as error:  # a stranger's metric must not end the pass
-                    lane.fail_metric(metric.name, error)
+                if metric.needs or metric.edit_rows:
+                    lane.attempt(metric.name, partial(metric.update, forked.batch(k, metric)), common, own)
+
+
+def _merge(metric: Metric, sae: SAE, states: Mapping[str, Any]) -> None:
+    """Merge another rank's instance, given its lane's saved states."""
+    other = type(metric)(sae)
+    set_state(other, states[metric.name])
+    metric.merge(other)

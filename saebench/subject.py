@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from saebench.arithmetic.allocator import keep_freed_memory
 from saebench.arithmetic.linear import linear, use_onednn
+from saebench.batch import Truth
 from saebench.errors import SaebenchError, UsageError
 from saebench.hookpoint import MODULES, MOVED_ON_GEMMA, SANDWICH, HookPoint
 from saebench.lens.model import Copy as Copy
 from saebench.lens.model import Splice
-from saebench.models import LoadedModel
+from saebench.models import LoadedModel, longest_context
 from saebench.module_hooks import after, before
 
 
@@ -72,6 +73,18 @@ class Subject:
     @property
     def dtype(self) -> str:
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    predicts = True
+    grid: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The model's type, for records."""
+        return str(self.model.config.model_type)
+
+    def truth(self, token_ids: Tensor) -> Truth | None:
+        """Planted features behind the activations: a language model has none."""
+        return None
 
     def require(self, hook: HookPoint) -> None:
         """Raise UsageError unless this model has the hook point."""
@@ -198,9 +211,7 @@ class Subject:
     @property
     def longest(self) -> int | None:
         """Positions the model has been made for; None where its config sets no limit."""
-        config = self.model.config.get_text_config()
-        found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return None if found is None else int(found)
+        return longest_context(self.model.config)
 
     @property
     def vocabulary(self) -> int:
@@ -358,9 +369,11 @@ def _rows_of(copy: Copy, h: Tensor) -> Tensor:
 
 
 def _find_blocks(model: Any) -> nn.ModuleList:
-    """The decoder's layers: the one ModuleList as long as the config says."""
+    """The decoder's layers: its outermost ModuleList of the config's length. A vision tower may be as deep."""
     n = model.config.get_text_config().num_hidden_layers
-    found = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    root = decoder if isinstance(decoder, nn.Module) else model.base_model
+    found = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
     if not found:
         raise SaebenchError(
             f"model type '{model.config.model_type}' has no list of {n} layers that saebench can find; "

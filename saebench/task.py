@@ -1,7 +1,7 @@
 """The task contract: one measurement that anybody can repeat. A changed task is a new version, or a new name.
 
-A task is a TOML file, or an object that a plugin brings (hook `saebench_tasks`). Its content is one of four kinds: text cut into
-contexts, labelled documents, prompts with answers, or a file of activations.
+A task is a TOML file, or an object that a plugin brings (hook `saebench_tasks`). Its content is of one kind: text cut into
+contexts, labelled documents, prompts with answers, a file of activations, or a planted model.
 """
 
 import dataclasses
@@ -17,10 +17,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from saebench.errors import SaebenchError, one_line, unknown
+from saebench.planting import PlantedSpec, SampleSpec
 from saebench.schema import CLOSED, Count, Flag, Real, Text, Whole
 from saebench.text import clean
 
-Kind = Literal["contexts", "labels", "prompts", "activations"]
+Kind = Literal["contexts", "labels", "prompts", "activations", "planted"]
+# Kinds that bring their activations and run no language model.
+MODEL_FREE: tuple[Kind, ...] = ("activations", "planted")
 Table = Annotated[Mapping[Text, Text], Field(min_length=1)]
 # After its suite and '/' if the task has one.
 NAME = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?"
@@ -38,7 +41,7 @@ class CorpusSpec:
         documents: how many documents of a hub data set are read, from its beginning.
         fetched: the file is one that `python -m saebench.tasks.fetch` makes.
         subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
-        files: parquet files of the hub data set (a path or pattern) that are read instead of those its card names.
+        files: parquet or JSON-lines files of the hub data set (a path or pattern), read in place of the card's splits.
     """
 
     HASHED: ClassVar = ("file", "sha256", "where", "hub", "revision", "subset", "split", "text_column", "documents")
@@ -155,9 +158,13 @@ class ActivationSpec:
     """A file of activations.
 
     Attributes:
-        file: .npy or .safetensors, relative to the task file.
+        file: .npy, .safetensors or .parquet, relative to the task file.
         sha256: the file's hash.
         max_norm: as of `ContextSpec`.
+        labels: a table with one row per item, in the items' order; .csv or .parquet, relative to the task file.
+        labels_sha256: its hash.
+        label, group: its columns; items that share a group are on one side of the split and form one cluster.
+        grid: height and width of the positions, for images.
     """
 
     HASHED: ClassVar = ("file", "sha256", "max_norm")
@@ -165,9 +172,14 @@ class ActivationSpec:
     file: Text
     sha256: Text
     max_norm: Annotated[Real, Field(gt=0)] | None = None
+    labels: Text | None = None
+    labels_sha256: Text | None = None
+    label: Text = "label"
+    group: Text | None = None
+    grid: tuple[Whole, Whole] | None = None
 
 
-# --- the four kinds --------------------------------------------------------------------------------------------------
+# --- the kinds --------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +223,25 @@ class ActivationContent:
     activations: ActivationSpec
 
     def hashed(self) -> dict[str, Any]:
+        """Everything that changes the content; of files their names, not where they lie."""
+        hashed = _hashed(self.activations)
+        return {"activations": {k: Path(v).name if k in ("file", "labels") else v for k, v in hashed.items()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantedContent:
+    """Samples of a planted model; no text and no language model."""
+
+    kind: ClassVar[Kind] = "planted"
+    planted: PlantedSpec
+    samples: SampleSpec
+
+    def hashed(self) -> dict[str, Any]:
         """Everything that changes the content."""
-        return {"activations": _hashed(self.activations)}
+        return {"planted": asdict(self.planted), "samples": asdict(self.samples)}
 
 
-Content = TextContent | LabelContent | PromptContent | ActivationContent
+Content = TextContent | LabelContent | PromptContent | ActivationContent | PlantedContent
 Spec = CorpusSpec | ContextSpec | LabelSpec | PromptSpec | ActivationSpec
 
 
@@ -237,9 +263,10 @@ class Task:
     Attributes:
         name, version: `name@version` is how it is asked for; numbers are compared within it.
         metrics: computed unless others are asked for.
-        content: one of the four kinds.
+        content: one of the kinds.
         folder: where its relative paths begin.
         licence: of the text, and where it comes from.
+        settings: of metrics, by metric and name, where they differ from the metric's defaults.
         builder: of a plugin's task that needs a tokenizer first; `build` puts the built task in its place.
     """
 
@@ -251,6 +278,7 @@ class Task:
     description: str = ""
     folder: Path = Path()
     licence: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     builder: "TaskBuilder | None" = None
 
     @property
@@ -264,13 +292,15 @@ class Task:
     @property
     def corpus(self) -> CorpusSpec:
         """Where the text comes from; empty where there is none."""
-        return CorpusSpec() if isinstance(self.content, ActivationContent) else self.content.corpus
+        return self.content.corpus if isinstance(self.content, TextContent) else CorpusSpec()
 
     @property
     def contexts(self) -> ContextSpec:
-        """How the text becomes contexts; of activations the norm limit only."""
+        """How the text becomes contexts; of activations the norm limit only, of a planted model how many samples."""
         if isinstance(self.content, ActivationContent):
             return ContextSpec(0, False, 0, self.content.activations.max_norm)
+        if isinstance(self.content, PlantedContent):
+            return ContextSpec(self.content.samples.length, False, self.content.samples.contexts)
         return self.content.contexts
 
     @property
@@ -285,6 +315,8 @@ class Task:
     def sha256(self) -> str:
         """Hash of everything that changes the numbers; titles and the default metrics do not."""
         body = {"name": self.name, "version": self.version} | self.content.hashed()
+        if self.settings:
+            body["settings"] = {name: dict(values) for name, values in self.settings.items()}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     def build(self, tokenizer: Any) -> "Task":

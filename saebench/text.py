@@ -13,6 +13,16 @@ def clean(text: object, limit: int = 80) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """Text without control, bidi and other invisible characters; newlines and tabs stay.
+
+    Everything that the command line prints passes through here: names, keys and paths come from other people's files.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+
+
 class Estimate(Protocol):
     """A number with its interval, or the state that stands in its place."""
 
@@ -27,10 +37,9 @@ class Estimate(Protocol):
 
 
 def number(value: float, places: int | None = None) -> str:
-    """Four significant digits, or so many places after the point."""
-    if places is None:
-        return f"{value:.4g}"
-    return f"{value:.{places}f}"
+    """A value with four significant digits, or with `places` digits after the point; never "-0"."""
+    text = f"{value:.4g}" if places is None else f"{value:.{places}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _places(cell: Estimate) -> int | None:

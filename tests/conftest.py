@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from saebench.sae import SAE, TopK
 from saebench.testing import random_sae, tiny_llama
+from tests.hub import Hub, point_clients_at, serving
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUNDLED = REPOSITORY / "results" / "baselines" / "smollm2-135m-layer15-topk-k32"
@@ -96,3 +98,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-example\nVersion: 9.9\n")
     (info / "entry_points.txt").write_text("[saebench]\nbroken = broken_example\n")
     return target
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty stand-in hub that the real clients of this process use; they do not wait between attempts."""
+    with serving(tmp_path / "root") as running:
+        monkeypatch.setattr("time.sleep", running.waits.append)
+        point_clients_at(running.url, tmp_path / "home", monkeypatch)
+        yield running

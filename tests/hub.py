@@ -41,6 +41,7 @@ class Hub:
         url: its address.
         requests: (method, path) of each request.
         sent: bytes of each file that was sent, by path.
+        waits: seconds that a client wanted to wait before another attempt, where the `hub` fixture cuts waiting short.
     """
 
     root: Path
@@ -48,6 +49,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
 
     def model(self, repo: str) -> Path:
         """The folder of a model repository, made if need be."""

@@ -19,6 +19,7 @@ from saebench.format import CheckpointError, LoadOptions, MissingError
 from saebench.loading.readers import SafetensorsFile, TorchFile
 from saebench.sae import AbsTopK, Gated, GroupMax, JumpReLU, LayerNorm, ReLU, TokenScale, TopK
 from saebench.testing import check_format, random_sae
+from tests.raising import raises
 
 REFERENCE = Path(__file__).parent / "formats" / "reference"
 SAELENS = REFERENCE / "saelens"
@@ -401,3 +402,25 @@ def test_check_format_finds_what_is_wrong(tmp_path: Path) -> None:
         check_format(Careless(), case, x=expected["x"], latents=expected["latents"])
     with pytest.raises(AssertionError, match="as if nothing were wrong"):
         check_format(Careless(), SAELENS / "standard-none-nosub")
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "place", "key", "value"),
+    [
+        ("saelens/topk-none-sub", "cfg.json", "metadata", "hook_head_index", 3),
+        ("saelens/topk-none-sub", "cfg.json", "metadata", "hook_point_head_index", 0),
+        ("saelens/legacy-scale", "cfg.json", "", "hook_head_index", 3),
+        ("connor_rob/hook_z", "attn_cfg.json", "", "concat_heads", False),
+    ],
+)
+def test_an_sae_of_one_head_is_refused(copy: Any, case: str, file: str, place: str, key: str, value: Any) -> None:
+    folder = copy(case)
+    body = json.loads((folder / file).read_text())
+    (body[place] if place else body)[key] = value
+    (folder / file).write_text(json.dumps(body))
+    options = {"scale": 2.0} if "legacy" in case else {}
+    with raises(CheckpointError, file, key, "head"):
+        load_sae(folder, **options)
+    (body[place] if place else body)[key] = None
+    (folder / file).write_text(json.dumps(body))
+    load_sae(folder, **options)

@@ -1,6 +1,8 @@
 """Documents to contexts: nothing crosses a document, nothing is lost uncounted, everything is in the fingerprint."""
 
+import gzip
 import hashlib
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +10,18 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saebench.catalog import load_task
 from saebench.corpus import Contexts, _spread, pack, special_ids, task_contexts, token_contexts
 from saebench.errors import SaebenchError, UsageError
+from saebench.labels import read_table
 from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
+from tests.raising import raises
 
 BOS = 1
 
@@ -206,3 +213,53 @@ def test_damaged_and_hostile_token_files(tmp_path: Path):
             token_contexts(path, 10, [])
     with pytest.raises(UsageError):
         token_contexts(tmp_path / "missing.npy", 10, [])
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "zero.npy").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**32, 8)})
+        file.truncate(2**38 + 2**12)
+    for name in ("pipe.npy", "zero.npy", "sparse.npy"):
+        with raises(UsageError, name):
+            token_contexts(tmp_path / name, 10, [])
+
+
+def test_hostile_tables_are_refused_in_one_line(tmp_path: Path):
+    codes = pa.array(np.zeros(2**12, dtype=np.int32))
+    texts = pa.table({"text": pa.DictionaryArray.from_arrays(codes, ["x" * 2**20])})
+    pq.write_table(texts, tmp_path / "texts.parquet", store_schema=False)
+    pq.write_table(pa.table({str(i): pa.nulls(2**21, pa.int8()) for i in range(65)}), tmp_path / "nulls.parquet")
+    pq.write_table(pa.table({"text": [[1]]}), tmp_path / "nested.parquet")
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text,label\n" + b"a,b\n" * 10**6))
+    (tmp_path / "wide.csv").write_text("a," * 50_000)
+    (tmp_path / "deep.jsonl").write_text("[" * 10**5)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1" + bytes(90) + b"PAR1")
+    with (tmp_path / "large.csv").open("wb") as file:
+        file.truncate(2**36)
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zero.csv").symlink_to("/dev/zero")
+    files = list(tmp_path.iterdir())
+    assert all(p.lstat().st_size < 2**22 or p.name == "large.csv" for p in files)
+    for path in files:
+        with raises(UsageError, path.name):
+            read_table(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x = " + "[" * 10**5, "a" + ".a" * 10**5 + " = 1", "[" + "a." * 10**5 + "a]", "x = " + "{a=" * 10**5, "x = 1e400",
+     "x = " + "9" * 5000, "x = nan", '"a"' + '."a"' * 10**4 + " = 1", "x = " + "[" * 50 + "]" * 50, "# " + "x" * 2**21],
+    ids=range(10),
+)  # fmt: skip
+def test_hostile_toml_is_refused_in_one_line(text: str, tmp_path: Path):
+    (tmp_path / "task.toml").write_text(text)
+    with raises(UsageError, "task.toml"):
+        load_task(str(tmp_path / "task.toml"))
+
+
+def test_a_task_file_is_a_regular_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("pipe.toml", "zero.toml", "folder.toml", "missing.toml"):
+        with raises(UsageError, name):
+            load_task(str(tmp_path / name))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,14 @@ from saebench.loading.checkpoint import load_sae
 from saebench.loading.hf import Address
 from saebench.loading.remote import find_saes
 from saebench.models import load_config, load_model, model_title
-from saebench.running.plan import default_names
+from saebench.running.names import default_names
 from saebench.running.sources import spread
 from saebench.testing import random_sae, tiny_llama
 from tests.conftest import HOOK, write_sae
-from tests.hub import Hub, point_clients_at, serving
+from tests.hub import Hub
 from tests.raising import raises
 
 REFERENCE = Path(__file__).parent / "formats" / "reference"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(hf.time, "sleep", lambda seconds: waits.append(seconds))
-    waits.clear()
-    with serving(tmp_path / "root") as running:
-        point_clients_at(running.url, tmp_path / "home", monkeypatch)
-        yield running
-
-
-waits: list[float] = []
 
 
 def three_saes(hub: Hub) -> Path:
@@ -176,7 +163,7 @@ def test_a_busy_hub_is_asked_again(hub: Hub, status: int) -> None:
     three_saes(hub)
     hub.fail("/api/models/owner/saes", status, times=2, Retry_After="7")
     assert load_sae("hf:owner/saes/a").d_sae == 64
-    assert waits[:2] == [7.0, 7.0]
+    assert hub.waits == [7.0, 7.0]
 
 
 def test_a_hub_that_stays_busy_is_named(hub: Hub) -> None:

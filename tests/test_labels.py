@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ from saebench.models import load_model
 from saebench.running.dry_run import dry_runs
 from saebench.running.request import Request
 from saebench.task import LabelSpec, builtin_tasks
+from saebench.testing import random_sae
+from tests.conftest import HOOK
 
 WORDS = [f"w{i}" for i in range(90)]
 
@@ -382,3 +385,32 @@ def test_a_suite_may_be_named_with_its_folder() -> None:
 def test_hashes_of_text_tasks_are_what_they_were() -> None:
     """A labelled task has a key more; the identity of every other must not change with that."""
     assert load_task("fidelity").sha256().startswith("ebd586d66e0d")
+
+
+def test_a_model_without_bos_runs_a_task_with_it_and_no_bos_is_recorded(speaker: Path, tmp_path: Path) -> None:
+    without = shutil.copytree(speaker, tmp_path / "without")
+    config = json.loads((without / "tokenizer_config.json").read_text())
+    del config["bos_token"]
+    (without / "tokenizer_config.json").write_text(json.dumps(config))
+    task = task_file(tmp_path, table())
+
+    def measure(model: Path, **options: Any) -> Any:
+        [record] = saebench.run(
+            random_sae(seed=1),
+            model=str(model),
+            hook=HOOK,
+            task=task,
+            metrics=["sparsity"],
+            results=tmp_path / "results",
+            **options,
+        )
+        return record
+
+    plain, asked, none = measure(speaker), measure(speaker, no_bos=True), measure(without)
+    assert "bos" not in plain.settings
+    assert asked.settings["bos"] is none.settings["bos"] is False
+    assert plain.task == asked.task == none.task
+    assert plain.fingerprint != asked.fingerprint
+    assert (plain.group.bos, asked.group.bos) == ("as the task", "False")
+    assert asked.corpus["tokens"]["scored"] == none.corpus["tokens"]["scored"]
+    assert asked.score("l0")["value"] == none.score("l0")["value"]

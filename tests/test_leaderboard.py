@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from rich.text import Text
 
 from saebench.board.compare import compare
 from saebench.board.leaderboard import boards, select
-from saebench.board.tables import board_table, caption, comparison_table, notes
+from saebench.board.tables import board_tables, caption, comparison_table, notes
 from saebench.cli import main
 from saebench.errors import SaebenchError, UsageError
 from saebench.registry import registry
-from saebench.report import Report
+from saebench.report import Cell, Report
+from saebench.results import load_records
 from saebench.stats import Ratio
-from saebench.text import clean
+from saebench.text import clean, interval_text, value_text
 from tests.synthetic import Make, declared, make_record, plain, units
 
 
@@ -35,9 +37,9 @@ def render(name: str, found: list[Any]) -> str:
     return report.render(found)
 
 
-def terminal(table: Any, width: int = 200) -> str:
+def terminal(*tables: Any, width: int = 200) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=True)
-    console.print(table)
+    console.print(*tables)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -88,8 +90,11 @@ def test_partial_missing_failed_are_told_apart(make: Make) -> None:
         ("whole", "scored"), ("missing", "missing"), ("failed", "failed"),
     ]  # fmt: skip
     assert board.partial == 1
-    assert notes(board) == ["1 partial record(s), made with --limit, are left out", "failed: use failed: out of memory"]
-    for text in (terminal(board_table(board)), render("markdown", [board]), render("csv", [board])):
+    assert notes(board) == [
+        "1 partial record(s), made with --limit, are left out; show with --partial",
+        "failed: use failed: out of memory",
+    ]
+    for text in (terminal(*board_tables(board, 200)), render("markdown", [board]), render("csv", [board])):
         assert "failed" in text
         assert "missing" in text
     with pytest.raises(SaebenchError, match="partial"):
@@ -101,9 +106,11 @@ def test_only_partial_records_make_an_empty_board_that_says_so(make: Make) -> No
     assert (board.rows, board.partial) == ([], 1)
     for name in ("markdown", "csv", "json"):
         render(name, [board])
-    assert notes(board) == ["no complete record: 1 is partial (made with --limit); run again without it"]
+    [note] = notes(board)
+    assert "1 is partial" in note
+    assert "--partial" in note
     assert "|" not in render("markdown", [board])
-    terminal(board_table(board))
+    terminal(*board_tables(board, 200))
     assert boards([]) == []
 
 
@@ -242,7 +249,7 @@ def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
     [board] = boards(records)
     [surprise] = [c for c in select(board, ()) if c.metric == "theirs"]
     assert [row.cells[surprise].rank for row in board.rows] == [1, 2]
-    assert "surprise" in terminal(board_table(board))
+    assert "surprise" in terminal(*board_tables(board, 200))
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
@@ -287,6 +294,7 @@ def test_compare_refuses_one_record_and_itself(make: Make) -> None:
 
 @pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m\u202etxt\x00", "x" * 10_000_000, "[bold red]x[/]"])
 def test_hostile_names_stay_text_in_comparisons_and_errors(tmp_path: Path, name: str) -> None:
+    name = name.replace("\0", "")[:1000]  # longer ones and NUL are refused with the record
     for i in range(2):
         about = {"name": name, "sha256": f"{i}" * 64, "architecture": name, "d_sae": 64}
         make_record(tmp_path, f"sae-{i}", 0.05 * i, i, sae=about)
@@ -297,7 +305,7 @@ def test_hostile_names_stay_text_in_comparisons_and_errors(tmp_path: Path, name:
     [stranger] = (tmp_path / "other").glob("*.json")
     refused = CliRunner().invoke(main, ["compare", paths[0], str(stranger)])
     assert refused.exit_code == 1
-    unknown = CliRunner().invoke(main, ["compare", "red", name[:1000].replace("\0", ""), "--results", str(tmp_path)])
+    unknown = CliRunner().invoke(main, ["compare", "red", name, "--results", str(tmp_path)])
     assert unknown.exit_code in (1, 2)
     for text in (shown.output, refused.output, unknown.output):
         assert "\x1b" not in text
@@ -327,7 +335,7 @@ def test_hostile_names_stay_text(make: Make, name: str) -> None:
     record.errors["use"] = name
     [board] = boards([record])
 
-    shown = terminal(board_table(board))
+    shown = terminal(*board_tables(board, 200))
     assert "\x1b[31m" not in shown
     assert "\x1b]8" not in shown
     assert "\u202e" not in shown
@@ -367,3 +375,95 @@ def test_clean_keeps_a_name_and_drops_what_moves_the_cursor() -> None:
     assert clean("a\r\n\tb\x07\u200b\u2066c") == "a bc"
     assert clean("") == clean("\x00") == "unnamed"
     assert clean("y" * 100, 10) == "y" * 9 + "…"
+
+
+# --- terminals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_no_table_splits_a_number_or_a_heading(make: Make, width: int) -> None:
+    """Every value, interval and heading stands whole in one cell, and no line is longer than the terminal."""
+    measured = {"fidelity": {"version": 1, "units": None, "presentation": {}}}
+    scores = [
+        plain("fidelity", f"a_rather_long_score_{i}", 0.123456 * i, "higher")
+        | {"low": 0.12345 * i, "high": 0.12347 * i}
+        for i in range(1, 8)
+    ]
+    name = "smollm2-135m-layer15-matryoshka-k32-seed1"
+    records = [make(f"{name}-{i}", 0.01 * i, i, metrics=measured, scores=scores) for i in range(3)]
+    [board] = boards(records)
+    console = Console(width=width, file=io.StringIO())
+    console.print(*board_tables(board, width))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    cells = {cell.strip() for line in lines for cell in re.split("[│┃]", line)}
+    for column in board.columns:
+        cell = board.rows[0].cells[column]
+        assert value_text(cell) in cells
+        assert interval_text(cell) in cells
+    assert {"a_rather_", "long_score_7 ↑"} <= cells or {f"{c.key} ↑" for c in board.columns} <= cells
+
+
+@pytest.mark.parametrize("value", [-0.0, -1e-9, -0.0004])
+def test_zero_has_no_sign(value: float) -> None:
+    shown = value_text(Cell("scored", value, -0.02, 0.03))
+    assert shown == "0.000"
+    assert interval_text(Cell("scored", value, -0.0004, 0.03)).startswith("0.000 …")
+    assert value_text(Cell("scored", -0.02, -0.03, -0.01)) == "-0.020"
+
+
+def test_partial_records_are_shown_marked_when_asked_for(make: Make, tmp_path: Path) -> None:
+    """Left out without --partial, and never in silence; with it marked in every format and in a comparison."""
+    for i in range(2):
+        make(f"cut-{i}", 0.05 * i, i, partial=True, corpus={"fingerprint": "less text"})
+    for format_ in ("csv", "html", "json", "parquet"):
+        empty = CliRunner().invoke(main, ["leaderboard", str(tmp_path), "--format", format_])
+        assert empty.exit_code == 0
+        assert "--partial" in empty.stderr, format_
+    for format_ in ("table", "markdown", "csv", "html", "json"):
+        shown = CliRunner().invoke(main, ["leaderboard", str(tmp_path), "--format", format_, "--partial"])
+        assert "cut-0 (partial)" in shown.stdout, (format_, shown.stderr)
+    lines = list(csv.DictReader(io.StringIO(CliRunner().invoke(
+        main, ["leaderboard", str(tmp_path), "--format", "csv", "--partial"]).stdout)))  # fmt: skip
+    assert {line["partial"] for line in lines} == {"True"}
+    compared = CliRunner().invoke(main, ["compare", *map(str, sorted(tmp_path.glob("*.json")))])
+    assert compared.exit_code == 0, compared.stderr
+    assert "cut-0 (partial)" in compared.stdout
+    whole = make("whole")
+    [board] = [b for b in boards(load_records(tmp_path)) if b.rows]
+    assert [row.name for row in board.rows] == [whole.sae["name"]]
+
+
+ESCAPES = "\x1b[31m\x1b]8;;https://x\x07red\x1b]0;title\x07\u202e\x9b2J"
+
+
+def test_no_escape_sequence_reaches_the_terminal(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a score's key, a unit, a metric's name, an SAE's name, a path, an option, and messages of any console."""
+    from saebench.commands.shell import console_on, echo
+
+    folder = tmp_path / f"r{ESCAPES.replace('/', '')}"
+    for i in range(2):
+        score = plain("fidelity", f"key{ESCAPES}", 0.5, "higher") | {"unit": ESCAPES, "no_interval": ESCAPES}
+        make_record(folder, f"sae{ESCAPES}", 0.1 * i, i, scores=[score], errors={f"use{ESCAPES}": ESCAPES})
+    paths = [str(p) for p in sorted(folder.glob("*.json"))]
+    commands: list[list[str]] = [
+        ["compare", *paths], ["compare", *paths, "--score", ESCAPES], ["compare", ESCAPES, "b"], [ESCAPES],
+        ["leaderboard", str(folder)], ["leaderboard", str(folder), "--plots", str(folder / "plots")],
+        ["leaderboard", ESCAPES], ["leaderboard", str(folder), "--sort", ESCAPES], ["leaderboard", "--format", ESCAPES],
+        ["leaderboard", f"--{ESCAPES}"], [f"--{ESCAPES}"], ["leaderboard", "--width", ESCAPES], ["compare"], ["plugins", ESCAPES],
+        ["submit", *paths], ["inspect", str(folder)], ["list", ESCAPES], ["run", "--sae", str(folder), "--name", ESCAPES],
+    ]  # fmt: skip
+    for command in commands:
+        done = CliRunner().invoke(main, command, env={"COLUMNS": "80"})
+        assert not re.search("[\x1b\x07\x9b\u202e]", done.output), (command, done.output)
+    out = io.StringIO()
+    console = console_on(out)
+    console.print(ESCAPES, markup=False)
+    console.print(Text(ESCAPES, style="red"))
+    assert not re.search("[\x1b\x07\x9b\u202e]", out.getvalue())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("click.echo", lambda text, err: out.write(text))
+        echo(f"a\tb\n{ESCAPES}")
+    assert "a\tb\n" in out.getvalue()
+    assert not re.search("[\x1b\x07\x9b\u202e]", out.getvalue())

@@ -16,8 +16,8 @@ from torch import Tensor
 from saebench.errors import NonFiniteError, SaebenchError, UsageError
 from saebench.hookpoint import HookPoint
 from saebench.lens import Activations, Lens
-from saebench.lens.generation import _stream
 from saebench.lens.units import _digest
+from saebench.streams import generator
 from saebench.subject import Subject
 from tests.raising import raises
 from tests.tiny_models import LAYERS, VOCABULARY, count_hooks, family, logits_with, look, random_ids, tiny
@@ -180,7 +180,7 @@ def test_generation_with_a_cache_equals_recomputing_the_whole_text(subjects, nam
             if temperature == 0:
                 assert torch.allclose(steps.gather(1, chosen)[:, 0], steps.max(-1).values, atol=1e-5)
                 continue
-            stream = _stream(3, copy)
+            stream = generator(f"lens/generate/{copy}", 3)
             uniform = torch.stack([torch.rand(1, generator=stream, dtype=torch.float64) for _ in steps])
             above = steps.cumsum(1).gather(1, chosen)
             assert torch.all((uniform < above + 1e-5) & (uniform > above - steps.gather(1, chosen) - 1e-5))
@@ -291,7 +291,6 @@ def test_a_folder_that_cannot_be_written_costs_the_resume_only(subjects, tmp_pat
 _KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from saebench.lens.generation import _stream
 from saebench.lens.units import map_units
 
 def compute(item):

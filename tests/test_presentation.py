@@ -154,16 +154,13 @@ def _literals(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def test_the_harness_names_no_metric_and_no_score() -> None:
-    """Only the trainer's own meters and the names of tasks are spelt as scores are."""
+def test_boards_and_records_name_no_metric_and_no_score() -> None:
     ours = [m for name, m in installed().metrics.items() if m.__module__.startswith("saebench.plugins")]
     names = {m.name for m in ours} | {key for m in ours for key in (*m.about, *m.headlines)}
     names |= {figure.key for m in ours for figure in m.figures}
     names.discard("sparsity")  # also the axis that any metric may declare
     assert {"l0", "explained_variance", "autointerp"} <= names
-    tasks = {"runner.py", "inspection.py", "running/request.py", "running/plan.py", "commands/run.py", "task.py"}
     harness = REPOSITORY / "saebench"
-    for path in harness.rglob("*.py"):
-        where = path.relative_to(harness).as_posix()
-        if not where.startswith("training/") and where not in tasks | {"commands/train.py"}:
-            assert not names & set(_literals(path)), where
+    files = [harness / name for name in ("results.py", "report.py", "notebook.py", "running/scoring.py")]
+    for path in (*harness.glob("board/*.py"), *files):
+        assert not names & set(_literals(path)), path.name

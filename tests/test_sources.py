@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import saebench
 from saebench.cli import main
-from saebench.running.plan import default_names
+from saebench.running.names import default_names
 from saebench.running.sources import spread
 from saebench.testing import random_sae
 from tests.conftest import write_sae

@@ -11,10 +11,10 @@ from saebench.format import CheckpointError, Layout
 from saebench.loading.readers import Config, TorchFile, shapes_of, torch_file_of
 from saebench.sae import Fact, Metadata, ReLU
 
-_MATTERS = {"act_size", "dict_size", "act_name", "model_name", "seq_len"}
+_MATTERS = {"act_size", "dict_size", "act_name", "model_name", "seq_len", "head", "concat_heads"}
 _HARMLESS = {
     "seed", "batch_size", "buffer_mult", "lr", "num_tokens", "l1_coeff", "beta1", "beta2", "dict_mult", "enc_dtype",
-    "site", "layer", "device", "reinit", "head", "concat_heads", "resample_scheme", "anthropic_neuron_resample_scale",
+    "site", "layer", "device", "reinit", "resample_scheme", "anthropic_neuron_resample_scale",
     "dead_direction_cutoff", "re_init_every", "anthropic_resample_last", "resample_factor", "num_resamples",
     "wandb_project_name", "wandb_entity", "save_state_dict_every", "b_dec_init", "sched_type", "sched_epochs",
     "sched_lr_factor", "sched_warmup_epochs", "sched_finish", "anthropic_resample_batches", "eval_every",
@@ -46,6 +46,8 @@ class ConnorRob(Format):
             raise CheckpointError(f"{path}: expected NAME.pt beside NAME_cfg.json")
         file, cfg = TorchFile(source), Config.read(config)
         cfg.check(_MATTERS, _HARMLESS, options)
+        if not cfg.boolean("concat_heads", True):
+            raise CheckpointError(f"{cfg.path}: 'concat_heads' is false: an SAE of one attention head is not supported")
         file.check({"W_enc", "W_dec", "b_enc", "b_dec"}, (), options)
         d_in, d_sae = file.shape("W_enc", 2)
         cfg.expect("act_size", d_in)

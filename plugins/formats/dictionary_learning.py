@@ -101,12 +101,11 @@ def _open(path: Path, options: LoadOptions) -> tuple[TorchFile, float | None]:
 
 
 def _hook(trainer: Config, buffer: Config) -> str | None:
-    """The submodule's name where it was given; else the layer, for the residual stream that `layer` alone means there."""
-    name = trainer.text("submodule_name")
-    if name:
-        return name
+    """The submodule's name, else the layer's residual stream; None for a buffer of inputs, whose site the name does not give."""
+    if buffer.text("io", "out") != "out":
+        return None
     layer = trainer.integer("layer", low=0)
-    return None if layer is None or buffer.text("io", "out") != "out" else f"blocks.{layer}.hook_resid_post"
+    return trainer.text("submodule_name") or (None if layer is None else f"blocks.{layer}.hook_resid_post")
 
 
 def _linear(file: TorchFile, trainer: Config) -> tuple[torch.Tensor, torch.Tensor]:

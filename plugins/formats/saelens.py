@@ -114,6 +114,7 @@ class SAELens(Format):
             cfg = saelens_legacy.modern(cfg, options)
         else:
             cfg.check(_MATTERS, _HARMLESS, options)
+            saelens_legacy.refuse_one_head(cfg.table("metadata"))
         if cfg.data.get("architecture") in ("temporal", "matching_pursuit"):
             raise CheckpointError(f"{cfg.path}: architecture '{cfg.data['architecture']}' has no canonical form")
         architecture = cfg.choice("architecture", _ARCHITECTURES)

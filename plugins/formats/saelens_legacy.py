@@ -9,13 +9,15 @@ from typing import Any
 from saebench.format import CheckpointError, LoadOptions
 from saebench.loading.readers import Config
 
+# An SAE of one attention head reads d_head numbers of hook_z.
+HEADS = ("hook_head_index", "hook_point_head_index")
 _MATTERS = {
     "architecture", "activation_fn", "activation_fn_str", "activation_fn_kwargs", "k", "apply_b_dec_to_input",
     "finetuning_scaling_factor", "normalize_activations", "reshape_activations", "d_in", "d_sae", "hook_name",
-    "hook_point", "model_name", "context_size", "prepend_bos",
+    "hook_point", "model_name", "context_size", "prepend_bos", *HEADS,
 }  # fmt: skip
 _HARMLESS = {
-    "dtype", "device", "hook_layer", "hook_point_layer", "hook_point_head_index", "hook_head_index", "dataset_path",
+    "dtype", "device", "hook_layer", "hook_point_layer", "dataset_path",
     "dataset_trust_remote_code", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "seqpos_slice",
     "model_from_pretrained_kwargs", "model_kwargs", "model_class_name", "exclude_special_tokens", "streaming",
     "is_dataset_tokenized", "use_cached_activations", "cached_activations_path", "n_batches_in_buffer",
@@ -40,6 +42,16 @@ def is_legacy(cfg: Config) -> bool:
     return not isinstance(cfg.data.get("metadata"), dict)
 
 
+def refuse_one_head(cfg: Config) -> None:
+    """Raise CheckpointError if the SAE was trained on a single attention head."""
+    for key in HEADS:
+        if cfg.has(key):
+            raise CheckpointError(
+                f"{cfg.path}: '{cfg.prefix}{key}' is {cfg.integer(key, low=0)}: an SAE of one attention head reads a part of its "
+                "hook point, which is not supported"
+            )
+
+
 def modern(cfg: Config, options: LoadOptions) -> Config:
     """The same config in the words of version 6.
 
@@ -47,6 +59,7 @@ def modern(cfg: Config, options: LoadOptions) -> Config:
         CheckpointError: an unknown key, or an activation that SAELens 6 does not have.
     """
     cfg.check(_MATTERS, _HARMLESS, options)
+    refuse_one_head(cfg)
     architecture = cfg.text("architecture", "standard")
     activation = cfg.text("activation_fn_str") or cfg.text("activation_fn") or "relu"
     kwargs = cfg.table("activation_fn_kwargs")

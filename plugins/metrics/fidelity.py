@@ -42,6 +42,7 @@ class Fidelity(Metric):
     name = "fidelity"
     version = 1
     needs = frozenset({"x", "reconstruction", "token_losses"})
+    optional = frozenset({"token_losses"})
     headlines = ("explained_variance", "loss_recovered_zero", "loss_recovered_mean", "ce_increase", "kl")
     about = _ABOUT
 
@@ -61,7 +62,6 @@ class Fidelity(Metric):
         dot = (x * xh).sum(-1, dtype=torch.float64)
         # A zero vector has no direction and no scale: its cosine and ratio count as 0.
         cosine = dot / (norm * norm_hat).clamp_min(1e-300)
-        losses = batch.token_losses
         ones = torch.ones_like(scored, dtype=torch.float64)
         self.shift += _sum_vectors(from_c, scored)
         self.shift_all += _sum_vectors(from_c, normal)
@@ -78,13 +78,13 @@ class Fidelity(Metric):
             dot=per(dot),
             square_hat=per(norm_hat.square()),
             normalized_mse=per(_normalized_error(x, xh)),
-            predictions=per(ones, losses.predicted),
-            clean=per(losses.clean, losses.predicted),
-            spliced=per(losses.spliced, losses.predicted),
-            zero=per(losses.zero, losses.predicted),
-            mean=per(losses.mean, losses.predicted),
-            kl=per(losses.kl),
+            **(_losses(batch) if batch.has("token_losses") else {}),
         )
+
+    @property
+    def _predicts(self) -> bool:
+        """Whether the activations are a language model's, so that there are losses."""
+        return "clean" in self.rows.columns
 
     def merge(self, other: "Fidelity") -> None:
         self.rows.merge(other.rows)
@@ -101,6 +101,8 @@ class Fidelity(Metric):
             n = u[f"tokens{suffix}"]
             between = float(np.sum((shift / max(n.sum(), 1)) ** 2))
             u[f"variance{suffix}"] = u.pop(f"spread{suffix}") - n * between
+        if not self._predicts:
+            return u
         u["increase"] = u["spliced"] - u["clean"]
         for ablated in ("zero", "mean"):
             u[f"{ablated}_recovered"] = u[ablated] - u["spliced"]
@@ -110,7 +112,7 @@ class Fidelity(Metric):
     def scores(self, env: Env) -> list[Score]:
         nats = "nats/token"
         variance = "variance of the token"
-        return [
+        scores = [
             _share("explained_variance", "sse", "variance", "tokens", offset=1, scale=-1),
             _share("explained_variance_all", "sse_all", "variance_all", "tokens_all", offset=1, scale=-1),
             _mean("mse", "sse", "tokens", "squared activation", "lower"),
@@ -118,6 +120,11 @@ class Fidelity(Metric):
             _mean("l2_ratio", "l2_ratio", "tokens", "ratio"),
             Score.ratio("relative_reconstruction_bias", "square_hat", "dot", unit="ratio", count="tokens"),
             _mean("normalized_mse", "normalized_mse", "tokens", variance, "lower"),
+        ]
+        if not self._predicts:
+            return scores
+        return [
+            *scores,
             _mean("ce_clean", "clean", "predictions", nats),
             _mean("ce_spliced", "spliced", "predictions", nats, "lower"),
             _mean("ce_zero", "zero", "predictions", nats),
@@ -127,6 +134,20 @@ class Fidelity(Metric):
             _share("loss_recovered_zero", "zero_recovered", "zero_lost", "predictions"),
             _share("loss_recovered_mean", "mean_recovered", "mean_lost", "predictions"),
         ]
+
+
+def _losses(batch: Batch) -> dict[str, np.ndarray]:
+    """The columns that need a language model."""
+    losses, per = batch.token_losses, batch.per_context
+    at = losses.predicted
+    return {
+        "predictions": per(torch.ones_like(losses.clean, dtype=torch.float64), at),
+        "clean": per(losses.clean, at),
+        "spliced": per(losses.spliced, at),
+        "zero": per(losses.zero, at),
+        "mean": per(losses.mean, at),
+        "kl": per(losses.kl),
+    }
 
 
 def _mean(key: str, column: str, per: str, unit: str, direction: Literal["higher", "lower"] | None = None) -> Score:

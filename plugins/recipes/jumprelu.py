@@ -66,7 +66,7 @@ class JumpReLU(Recipe):
     def loss(self, sae: Dictionary, batch: Batch, settings: JumpReLUSettings) -> Loss:
         """L = ‖x − x̂‖²/Var(x) + λ·(L0/k − 1)² with L0 = Σᵢ H(πᵢ − θᵢ), H the step function (the paper's eq. 9 and 31)."""
         pre = sae.pre_activations(batch.x)
-        threshold, bandwidth = sae.extra["log_threshold"].exp(), float(sae.state["bandwidth"])
+        threshold, bandwidth = sae.extra["log_threshold"].exp(), sae.state["bandwidth"].detach()
         f = jump(pre, threshold, bandwidth)
         x_hat = sae.decode_dense(f)
         fvu = (batch.x - x_hat).pow(2).sum(1).mean() / batch.variance
@@ -83,7 +83,7 @@ class _Jump(torch.autograd.Function):
     """π·H(π − θ): its slope in π is 1 where it fires; in θ it is −(θ/ε)·K((π − θ)/ε), K a box of width 1 (eq. 11)."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
         return torch.where(pre > threshold, pre, 0)
@@ -100,7 +100,7 @@ class _Step(torch.autograd.Function):
     """H(π − θ): no slope in π; in θ it is −(1/ε)·K((π − θ)/ε) (eq. 12)."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
         return (pre > threshold).to(pre.dtype)
@@ -112,13 +112,13 @@ class _Step(torch.autograd.Function):
         return None, -torch.where(near, grads[0], 0).sum(0) / ctx.bandwidth, None
 
 
-def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+def jump(pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
     """JumpReLU of pre [n, width] under thresholds [width], with straight-through gradients."""
     out: Tensor = _Jump.apply(pre, threshold, bandwidth)  # type: ignore[no-untyped-call]
     return out
 
 
-def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+def step(pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
     """[n, width] 1 where a latent fires, with straight-through gradients to the thresholds."""
     out: Tensor = _Step.apply(pre, threshold, bandwidth)  # type: ignore[no-untyped-call]
     return out

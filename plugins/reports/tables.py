@@ -76,7 +76,7 @@ def _sae(board: Board, row: Row) -> dict[str, Any]:
     sae = row.record.sae
     return {
         "model": board.model, "revision": board.revision, "hook": board.hook, "task": board.task,
-        "corpus": board.corpus, "dtypes": board.dtypes, "sae": row.name, "sha256": sae["sha256"],
+        "corpus": board.corpus, "dtypes": board.dtypes, "sae": row.name, "sha256": sae["sha256"], "partial": row.record.partial,
         "architecture": sae.get("architecture"), "d_sae": sae.get("d_sae"), "fingerprint": row.record.fingerprint,
     }  # fmt: skip
 
@@ -138,6 +138,7 @@ class Json:
         return {
             "name": row.name,
             "fingerprint": row.record.fingerprint,
+            "partial": row.record.partial,
             "sae": {key: _short(row.record.sae.get(key)) for key in keys},
             "scores": [_score(column, cell) for column, cell in row.cells.items()],
         }
@@ -165,7 +166,8 @@ class Parquet:
 
 _KINDS: dict[str, Any] = {
     "model": "string", "revision": "string", "hook": "string", "task": "string", "corpus": "string", "dtypes": "string",
-    "sae": "string", "sha256": "string", "architecture": "string", "d_sae": "Int64", "fingerprint": "string",
+    "sae": "string", "sha256": "string", "partial": "boolean", "architecture": "string", "d_sae": "Int64",
+    "fingerprint": "string",
     "metric": "string", "version": "Int64", "key": "string", "at": "Float64", "state": "string", "value": "Float64",
     "low": "Float64", "high": "Float64", "rank": "Int64", "n": "Int64", "unit": "string", "direction": "string",
     "reason": "string",

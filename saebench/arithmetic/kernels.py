@@ -136,7 +136,7 @@ _Select = Callable[["PreActivations"], tuple[Layout, Tensor]]
 
 @dataclass(frozen=True)
 class PreActivations:
-    """The pre-activations of n tokens, made chunk by chunk when they are looked at, never kept.
+    """The pre-activations of n tokens, made chunk by chunk when they are looked at; kept only where one chunk holds them all.
 
     Attributes:
         centred: [n, d_in] x − b_dec.
@@ -158,6 +158,17 @@ class PreActivations:
         """[rows, width] at a time; each is overwritten by the next."""
         n = len(self.centred)
         rows = n if self.centred.device.type != "cpu" else max(1, min(n, _CHUNK // self.width))
+        if rows == n:
+            yield self._whole
+        else:
+            yield from self._make(rows)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """All of them, off the CPU or where they fit into one chunk: the product runs once, however often they are looked at."""
+        return next(self._make(len(self.centred)))
+
+    def _make(self, rows: int) -> Iterator[Tensor]:
         if self.dtype != torch.bfloat16:
             yield from (float32_linear(x, self.W_enc, self.b_enc) for x in self.centred.split(rows))
             return

@@ -1,7 +1,7 @@
 """Two records side by side: paired differences with intervals, and what they come to in a sentence."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from saebench.board.groups import differing
@@ -113,7 +113,7 @@ def _comparable(a: Record, b: Record) -> None:
 
 def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
     # As a board of two: names are told apart and missing scores explained in the same way.
-    [board] = boards([replace(a, partial=False), replace(b, partial=False)])
+    [board] = boards([a, b], partial=True)
     one, two = board.rows
     lines = []
     for column in select(board, scores):

@@ -36,9 +36,9 @@ def load_results(path: str | Path | Iterable[str | Path] = "results") -> pd.Data
         precision, the norm above which tokens are not scored, the judge and its prompts). With --limit the text is another.
 
     Raises:
-        RecordError: no such folder, or a file in it that is not a valid record.
+        RecordError: no such folder, or no valid record among the files in it; of others a warning.
     """
-    rows = [_about(record) | _score(row) for record in load_records(path) for row in record.scores]
+    rows = [_about(record) | _score(row) for record in load_records(path, skip_damaged=True) for row in record.scores]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
     kinds = dict.fromkeys(_TEXT, "string") | dict.fromkeys(_FLOAT, "float64")
     kinds |= dict.fromkeys(_WHOLE, "Int64") | {"partial": "bool"}

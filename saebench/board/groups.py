@@ -5,20 +5,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from saebench.results import Group
 from saebench.text import clean
 
-# The parts of `Record.group`, in its order.
-_PARTS = ("model weights", "hook point", "task", "task definition", "text", "dtypes", "max_norm", "judge")
+# Names that are options keep their underscore.
+_WORDS = {"max_norm": "max_norm"}
 # Characters of a value that are shown where they tell the values apart, else a hash of that length.
 _SHOWN = 8
 
 
-def differing(groups: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
+def differing(groups: Sequence[Group]) -> list[dict[str, str]]:
     """For each group, the parts in which the groups differ, by name, with values that tell them apart.
 
     A part that is a JSON object (a judge) is compared key by key, a list in it by the elements that not all have.
     """
-    names = getattr(groups[0], "_fields", _PARTS)
+    names = [_WORDS.get(name, name.replace("_", " ")) for name in groups[0]._fields]
     found: list[dict[str, str]] = [{} for _ in groups]
     for name, values in zip(names, zip(*groups, strict=True), strict=True):
         for part, texts in _parts(name, values):

@@ -18,7 +18,7 @@ from saebench.board.presented import headlines, presentations
 from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
 from saebench.report import Board, Cell, Column, Row
-from saebench.results import Record, with_metrics
+from saebench.results import Group, Record, with_metrics
 from saebench.stats import Ratio, ranks
 from saebench.text import clean
 
@@ -29,29 +29,30 @@ _AGREE = 1e-4
 _COUNTED = 0.01
 
 
-def boards(records: Iterable[Record], sparsity: Sparsity | None = None) -> list[Board]:
+def boards(records: Iterable[Record], sparsity: Sparsity | None = None, *, partial: bool = False) -> list[Board]:
     """Records grouped into boards, with ranks, in the order in which their groups first appear.
 
-    Partial records are counted and left out; records of one fingerprint are merged, or refused where they disagree.
+    Records of one fingerprint are merged, or refused where they disagree.
 
     Args:
         records: of any number of groups.
         sparsity: `measured_sparsity` of more records than these, for tasks that do not measure it.
+        partial: include records made with --limit, marked in their names; otherwise they are counted and left out.
     """
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    groups: dict[Group, list[Record]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)
     if sparsity is None:
         sparsity = measured_sparsity(r for members in groups.values() for r in members)
-    found = [_board(members, sparsity) for members in groups.values()]
+    found = [_board(members, sparsity, partial) for members in groups.values()]
     _tell_apart(found, list(groups))
     return found
 
 
-def _board(records: list[Record], sparsity: Sparsity) -> Board:
+def _board(records: list[Record], sparsity: Sparsity, partial: bool) -> Board:
     board = _empty(records[0])
-    board.partial = sum(r.partial for r in records)
-    merged = _merge_duplicates([r for r in records if not r.partial], board.notes)
+    board.partial = 0 if partial else sum(r.partial for r in records)
+    merged = _merge_duplicates([r for r in records if partial or not r.partial], board.notes)
     kept = [record for record, _ in merged]
     board.columns = list(dict.fromkeys(column for r in kept for column in columns_of(r)))
     for name, (record, parts) in zip(_names(kept), merged, strict=True):
@@ -66,7 +67,7 @@ def _board(records: list[Record], sparsity: Sparsity) -> Board:
     return board
 
 
-def _tell_apart(found: Sequence[Board], groups: Sequence[tuple[str, ...]]) -> None:
+def _tell_apart(found: Sequence[Board], groups: Sequence[Group]) -> None:
     """Name the parts in which boards with one caption differ."""
     titles: dict[tuple[str, ...], list[int]] = {}
     for i, board in enumerate(found):
@@ -131,8 +132,8 @@ def _cell(column: Column, record: Record, row: dict[str, Any] | None) -> Cell:
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """Each record's SAE by name, with its hash and then a number where that is needed to tell it from the others."""
-    names = [str(r.sae["name"])[:200] for r in records]
+    """Each record's SAE by name, with its hash and then a number where names would be equal; partial records are marked."""
+    names = [str(r.sae["name"])[:200] + (" (partial)" if r.partial else "") for r in records]
     seen = Counter(names)
     names = [
         f"{name} {str(r.sae['sha256'])[:8]}" if seen[name] > 1 else name for name, r in zip(names, records, strict=True)

@@ -1,7 +1,6 @@
 """What `saebench run` shows at its end: the scores of one SAE with what they say, and how to read them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -9,17 +8,21 @@ from rich.text import Text
 
 from saebench.board.leaderboard import boards
 from saebench.board.presented import Presentations, presentations
-from saebench.board.tables import board_table
+from saebench.board.tables import board_tables
 from saebench.report import Cell
 from saebench.results import Record
 from saebench.text import clean, interval_text, value_text
 
 
-def run_tables(records: Sequence[Record]) -> list[Table]:
-    """One SAE: all its scores. Several: a board of each group that they form (partial ones too: they were asked for)."""
+def run_tables(records: Sequence[Record], width: int) -> list[Table]:
+    """One SAE: all its scores. Several: a board for each group that they form, partial records included.
+
+    Args:
+        width: of the terminal.
+    """
     if len(records) == 1:
         return [record_table(records[0])]
-    return [board_table(board) for board in boards([replace(record, partial=False) for record in records])]
+    return [table for board in boards(records, partial=True) for table in board_tables(board, width)]
 
 
 def record_table(record: Record) -> Table:

@@ -25,7 +25,7 @@ class Sparsity:
     Attributes:
         axis: the declared score; None where no record has one.
         metric: of that score.
-        cells: the value of each SAE where it was measured on most tokens; `reason` is that task.
+        cells: the value of each SAE where it was measured on most tokens, without partial records; `reason` is that task.
     """
 
     axis: Axis | None = None

@@ -44,7 +44,7 @@ def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
     for record in records:
         if found := problems(record):
             raise RecordError(f"{record.path}: cannot be submitted: {'; '.join(found)}")
-    there = {r.fingerprint: r for r in load_records([results])} if results.exists() else {}
+    there = {r.fingerprint: r for r in load_records([results], skip_damaged=True)} if results.exists() else {}
     states = []
     for record in records:
         states.append(_state(record, there.get(record.fingerprint)))
@@ -78,7 +78,7 @@ def _task(record: Record) -> Iterator[str]:
     except SaebenchError as error:
         yield one_line(error)
         return
-    if record.task["sha256"] != task.sha256():
+    if task.builder is None and record.task["sha256"] != task.sha256():
         yield f"its task {task.label} is not the one that this saebench has (another sha256)"
     if missing := sorted(set(task.metrics) - set(record.metrics)):
         yield f"{', '.join(missing)} of {task.label} was not measured: run it without --metric"
@@ -184,7 +184,7 @@ def _place(record: Record, results: Path, state: str) -> Path:
     copy = replace(record, metrics=deepcopy(record.metrics))
     for metric, entry in copy.metrics.items():
         if entry["units"] is not None:
-            data = record.path.with_name(Path(entry["units"]["file"]).name).read_bytes()
+            data = record.beside(entry["units"], "units")
             entry["units"]["file"] = f"{path.stem}.{slug(metric)}.parquet"
             write_atomically(path.with_name(entry["units"]["file"]), data)
     copy.write(path, {}, {metric: record.files(metric) for metric in copy.metrics if record.files(metric)})

@@ -1,7 +1,9 @@
 """Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -10,6 +12,10 @@ from saebench.board.leaderboard import select
 from saebench.report import Board, Cell, Column
 from saebench.text import clean, interval_text, value_text
 
+# Columns at which an SAE's name is folded.
+_NAME = 24
+# Characters of a heading that stay on one line: an interval is as wide.
+_HEAD = 15
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
@@ -27,13 +33,15 @@ def heading(column: Column, columns: Sequence[Column]) -> str:
 
 
 def notes(board: Board) -> list[str]:
-    """What a reader of the board must know besides its numbers, one line each."""
+    """Notes on a board, one line each: failed metrics, refused and partial records."""
     lines = [clean(note, 300) for note in board.notes]
     if board.partial and not board.rows and not lines:
         some = "1 is" if board.partial == 1 else f"{board.partial} are"
-        return [f"no complete record: {some} partial (made with --limit); run again without it"]
+        return [
+            f"no complete record: {some} partial (made with --limit); show with --partial, or run again without --limit"
+        ]
     if board.partial:
-        lines.insert(0, f"{board.partial} partial record(s), made with --limit, are left out")
+        lines.insert(0, f"{board.partial} partial record(s), made with --limit, are left out; show with --partial")
     return lines
 
 
@@ -50,22 +58,60 @@ LEGEND = (
 )
 
 
-def board_table(board: Board, scores: Sequence[str] = ()) -> Table:
-    """A board for a terminal: the scores asked for here or of the board, or the headlines.
+def board_tables(board: Board, width: int, scores: Sequence[str] = ()) -> list[Table]:
+    """A board for a terminal of `width`: as many tables as its scores need, each with whole columns, one below the other.
+
+    Args:
+        scores: by key, metric, or metric.key; without any, those of the board, or its headlines.
 
     Raises:
         UsageError: an unknown score.
     """
     columns = select(board, scores) if scores else board.shown
-    table = Table(title=Text(caption(board)), caption=Text(LEGEND, style="dim"), caption_justify="left")
+    heads = {column: heading(column, columns) for column in columns}
+    if _least(_table(board, heads)) > width:
+        heads = {column: _broken(head) for column, head in heads.items()}
+    blocks: list[dict[Column, str]] = [{}]
+    for column, head in heads.items():
+        if blocks[-1] and _least(_table(board, blocks[-1] | {column: head})) > width:
+            blocks.append({})
+        blocks[-1][column] = head
+    tables = [_table(board, block) for block in blocks]
+    tables[0].title = Text(caption(board))
+    tables[-1].caption = Text(LEGEND, style="dim")
+    return tables
+
+
+def _broken(head: str) -> str:
+    """A heading on two lines, broken after the underscore nearest to its middle."""
+    places = [i + 1 for i, c in enumerate(head) if c == "_"]
+    if len(head) <= _HEAD or not places:
+        return head
+    place = min(places, key=lambda i: abs(2 * i - len(head)))
+    return f"{head[:place]}\n{head[place:]}"
+
+
+def _table(board: Board, heads: Mapping[Column, str]) -> Table:
+    """A row per SAE and a column per score, by its heading."""
+    table = Table(title_justify="left", caption_justify="left")
     table.add_column("SAE", overflow="fold")
     table.add_column("latents", justify="right")
-    for column in columns:
-        table.add_column(Text(heading(column, columns)), justify="right", overflow="fold")
+    for head in heads.values():
+        table.add_column(Text(head), justify="right", overflow="fold")
     for row in board.rows:
-        cells = [_terminal(row.cells[column]) for column in columns]
+        cells = [_terminal(row.cells[column]) for column in heads]
         table.add_row(Text(clean(row.name)), Text(clean(row.record.sae.get("d_sae", "?"), 12)), *cells)
     return table
+
+
+def _least(table: Table) -> int:
+    """The least width at which no cell is split, but for the names of SAEs."""
+    cells = [max(map(_widest, [column.header, *column.cells])) for column in table.columns]
+    return min(cells[0], _NAME) + sum(cells[1:]) + 3 * len(cells) + 1
+
+
+def _widest(cell: Any) -> int:
+    return max(map(cell_len, str(cell).split("\n")))
 
 
 def _terminal(cell: Cell) -> Text:

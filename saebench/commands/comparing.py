@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors
 
 
 @click.command()
@@ -45,7 +45,7 @@ def stability(saes: tuple[str, ...], as_json: bool, debug: bool, **options: Any)
 
         record = compare_saes(ComparisonRequest("stability", saes, **options))
         if as_json:
-            click.echo(json.dumps(record.to_json(), indent=1, allow_nan=False))
+            echo(json.dumps(record.to_json(), indent=1, allow_nan=False))
             return
         from saebench.board.run_table import record_table
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from saebench.commands.shell import debug_option, errors
+from saebench.commands.shell import debug_option, echo, errors
 
 
 @click.command("list")
@@ -25,11 +25,11 @@ def list_(kind: str, as_json: bool, debug: bool) -> None:
     with errors(debug):
         rows = _task_rows() if kind == "tasks" else _plugin_rows(kind)
         if as_json:
-            click.echo(json.dumps(rows, indent=1))
+            echo(json.dumps(rows, indent=1))
             return
         width = max((len(r["name"]) for r in rows), default=0)
         for row in rows:
-            click.echo(f"{row['name']:<{width}}  {row['about']}")
+            echo(f"{row['name']:<{width}}  {row['about']}")
 
 
 def _task_rows() -> list[dict[str, str]]:
@@ -75,7 +75,7 @@ def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options:
 
         found = inspect_sae(path, model=model, measure=model is not None, **options)
         if as_json:
-            click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+            echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
             return
         for line in found.lines():
-            click.echo(line)
+            echo(line)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from saebench.commands.shell import debug_option, errors
+from saebench.commands.shell import debug_option, echo, errors
 from saebench.errors import SaebenchError
 
 
@@ -28,11 +28,11 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
 
         found = installed()
         if as_json:
-            click.echo(json.dumps([asdict(p) for p in found.plugins], indent=1))
+            echo(json.dumps([asdict(p) for p in found.plugins], indent=1))
         else:
             for p in found.plugins:
                 what = f"BROKEN: {p.error}" if p.error else ", ".join(p.provides) or "nothing"
-                click.echo(f"{p.name} ({p.distribution} {p.version}): {what}")
+                echo(f"{p.name} ({p.distribution} {p.version}): {what}")
         if strict and found.broken:
             raise SaebenchError(f"{len(found.broken)} broken: {', '.join(p.name for p in found.broken)}")
 
@@ -58,5 +58,5 @@ def new_plugin(name: str, kind: str, debug: bool) -> None:
         from saebench.scaffold import new_plugin as write
 
         for path in write(name, kind, Path()):
-            click.echo(str(path))
-        click.echo(f"next: cd {name} && pip install -e . && pytest; README.md says how to try it", err=True)
+            echo(str(path))
+        echo(f"next: cd {name} && pip install -e . && pytest; README.md says how to try it", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors
 from saebench.errors import SaebenchError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with so many latents; repeatable.")
 @click.option("--max-l0", type=float, help="Only SAEs with at most so many latents a token, as measured.")
 @click.option("--sort", help="name, architecture, width, l0, or a score (best first).")
+@click.option("--partial", is_flag=True, help="Also show records made with --limit, marked as partial.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG and SVG.")
 @debug_option
@@ -36,6 +37,7 @@ def leaderboard(
     format_: str,
     scores: tuple[str, ...],
     sort: str | None,
+    partial: bool,
     output: Path | None,
     plots: Path | None,
     debug: bool,
@@ -53,31 +55,32 @@ def leaderboard(
       saebench leaderboard --format html --output board.html --plots figures/
     """
     with errors(debug):
-        found = _boards(folders, scores, sort, filters)
+        found = _boards(folders, scores, sort, partial, filters)
         if format_ == "table":
             _print_boards(found, output)
         else:
             _write_report(found, format_, output)
+            _report_left_out(found)
         if plots:
             from saebench.board.plots import write_plots
 
             for path in write_plots(found, plots):
-                click.echo(f"plot: {path}", err=True)
+                echo(f"plot: {path}", err=True)
 
 
 def _boards(
-    folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, filters: dict[str, Any]
+    folders: tuple[Path, ...], scores: tuple[str, ...], sort: str | None, partial: bool, filters: dict[str, Any]
 ) -> "list[Board]":
     from saebench.board.leaderboard import boards
     from saebench.board.selection import keep, only_scores, sort_boards
     from saebench.board.sparsity import measured_sparsity
     from saebench.results import load_records
 
-    records = load_records(folders or (Path("results"),))
+    records = load_records(folders or (Path("results"),), skip_damaged=True)
     if not records:
         raise SaebenchError("no record found: make one with `saebench run --sae PATH`, or name another folder")
     sparsity = measured_sparsity(records)
-    found = boards(keep(records, sparsity, **filters), sparsity)
+    found = boards(keep(records, sparsity, **filters), sparsity, partial=partial)
     if not found:
         flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
         raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")
@@ -105,15 +108,24 @@ def _write_report(found: "list[Board]", format_: str, output: Path | None) -> No
     write_atomically(output, data) if output else click.echo(data, nl=False)
 
 
+def _report_left_out(found: "list[Board]") -> None:
+    """The notes of boards without a row on stderr: in formats for machines nothing else would tell of them."""
+    from saebench.board.tables import caption, notes
+
+    for board in found:
+        for note in notes(board) if not board.rows else ():
+            echo(f"note: {caption(board)}: {note}", err=True)
+
+
 def _print_boards(found: "list[Board]", output: Path | None) -> None:
-    from saebench.board.tables import board_table, caption, notes
+    from saebench.board.tables import board_tables, caption, notes
     from saebench.results import write_atomically
 
     file = StringIO() if output else sys.stdout
     console = console_on(file)
     for board in found:
         if board.rows:
-            console.print(board_table(board))
+            console.print(*board_tables(board, console.width))
         else:
             console.print(caption(board), markup=False, style="italic")
         for note in notes(board):
@@ -151,11 +163,11 @@ def compare(
     """
     with errors(debug):
         from saebench.board.compare import compare as compare_records
-        from saebench.results import find_records
+        from saebench.board.find import find_records
 
         found = compare_records(find_records(saes, results, task), scores)
         if as_json:
-            click.echo(json.dumps([c.to_json() for c in found], indent=1, allow_nan=False))
+            echo(json.dumps([c.to_json() for c in found], indent=1, allow_nan=False))
             return
         from saebench.board.tables import comparison_table
 
@@ -190,4 +202,4 @@ def submit(paths: tuple[Path, ...], results: Path, debug: bool) -> None:
         from saebench.board.submission import submit as submit_records
 
         for path, state in submit_records(paths, results):
-            click.echo(f"{state}: {path}")
+            echo(f"{state}: {path}")

@@ -1,12 +1,11 @@
 """`saebench run`: measure SAEs, with a progress bar, and show what came of it."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, errors, options
+from saebench.commands.shell import console_on, debug_option, echo, errors, options
 from saebench.errors import one_line
 from saebench.running.request import Request
 
@@ -55,14 +54,14 @@ def _run(request: Request, as_json: bool) -> None:
     outcome = execute(request, _Progress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
-            click.echo(json.dumps([record.to_json() for record in outcome.records], indent=1, allow_nan=False))
+            echo(json.dumps([record.to_json() for record in outcome.records], indent=1, allow_nan=False))
         else:
             _show(outcome.records, console)
         for failure in outcome.failures:
-            click.echo(f"error: {failure.name}: {one_line(failure.error, 1000)}", err=True)
+            echo(f"error: {failure.name}: {one_line(failure.error, 1000)}", err=True)
         for record in outcome.records:
             for metric, message in record.errors.items():
-                click.echo(f"error: {record.sae['name']}: metric {metric}: {message}", err=True)
+                echo(f"error: {record.sae['name']}: metric {metric}: {message}", err=True)
     bad = [f.error.exit_code for f in outcome.failures] + [1 for r in outcome.records if r.errors]
     _exit(bad, some=bool(outcome.records))
 
@@ -75,7 +74,7 @@ def _exit(bad: list[int], some: bool) -> None:
         some: whether anything did not.
     """
     if bad:
-        sys.exit(1 if some or 1 in bad else 2)
+        raise click.exceptions.Exit(1 if some or 1 in bad else 2)
 
 
 class _Progress:
@@ -125,7 +124,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 
     if not records:
         return
-    for table in run_tables(records):
+    for table in run_tables(records, console.width):
         console.print(table)
     console.print(reading_help(records), markup=False)
     for record in records:
@@ -140,11 +139,11 @@ def _dry_run(request: Request, as_json: bool) -> None:
     plans = dry_runs(request, _Progress(console_on(), quiet=False))
     if as_json:
         bodies = [plan.to_json() for plan in plans]
-        click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
+        echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
     else:
         for plan in plans:
             for line in plan.lines():
-                click.echo(line)
+                echo(line)
     if over := over_limit(plans, request.max_cost):
-        click.echo(over, err=as_json)
+        echo(over, err=as_json)
     _exit([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors
 from saebench.errors import SaebenchError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -144,11 +144,11 @@ def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
         found.append((estimate(request, tokens, steps, None if text is None else text.length), text))
     if as_json:
         plain = [run.to_json() | ({} if text is None else {"text": text.facts()}) for run, text in found]
-        click.echo(json.dumps(plain[0] if len(plain) == 1 else plain, indent=1))
+        echo(json.dumps(plain[0] if len(plain) == 1 else plain, indent=1))
         return
     for run, text in found:
         for line in [*run.lines(), *([] if text is None else text.describe())]:
-            click.echo(line)
+            echo(line)
 
 
 def _train(requests: "list[TrainRequest]", out: Path) -> None:
@@ -198,7 +198,7 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
         found.figure().savefig(picture, dpi=110)
     except OSError as error:
         raise SaebenchError(f"{picture} could not be written: {one_line(error)}") from error
-    click.echo(f"{name}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}")
+    echo(f"{name}: mean max cosine to the planted features {found.mean_max_cosine:.3f}, matched {found.mcc:.3f}")
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 

@@ -49,6 +49,8 @@ class Ablations:
         )
         self._path = cache / "ablations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         kept = load_from_cache(self._path)
+        if kept is not None and not _fits(kept, contexts.token_ids.shape):
+            kept = None
         self.cached = kept is not None
         if kept is not None:
             self._losses = kept
@@ -136,3 +138,10 @@ class Ablations:
         """Cache the losses, once every context has been through."""
         if not self.cached and not any(bool(t.isnan().any()) for t in self._losses.values()):
             save_in_cache(self._path, self._losses)
+
+
+def _fits(kept: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether cached losses are those of a text of this shape."""
+    return set(kept) == {"zero", "mean"} and all(
+        t.shape == shape and t.dtype == torch.float32 and not bool(t.isnan().any()) for t in kept.values()
+    )

@@ -16,8 +16,9 @@ from saebench.cache import load_from_cache, save_in_cache
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.hookpoint import HookPoint
+from saebench.models import require_tokens
 from saebench.sae import SAE
-from saebench.subject import Subject
+from saebench.source import Source
 
 # Raised when what is computed here or in ablation.py changes, so that no cache outlives its code.
 CACHE_VERSION = "1"
@@ -48,7 +49,7 @@ class Calibration:
 
 
 def calibrate(
-    subject: Subject,
+    subject: Source,
     contexts: Contexts,
     read: HookPoint,
     write: HookPoint,
@@ -59,16 +60,18 @@ def calibrate(
     """Calibrate on the first contexts, or take what an earlier run found for the same model, place and text.
 
     Raises:
+        UsageError: the model has no position or no embedding for a token.
         SaebenchError: activations are not finite, or no token is left.
     """
+    require_tokens(subject.loaded, contexts.token_ids)
     head = contexts.head(CONTEXTS)
     key = "|".join(
         (CACHE_VERSION, subject.loaded.sha256, subject.dtype, str(read), str(write), str(max_norm), head.fingerprint())
     )
     path = cache / "calibration" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = load_from_cache(path, str(subject.device))
-    if found is not None:
-        return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
+    if found is not None and (cached := _cached(found)):
+        return cached
     result = None
     while result is None:
         try:
@@ -89,8 +92,16 @@ def calibrate(
     return result
 
 
+def _cached(found: dict[str, Tensor]) -> Calibration | None:
+    """A cached calibration; None where the file holds other tensors."""
+    shapes = {"median": 0, "threshold": 0, "mean": 1, "sample": 2}
+    if {name: tensor.ndim for name, tensor in found.items()} != shapes:
+        return None
+    return Calibration(float(found["median"]), float(found["threshold"]), found["mean"], found["sample"])
+
+
 def _calibrate(
-    subject: Subject, head: Contexts, read: HookPoint, write: HookPoint, max_norm: float | None, batch_size: int
+    subject: Source, head: Contexts, read: HookPoint, write: HookPoint, max_norm: float | None, batch_size: int
 ) -> Calibration:
     ids = torch.from_numpy(head.token_ids).to(subject.device)
     normal = ~torch.from_numpy(head.special).to(subject.device)

@@ -5,6 +5,7 @@ The streams are the model's own, one per SAE (its reconstruction), the edits of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
+from saebench.forward.guard import Guard
 from saebench.forward.lane import Lane
 from saebench.forward.losses import spliced_losses
 from saebench.hookpoint import HookPoint
 from saebench.metric import Batch, Edit, Edited, Metric, TokenLosses
+from saebench.source import Source
 from saebench.subject import Copy, Subject
 
 
@@ -31,7 +34,7 @@ class Ground:
         seed: of the run.
     """
 
-    subject: Subject
+    subject: Source
     contexts: Contexts
     context_id: np.ndarray
     read: HookPoint
@@ -39,6 +42,13 @@ class Ground:
     calibration: Calibration
     ablations: Ablations | None
     seed: int = 0
+
+    @property
+    def model(self) -> Subject:
+        """The language model, where the source is one: only that is forked."""
+        if not isinstance(self.subject, Subject):
+            raise SaebenchError(f"{self.subject.loaded.id} is no language model, so nothing can be spliced into it")
+        return self.subject
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,12 @@ class Forked:
 
     batches: list[Batch]
     edited: dict[tuple[int, str], dict[str, Edited]]
+    seed: int
 
     def batch(self, lane: int, metric: Metric) -> Batch:
         """The batch as one metric receives it."""
-        if not metric.edit_rows:
-            return self.batches[lane]
-        return replace(self.batches[lane], _edited=self.edited.get((lane, metric.name), {}))
+        edited = self.edited.get((lane, metric.name), {}) if metric.edit_rows else None
+        return replace(self.batches[lane], _edited=edited, seed=self.seed if metric.seeded else 0)
 
 
 class Fork:
@@ -95,14 +105,15 @@ class Fork:
         edits = any(lane.edits for lane in self._lanes)
         if ground.ablations is None and not edits:
             self(*subject.capture(self.token_ids, *place))
-            return Forked(self.batches, {})
-        if edits and subject.forks and not ground.write.on_stream:
+            return Forked(self.batches, {}, ground.seed)
+        model = ground.model
+        if edits and model.forks and not ground.write.on_stream:
             # Inside a block the block's input forks, so the rows of every stream must be known before the hook point.
             copies = self(*subject.capture(self.token_ids, *place))
             sources = torch.cat([copy.source for copy in copies])
-            return self._with_losses(*subject.fork(self.token_ids, *place, lambda *_: copies, sources))
+            return self._with_losses(*model.fork(self.token_ids, *place, lambda *_: copies, sources))
         count = len(self._lanes) + ground.ablations.most_copies if ground.ablations else 0
-        return self._with_losses(*subject.fork(self.token_ids, *place, self, count))
+        return self._with_losses(*model.fork(self.token_ids, *place, self, count))
 
     def __call__(self, x_read: Tensor, x_write: Tensor) -> list[Copy]:
         """The streams to run above the hook point: one per SAE, then edits, then ablations."""
@@ -110,7 +121,7 @@ class Fork:
         self.batches = [_seen_by(lane, shared) for lane in self._lanes]
         self._edits = [
             owned for k, (lane, batch) in enumerate(zip(self._lanes, self.batches, strict=True))
-            for owned in _edits_of(k, lane, batch)
+            for owned in _edits_of(k, lane, batch, self._ground.seed)
         ]  # fmt: skip
         edits = [Copy(owned.edit.rows.to(x_write.dtype), owned.source) for owned in self._edits]
         ablations = self._ground.ablations
@@ -138,7 +149,8 @@ class Fork:
             _x_read=x_read,
             read_mean=calibration.sample.mean(0),
             _labels=None if contexts.labels is None else contexts.labels.take(rows),
-            seed=ground.seed,
+            _grid=ground.subject.grid,
+            _truth=ground.subject.truth(self.token_ids) if any(lane.needs("truth") for lane in self._lanes) else None,
         )
 
     def _require_finite(self, x: Tensor) -> None:
@@ -161,7 +173,7 @@ class Fork:
         for owned, states in zip(self._edits, edits, strict=True):
             tiles.append(list(states.split(size)) if _in_order(owned.source, size) else [])
         streams = [*own, *(tile for some in tiles for tile in some)]
-        losses = spliced_losses(self._ground.subject, clean, streams, self.token_ids, scored)
+        losses = spliced_losses(self._ground.model, clean, streams, self.token_ids, scored)
         edited: dict[tuple[int, str], dict[str, Edited]] = {}
         at = saes
         for owned, states, some in zip(self._edits, edits, tiles, strict=True):
@@ -174,7 +186,7 @@ class Fork:
             edited.setdefault((owned.lane, owned.metric), {})[owned.edit.name] = Edited(owned.source, ce, kl, kept)
         self._drop_non_finite(edited)
         if ablations is None:
-            return Forked(self.batches, edited)
+            return Forked(self.batches, edited, self._ground.seed)
         zero, mean = ablations.losses(self._rows, ablated, self.token_ids, scored)
         predicted = scored.clone()
         predicted[:, -1] = False
@@ -184,12 +196,12 @@ class Fork:
             )
             for k, batch in enumerate(self.batches)
         ]
-        return Forked(batches, edited)
+        return Forked(batches, edited, self._ground.seed)
 
     def _apart(self, clean: Tensor, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and KL [R, T] of rows whose contexts are in any order."""
         scored, token_ids = self.batches[0].scored[source], self.token_ids[source]
-        losses = spliced_losses(self._ground.subject, clean[source], [hidden], token_ids, scored)
+        losses = spliced_losses(self._ground.model, clean[source], [hidden], token_ids, scored)
         return losses.spliced[0], losses.kl[0]
 
     def _drop_non_finite(self, edited: dict[tuple[int, str], dict[str, Edited]]) -> None:
@@ -229,22 +241,22 @@ def _seen_by(lane: Lane, shared: Batch) -> Batch:
     return replace(shared, _latents=latents, _reconstruction=reconstruction)
 
 
-def _edits_of(number: int, lane: Lane, batch: Batch) -> list[_Owned]:
+def _edits_of(number: int, lane: Lane, batch: Batch, seed: int) -> list[_Owned]:
     """The edits of one SAE's metrics; a metric whose edits are invalid fails."""
     found: list[_Owned] = []
     for metric in lane.alive:
         if not metric.edit_rows:
             continue
-        try:
-            edits = metric.edits(batch)
-            sources = check_edits(metric, edits, batch)
-        except Exception as error:  # a stranger's metric
-            if is_out_of_memory(error):
-                raise
-            lane.fail_metric(metric.name, error)
-            continue
-        found += [_Owned(number, metric.name, edit, s) for edit, s in zip(edits, sources, strict=True)]
+        own = replace(batch, seed=seed if metric.seeded else 0)
+        made = lane.attempt(metric.name, partial(_made_by, metric, own), Guard(batch), retried=True)
+        found += [_Owned(number, metric.name, edit, source) for edit, source in made or []]
     return found
+
+
+def _made_by(metric: Metric, batch: Batch) -> list[tuple[Edit, Tensor]]:
+    """A metric's edits of a batch, each with the context of every row."""
+    edits = metric.edits(batch)
+    return list(zip(edits, check_edits(metric, edits, batch), strict=True))
 
 
 def check_edits(metric: Metric, edits: Sequence[Edit], batch: Batch) -> list[Tensor]:

@@ -1,11 +1,16 @@
 """One SAE in a pass, with its metrics: which of them are alive, what they need, and why the others failed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from saebench.errors import SaebenchError, one_line
+from saebench.errors import SaebenchError, is_out_of_memory, one_line
+from saebench.forward.guard import Guard, SAEGuard
 from saebench.metric import Metric, get_state
 from saebench.sae import SAE
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -17,26 +22,49 @@ class Lane:
         sae: on the model's device, float32.
         metrics: by name; those that read weights only get no batch.
         errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
+        watch: on the SAE's weights, which every metric can reach.
     """
 
     key: str
     sae: SAE
     metrics: dict[str, Metric]
     errors: dict[str, str] = field(default_factory=dict)
+    watch: SAEGuard | None = None
 
     @property
     def alive(self) -> list[Metric]:
         return [m for name, m in self.metrics.items() if name not in self.errors]
 
+    def attempt(self, name: str, call: Callable[[], T], *shared: Guard, retried: bool = False) -> T | None:
+        """Run one call of a metric. Whatever it raises or changes fails this metric alone; None where it has failed.
+
+        Args:
+            shared: values that others read too; changes are undone.
+            retried: whether the caller tries again with a smaller batch when memory runs out.
+
+        Raises:
+            RuntimeError, MemoryError: memory ran out, and the call is `retried`.
+            KeyboardInterrupt: by the user.
+        """
+        found = None
+        try:
+            found = call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin's own sys.exit too
+            if retried and is_out_of_memory(error):
+                raise
+            self.fail_metric(name, error)
+        finally:
+            changed = [change for guard in (*shared, self.watch) if guard is not None and (change := guard.restore())]
+        if changed:
+            self.errors[name] = f"changed {changed[0]}, which other metrics read: work on a copy"
+        return None if name in self.errors else found
+
     def states(self) -> dict[str, Any]:
         """The state of every metric that has not failed, by name; one whose state cannot be saved fails here."""
-        found = {}
-        for metric in self.alive:
-            try:
-                found[metric.name] = get_state(metric)
-            except Exception as error:  # a stranger's metric
-                self.fail_metric(metric.name, error)
-        return found
+        states = {metric.name: self.attempt(metric.name, partial(get_state, metric)) for metric in self.alive}
+        return {name: state for name, state in states.items() if state is not None}
 
     def needs(self, part: str) -> bool:
         """Whether a metric that has not failed needs this part of a batch."""

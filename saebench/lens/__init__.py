@@ -1,7 +1,8 @@
 """`Lens`: read, edit and continue the language model at an SAE's hook point, after the pass (`env.lens`)."""
 
+from saebench.lens.contribution import contribution, token_scale
 from saebench.lens.forked import Forked
 from saebench.lens.lens import Lens
-from saebench.lens.model import Activations, Edit
+from saebench.lens.model import Activations, Change
 
-__all__ = ["Activations", "Edit", "Forked", "Lens"]
+__all__ = ["Activations", "Change", "Forked", "Lens", "contribution", "token_scale"]

@@ -1,6 +1,5 @@
 """Continuations token by token, with a KV cache and an edit at every step."""
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from saebench.errors import NonFiniteError
 from saebench.hookpoint import HookPoint
-from saebench.lens.model import Activations, Edit, Model
+from saebench.lens.model import Activations, Change, Model
+from saebench.streams import generator
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,15 @@ class Sampling:
 
 @torch.no_grad()
 def continuations(
-    model: Model, token_ids: Tensor, rows: Tensor, read: HookPoint, write: HookPoint, edit: Edit | None, how: Sampling
+    model: Model, token_ids: Tensor, rows: Tensor, read: HookPoint, write: HookPoint, edit: Change | None, how: Sampling
 ) -> list[list[int]]:
     """New tokens of each prompt [n, T]; `rows` [n] are the numbers of the copies.
 
     Raises:
         NonFiniteError: the logits of a copy are not finite.
     """
-    streams = [_stream(how.seed, int(row)) for row in rows] if how.temperature else []
+    # A copy draws from a stream of its own, so that its text does not depend on the other copies of its batch.
+    streams = [generator(f"lens/generate/{int(row)}", how.seed) for row in rows] if how.temperature else []
     start, cache, new = 0, None, token_ids
     out: list[list[int]] = [[] for _ in rows]
     for _ in range(how.tokens):
@@ -50,12 +51,6 @@ def continuations(
             break
         start, new = start + new.shape[1], chosen[:, None]
     return out
-
-
-def _stream(seed: int, row: int) -> torch.Generator:
-    """A copy's own randomness, so that its text does not depend on the other copies of its batch."""
-    digest = hashlib.sha256(f"saebench generate {seed} {row}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _sample(logits: Tensor, streams: list[torch.Generator]) -> Tensor:

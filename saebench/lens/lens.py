@@ -12,7 +12,7 @@ from saebench.hookpoint import HookPoint
 from saebench.lens import generation
 from saebench.lens.contexts import Contexts, Positions, TokenIds
 from saebench.lens.forked import Forked
-from saebench.lens.model import Activations, Copy, Edit, Model
+from saebench.lens.model import Activations, Change, Copy, Model
 from saebench.lens.units import Progress, map_units
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Lens:
         same = self.read == self.write
         return Activations(x, x if same else x_read, every, torch.arange(width, device=self.device))
 
-    def fork(self, token_ids: TokenIds, edit: Edit, *, source: Tensor | None = None, at: Positions = None) -> Forked:
+    def fork(self, token_ids: TokenIds, edit: Change, *, source: Tensor | None = None, at: Positions = None) -> Forked:
         """Run any number of edited copies of contexts, which share the layers below the hook point.
 
         Args:
@@ -110,7 +110,7 @@ class Lens:
         return Forked(self.model, edited, clean)
 
     def _fork_batch(
-        self, contexts: Contexts, edit: Edit, rows: Tensor, source: Tensor, positions: Tensor
+        self, contexts: Contexts, edit: Change, rows: Tensor, source: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states [n, P, d] of some copies, and of their contexts."""
         distinct, local = torch.unique_consecutive(source, return_inverse=True)
@@ -173,7 +173,7 @@ class Lens:
     def generate(
         self,
         token_ids: TokenIds,
-        edit: Edit | None = None,
+        edit: Change | None = None,
         *,
         source: Tensor | None = None,
         tokens: int = 64,

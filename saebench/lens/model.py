@@ -44,7 +44,7 @@ class Activations:
 
 
 # Maps the activations of some copies to the rows [R, T, d_out] that replace `x`. Each row may depend on its own copy only.
-Edit = Callable[[Activations], Tensor]
+Change = Callable[[Activations], Tensor]
 
 
 class Model(Protocol):

@@ -92,12 +92,17 @@ def _stored_sizes(path: Path) -> list[int]:
     return [m.file_size for m in members if m.filename.split("/")[-2:-1] == ["data"] and "/data/" in m.filename]
 
 
-def _tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple) and depth < 8:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(item, depth + 1)
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers; each container once, however often the pickle refers to it."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            left += item.values() if isinstance(item, dict) else item
 
 
 class NpzFile(Weights):
@@ -107,7 +112,11 @@ class NpzFile(Weights):
         self.path, self.values = path, {}
         self._headers: dict[str, tuple[tuple[int, ...], np.dtype, bool]] = {}
         with self._archive() as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            if sum(m.compress_size for m in members) > path.stat().st_size:
+                raise CheckpointError(f"{path}: members overlap; the archive is damaged")
+            for member in members:
+                self._refuse_bomb(member)
                 with archive.open(member) as file:
                     self._headers[member.filename.removesuffix(".npy")] = self._header(member, file)
         self.shapes = {name: shape for name, (shape, _, _) in self._headers.items()}
@@ -123,15 +132,26 @@ class NpzFile(Weights):
         except Exception as error:  # zipfile, zlib and numpy raise a dozen types for a damaged archive
             raise unreadable(self.path, "npz", error) from error
 
+    def _refuse_bomb(self, member: zipfile.ZipInfo) -> None:
+        """Refuse a member before it is opened: other codecs unpack a whole block at once, gigabytes from a kilobyte."""
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CheckpointError(
+                f"{self.path}: '{member.filename}' is compressed with method {member.compress_type}; only stored and deflated "
+                "members are read: save the arrays again with numpy.savez"
+            )
+        if member.file_size > _EXPANSION_LIMIT * max(member.compress_size, 1) + 2**20:
+            raise CheckpointError(
+                f"{self.path}: '{member.filename}' claims {member.file_size} bytes, an absurd size for the "
+                f"{member.compress_size} stored"
+            )
+
     def _header(self, member: zipfile.ZipInfo, file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file, max_header_size=10_000)
         size = math.prod(shape) * dtype.itemsize + file.tell()
-        if dtype.hasobject or size != member.file_size:
+        if dtype.kind not in "biufc" or size != member.file_size or any(n < 0 for n in shape):
             raise CheckpointError(f"{self.path}: '{member.filename}' is not the plain array its header states")
-        if member.file_size > _EXPANSION_LIMIT * max(member.compress_size, 1) + 2**20:
-            raise CheckpointError(f"{self.path}: '{member.filename}' claims an absurd size for what is stored")
         return shape, dtype, fortran
 
     @contextmanager

@@ -268,7 +268,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def hub_error(subject: str, error: BaseException) -> SaebenchError:
@@ -285,16 +285,16 @@ def hub_error(subject: str, error: BaseException) -> SaebenchError:
     status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), 0)
     why = _reason(chain)
     module = next((e for e in chain if isinstance(e, ImportError)), None)
-    if module is not None:
-        name = module.name or "a package"
-        return SaebenchError(f"{subject} cannot be read without {name} ({one_line(module, 200)}): pip install {name}")
+    if module is not None or "Compression type zstd" in why:  # fsspec's words where zstandard is missing
+        name = "zstandard" if module is None else module.name or "a package"
+        return SaebenchError(f"{subject} cannot be read without {name} ({why}): pip install {name}")
     if "GatedRepoError" in names or status == 403:
         return SaebenchError(
             f"{subject} is gated ({why}): accept its licence on its hub page, then log in with `hf auth login` or set HF_TOKEN"
         )
     if "RevisionNotFoundError" in names:
         return UsageError(f"{subject}: no such revision on the hub ({why})")
-    if status == 401 or "RepositoryNotFoundError" in names:
+    if status == 401 or names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return UsageError(
             f"{subject} is not on the hub, or private ({why}): check the name, and HF_TOKEN if it is private"
         )
@@ -306,7 +306,7 @@ def hub_error(subject: str, error: BaseException) -> SaebenchError:
         return SaebenchError(f"{subject}: the hub fails, {_TRIES} times in a row ({why}): try again later")
     if is_unreachable(error):
         return SaebenchError(f"{subject} is not cached and the hub cannot be reached ({why}): check the network")
-    return SaebenchError(f"{subject} could not be fetched ({why})")
+    return SaebenchError(f"{subject} could not be read ({why})")
 
 
 def _reason(chain: list[BaseException]) -> str:

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub at pinned commits: documents, and tables of labelled texts. A local folder will do."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from saebench.errors import SaebenchError, one_line, unknown
+from saebench.errors import SaebenchError, unknown
+from saebench.loading.hf import hub_error, resolve, wait_before_retry
 from saebench.task import CorpusSpec, LabelSpec
 
 
@@ -47,39 +49,41 @@ def full_commit(spec: CorpusSpec) -> str | None:
     Raises:
         SaebenchError: no commit, or several, begin like that.
     """
-    if spec.revision is None or len(spec.revision) == 40:
-        return spec.revision
-    from huggingface_hub import HfApi
-
-    commits = [c.commit_id for c in HfApi().list_repo_commits(str(spec.hub), repo_type="dataset")]
-    found = [commit for commit in commits if commit.startswith(spec.revision)]
-    if len(found) != 1:
-        raise SaebenchError(f"data set '{spec.hub}' has {len(found)} commits that begin with {spec.revision}, not one")
-    return found[0]
+    return None if spec.revision is None else resolve(str(spec.hub), spec.revision, "dataset")
 
 
 def _rows(spec: CorpusSpec, subset: str | None) -> Iterator[dict[str, Any]]:
-    """The first rows, streamed."""
+    """The first rows, streamed; a busy hub is asked again, for the rows that are left."""
+    done = attempt = 0
+    while True:
+        try:
+            for row in islice(_stream(spec, subset), done, spec.documents):
+                yield row
+                done, attempt = done + 1, 0
+            return
+        except Exception as error:  # the hub's errors come from half a dozen libraries
+            wait = wait_before_retry(error, attempt)
+            if wait is None:
+                raise hub_error(f"corpus '{spec.hub}'", error) from error
+            attempt += 1
+            time.sleep(wait)
+
+
+def _stream(spec: CorpusSpec, subset: str | None) -> Iterable[dict[str, Any]]:
     import datasets
 
-    try:
-        if Path(str(spec.hub)).is_dir():
-            commit, base = None, str(spec.hub)
-        else:
-            commit = full_commit(spec)
-            base = f"hf://datasets/{spec.hub}@{commit}"
-        if spec.files:  # `datasets` runs no loading script any more: a data set that has one is read past it
-            found = datasets.load_dataset("parquet", data_files=f"{base}/{spec.files}", split="train", streaming=True)
-        else:
-            found = datasets.load_dataset(spec.hub, subset, split=spec.split, revision=commit, streaming=True)
-        yield from islice(found, spec.documents)
-    except SaebenchError:
-        raise
-    except Exception as error:  # the hub's errors come from half a dozen libraries
-        raise SaebenchError(
-            f"corpus '{spec.hub}' could not be read ({type(error).__name__}: {one_line(error, 160)}): "
-            "check the network and the names in the task file"
-        ) from error
+    if Path(str(spec.hub)).is_dir():
+        commit, base = None, str(spec.hub)
+    else:
+        commit = full_commit(spec)
+        base = f"hf://datasets/{spec.hub}@{commit}"
+    if spec.files is None:
+        found = datasets.load_dataset(spec.hub, subset, split=spec.split, revision=commit, streaming=True)
+    else:  # read past a loading script, which `datasets` no longer runs, and past its guess of the splits
+        kind = "json" if ".json" in spec.files else "parquet"
+        found = datasets.load_dataset(kind, data_files=f"{base}/{spec.files}", split="train", streaming=True)
+    rows: Iterable[dict[str, Any]] = found
+    return rows
 
 
 def _value(row: dict[str, Any], column: str, spec: CorpusSpec) -> Any:

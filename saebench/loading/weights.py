@@ -21,6 +21,7 @@ from saebench.loading.damage import unreadable
 
 # Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.
 _MAP_FROM = 2**28
+_HEADER_LIMIT = 2**24
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -125,10 +126,21 @@ class SafetensorsFile(Weights):
 
     def __init__(self, path: Path):
         self.path, self.values = path, {}
+        self._refuse_long_header()
         with self._file() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             self.shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
             self.dtypes = {name: _SAFETENSORS_DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
+
+    def _refuse_long_header(self) -> None:
+        """Refuse a header that holds a million names before it is parsed: an SAE's index is a few kilobytes."""
+        try:
+            with self.path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+        except OSError as error:
+            raise unreadable(self.path, "safetensors", error) from error
+        if _HEADER_LIMIT < length <= self.path.stat().st_size:
+            raise CheckpointError(f"{self.path}: a header of {length} bytes, larger than any SAE's index: refused")
 
     @contextmanager
     def _file(self) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from saebench.models import default_device, default_dtype, load_model
 from saebench.presentation import Presentation
 from saebench.registry import registry
 from saebench.results import Record, add_to_record, fingerprint
-from saebench.running.plan import default_names
+from saebench.running.names import default_names
 from saebench.running.provenance import provenance
 from saebench.running.scoring import score_rows
 from saebench.sae import SAE

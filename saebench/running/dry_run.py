@@ -10,11 +10,11 @@ from saebench.arithmetic.speed import duration, matrix_speed
 from saebench.corpus import open_tokens, task_contexts
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.metric import Metric
-from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer
+from saebench.models import DTYPES, default_device, default_dtype, load_config, load_tokenizer, require_length
 from saebench.running.cost import Cost, ModelSize, Streams, hook_width, memory_bytes, model_size, pass_cost
 from saebench.running.judge import JudgePlan, plan_judge
 from saebench.running.passes import default_batch, edit_rows, together
-from saebench.running.plan import Job, make_jobs, named_by_checkpoint, read_tasks, wanted_metrics
+from saebench.running.plan import Job, all_wanted, make_jobs, named_by_checkpoint, read_tasks
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.task import Task
@@ -112,7 +112,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     """
     check_request(request)
     tasks = read_tasks(request)
-    wanted = [wanted_metrics(request, task) for task in tasks]
+    wanted = all_wanted(request, tasks)
     jobs, failures = make_jobs(request, (reporter or Silent()).message)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 
@@ -187,7 +187,7 @@ def _text(request: Request, task: Task, model: str | None) -> Text:
         return Text(contexts, length, length)
     if task.corpus.hub or model is None or task.kind == "activations":
         return Text(contexts, length, length, bound=True)
-    found = task_contexts(task, load_tokenizer(model, request.revision)).head(request.limit)
+    found = task_contexts(task, load_tokenizer(model, request.revision), bos=not request.no_bos).head(request.limit)
     return Text(len(found), found.length, found.tokens / len(found))
 
 
@@ -200,6 +200,8 @@ def _group(
     text: Text,
     streams: Streams,
 ) -> Group:
+    if not text.bound:
+        require_length(config, text.length, model)
     write = jobs[0].write
     if write.layer >= size.n_layers:
         raise UsageError(f"hook point {write} is not in {model}, which has layers 0 to {size.n_layers - 1}")

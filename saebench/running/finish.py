@@ -13,8 +13,9 @@ from saebench.metric import Env, Metric
 from saebench.results import Record, add_to_record, with_metrics
 from saebench.running.identify import Work
 from saebench.running.passes import Passed
-from saebench.running.scoring import finish_metric
+from saebench.running.scoring import Measured, finish_metric
 from saebench.running.setting import Setting
+from saebench.subject import Subject
 
 
 def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
@@ -27,7 +28,7 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     for name, metric in work.missing.items():
         begin = time.perf_counter()
         env = _env(setting, work, lane, metric)
-        found[name] = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
+        found[name] = _finish_one(lane, metric, env)
         if metric.asks and setting.judge is not None:
             judged[name] = setting.judge.ledger.about()
         seconds[name] = round(time.perf_counter() - begin, 3)
@@ -60,6 +61,14 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     return written
 
 
+def _finish_one(lane: Lane, metric: type[Metric], env: Env) -> Measured:
+    """One metric's scores; a metric that changes the SAE, which others read too, has none."""
+    name = metric.name
+    found = finish_metric(lane.metrics.get(name, metric), lane.errors.get(name), env)
+    lane.attempt(name, lambda: None)  # looks at the SAE
+    return found if name not in lane.errors else finish_metric(metric, lane.errors[name], env)
+
+
 def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
     """The environment of one metric's scores: judge and language model where the metric declares that it uses them."""
     request = setting.request
@@ -67,14 +76,15 @@ def _env(setting: Setting, work: Work, lane: Lane, metric: type[Metric]) -> Env:
     if judge is not None:
         judge.ledger.begin()
     lens = None
-    if metric.uses_lens:
+    if metric.uses_lens and isinstance(setting.subject, Subject):
         if request.force:
             setting.state.drop_units(work.record.fingerprint, _label(metric))
         lens = Lens(
             setting.subject, work.job.read, work.job.write, batch_size=request.batch_size, progress=setting.reporter,
             work=setting.state.units(work.record.fingerprint, _label(metric)),
         )  # fmt: skip
-    return Env(lane.sae, setting.subject.loaded.tokenizer, request.seed, cache_folder(), judge, lens)
+    seed = request.seed if metric.seeded else 0
+    return Env(lane.sae, setting.subject.loaded.tokenizer, seed, cache_folder(), judge, lens)
 
 
 def _label(metric: type[Metric]) -> str:

@@ -66,7 +66,7 @@ def _new_record(setting: Setting, job: Job) -> Record:
     settings = {
         "model_dtype": subject.dtype,
         "sae_dtype": "float32",
-        "seed": request.seed,
+        "seed": request.seed if any(metric.seeded for metric in setting.metrics.values()) else 0,
         "limit": request.limit,
         "max_norm": task.contexts.max_norm,
         **(
@@ -76,6 +76,9 @@ def _new_record(setting: Setting, job: Job) -> Record:
         ),
         **judge_settings(setting.judge.judge if setting.judge else None, setting.metrics),
     }
+    changed = {name: dict(m.changed_settings) for name, m in setting.metrics.items() if m.changed_settings}
+    if changed:
+        settings["metrics"] = changed
     record = Record(
         fingerprint="",
         partial=request.limit is not None,
@@ -84,7 +87,7 @@ def _new_record(setting: Setting, job: Job) -> Record:
             "id": subject.loaded.id,
             "sha256": subject.loaded.sha256,
             "revision": subject.loaded.revision,
-            "type": subject.model.config.model_type,
+            "type": subject.kind,
         },
         hook=str(job.read),
         hook_out=str(job.write),

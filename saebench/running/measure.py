@@ -60,7 +60,8 @@ def measure(setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result
 def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterator[tuple[Work, Result]]:
     """The records of SAEs at one hook point."""
     device = setting.subject.device.type
-    losses = any("token_losses" in metric.needs for work in works for metric in work.missing.values())
+    wanted = [metric for work in works for metric in work.missing.values()]
+    losses = setting.subject.predicts and any("token_losses" in metric.needs for metric in wanted)
     edits = max(edit_rows(work.missing.values()) for work in works)
     size = together(device, edits)
     streams = min(len(works), size) * (losses + edits)

@@ -1,8 +1,9 @@
 """Passes at one hook point: their SAEs and batch size, a saved state to continue from, and the merge over ranks."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from saebench.errors import NonFiniteError, SaebenchError, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
 from saebench.forward.fork import Ground
+from saebench.forward.guard import SAEGuard
 from saebench.forward.lane import Lane
 from saebench.metric import NEEDS, Metric
 from saebench.results import fingerprint
@@ -22,6 +24,7 @@ from saebench.running.plan import Place
 from saebench.running.provenance import provenance
 from saebench.running.setting import Setting
 from saebench.stream import Pass, Tally
+from saebench.subject import Subject
 
 # SAEs that go through one pass together; more of them run in further passes.
 LANES = 16
@@ -93,12 +96,11 @@ class Passed:
 def make_lane(setting: Setting, work: Work) -> Lane:
     """The SAE on the model's device with an instance of each missing metric."""
     sae = work.job.sae(setting.request).to(setting.subject.device)
-    lane = Lane(work.key, sae, {})
+    lane = Lane(work.key, sae, {}, watch=SAEGuard(sae, partial(work.job.fresh, setting.request)))
     for name, metric in work.missing.items():
-        try:
-            lane.metrics[name] = metric(sae)
-        except Exception as error:  # a stranger's metric
-            lane.errors[name] = f"{type(error).__name__}: {one_line(error)}"
+        instance = lane.attempt(name, partial(metric, sae))
+        if instance is not None:
+            lane.metrics[name] = instance
     return lane
 
 
@@ -133,9 +135,9 @@ def run_pass(
     problem = None
     try:
         the_pass = _make_pass(setting, place, planned, calibration)
-        if planned.saved:
-            the_pass.restore(planned.saved)
-            start = the_pass.done
+        if planned.saved and not _restored(the_pass, planned.saved):
+            the_pass = _make_pass(setting, place, planned, calibration)
+        start = the_pass.done
         batch = _stream(setting, the_pass, batch, key)
     except SaebenchError as error:
         problem = str(error)
@@ -151,13 +153,24 @@ def run_pass(
     return Passed(the_pass.lanes, the_pass.tally, run, calibration)
 
 
+def _restored(the_pass: Pass, saved: Mapping[str, Any]) -> bool:
+    """Continue from a saved state; False where it does not fit these metrics, so that the pass must start over."""
+    try:
+        the_pass.restore(saved)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a metric does with a state of another version of itself
+        return False
+    return True
+
+
 def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration: Calibration) -> Pass:
     """A pass over this rank's own contexts: every world-th of them; padded ones by length."""
     subject, lanes = setting.subject, [make_lane(setting, work) for work in planned.works]
     mine = setting.contexts.by_length(np.arange(len(setting.contexts))[setting.rank :: setting.world])
     contexts = setting.contexts.take(mine)
     ablations = None
-    if any(lane.needs("token_losses") for lane in lanes) and len(mine):
+    if isinstance(subject, Subject) and any(lane.needs("token_losses") for lane in lanes) and len(mine):
         ablations = Ablations(subject, contexts, place.write, calibration, cache_folder())
     ground = Ground(
         subject, contexts, mine, place.read, place.write, calibration, ablations, setting.request.seed

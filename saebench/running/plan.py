@@ -1,7 +1,6 @@
 """What a run will do: which SAEs, on which model and hook point, which metrics are still missing."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,45 +9,20 @@ from typing import Any
 
 import torch
 
-from saebench.catalog import data_task, load_task, load_tasks
-from saebench.errors import SaebenchError, UsageError
-from saebench.hookpoint import HookPoint
+from saebench.catalog import activation_task, data_task, load_task, load_tasks
+from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.hookpoint import ACTIVATIONS, HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
-from saebench.loading.hf import Address
-from saebench.loading.remote import is_on_hub, is_remote
 from saebench.metric import Metric
 from saebench.registry import registry
+from saebench.running.names import default_names
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
+from saebench.running.settings import configure, read_settings, require_known
 from saebench.running.sources import spread
 from saebench.sae import SAE
-from saebench.task import ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
+from saebench.task import MODEL_FREE, ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
-# Folder names that say nothing: their parent's name goes in front.
-_VAGUE = frozenset(
-    [
-        "trainer",
-        "layer",
-        "layers",
-        "resid",
-        "pre",
-        "post",
-        "mid",
-        "block",
-        "blocks",
-        "ae",
-        "sae",
-        "final",
-        "checkpoint",
-        "step",
-        "hook",
-        "mlp",
-        "attn",
-        "out",
-        "model",
-        "weights",
-    ]
-)
 # SAEs together larger than this are dropped after planning and loaded again for their pass.
 _KEEP_BYTES = 4 * 2**30
 
@@ -92,7 +66,11 @@ class Job:
 
     def sae(self, request: Request) -> SAE:
         """The SAE in CPU memory."""
-        return self.loaded or _load(self.source, request)
+        return self.loaded or self.fresh(request)
+
+    def fresh(self, request: Request) -> SAE:
+        """The SAE loaded again, whatever became of the one in memory."""
+        return _load(self.source, request)
 
 
 @contextmanager
@@ -119,6 +97,11 @@ def read_tasks(request: Request) -> list[Task]:
     Raises:
         UsageError: no such task.
     """
+    if request.planted is not None or request.activations is not None:
+        return [_source_task(request)]
+    for name, value in (("labels", request.labels), ("grid", request.grid)):
+        if value is not None:
+            raise UsageError(f"--{name} goes with --activations FILE")
     if request.data is not None:
         if request.tokens is not None or request.task != "fidelity":
             raise UsageError("--data is a task of its own: leave --task and --tokens away")
@@ -131,12 +114,58 @@ def read_tasks(request: Request) -> list[Task]:
     return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
 
 
+def _source_task(request: Request) -> Task:
+    """The task of --planted or --activations.
+
+    Raises:
+        UsageError: several texts or sources are given, or a file cannot be read.
+    """
+    given = {"--planted": request.planted, "--activations": request.activations, "--data": request.data,
+             "--tokens": request.tokens, "--task": None if request.task == "fidelity" else request.task}  # fmt: skip
+    if len(clash := [flag for flag, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"{clash[0]} and {clash[1]} are one source too many: leave one out")
+    if request.planted is not None:
+        task = load_task(request.planted)
+        if task.kind != "planted":
+            raise UsageError(f"--planted {request.planted}: a task of {task.kind}; use --task, or name a planted model")
+        return task
+    labels = None if request.labels is None else Path(request.labels)
+    metrics = [
+        name for name, metric in sorted(registry(request.strict).metrics.items()) if _fits_files(metric, request)
+    ]
+    columns = LabelSpec(label=request.label_column, group=request.group_column)
+    return activation_task(Path(str(request.activations)), metrics, labels, columns, _grid(request.grid))
+
+
+def _fits_files(metric: type[Metric], request: Request) -> bool:
+    """Whether a file of activations has all that a metric must have."""
+    has = {
+        "x",
+        "x_read",
+        "latents",
+        "reconstruction",
+        *(["labels"] if request.labels else []),
+        *(["grid"] if request.grid else []),
+    }
+    return metric.needs - metric.optional <= has and not (metric.asks or metric.uses_lens or metric.edit_rows)
+
+
+def _grid(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch("([1-9][0-9]{0,4})[,x]([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"--grid {text}: write it as height,width, like 8,8")
+    return int(match[1]), int(match[2])
+
+
 # What the metrics of each kind of task go without: losses on short padded texts are no measure of a model.
 _LACKING: dict[Kind, set[str]] = {
-    "contexts": {"labels"},
-    "labels": {"token_losses"},
-    "prompts": {"labels", "token_losses"},
-    "activations": {"labels", "token_losses"},
+    "contexts": {"labels", "truth"},
+    "labels": {"token_losses", "truth"},
+    "prompts": {"labels", "token_losses", "truth"},
+    "activations": {"token_losses", "truth"},
+    "planted": {"labels", "token_losses"},
 }
 
 
@@ -150,13 +179,20 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     wanted = {name: found.get("metrics", name) for name in (request.metrics or task.metrics)}
     if not wanted:
         raise UsageError(f"task {task.label} names no metrics: pass --metric")
+    for given in (task.settings, read_settings(request.settings)):
+        wanted = {name: configure(metric, given.get(name, {})) for name, metric in wanted.items()}
     for name, metric in wanted.items():
         if task.kind != "contexts" and metric.edit_rows:
             raise UsageError(
                 f"metric '{name}' edits contexts, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
             )
-        if lacking := _LACKING[task.kind] & set(metric.needs):
+        if task.kind in MODEL_FREE and metric.uses_lens:
+            raise UsageError(
+                f"metric '{name}' experiments on a language model, which a task of {task.kind} ({task.label}) has not: "
+                "choose another --task or --metric"
+            )
+        if lacking := _LACKING[task.kind] & (metric.needs - metric.optional):
             raise UsageError(
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
@@ -164,10 +200,24 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
     return wanted
 
 
-def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], list[Failure]]:
+def all_wanted(request: Request, tasks: Sequence[Task]) -> list[dict[str, type[Metric]]]:
+    """The metric classes of each task.
+
+    Raises:
+        UsageError: see `wanted_metrics`; or a setting belongs to none of the metrics.
+    """
+    wanted = [wanted_metrics(request, task) for task in tasks]
+    require_known(read_settings(request.settings), {name for some in wanted for name in some})
+    return wanted
+
+
+def make_jobs(
+    request: Request, say: Callable[[str], None], tasks: Sequence[Task] = ()
+) -> tuple[list[Job], list[Failure]]:
     """Load every SAE once, and find which cannot be measured.
 
     Args:
+        tasks: of the request; those that bring their own activations replace the checkpoints' model and hook point.
         say: hears how many SAEs a folder or a pattern stands for.
 
     Raises:
@@ -178,13 +228,14 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     sources = spread(request.sources, request.format, say)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
+    source = _source_name(tasks)
     jobs: list[Job] = []
     failures: list[Failure] = []
     kept = 0
-    for name, source in zip(request.names or default_names(sources), sources, strict=True):
+    for name, path in zip(request.names or default_names(sources), sources, strict=True):
         try:
-            sae = _load(source, request)
-            job = _job(name, source, sae, request)
+            sae = _load_guarded(path, request)
+            job = _job(name, path, sae, request) if source is None else _source_job(name, path, sae, source)
             _refuse_twin(job, jobs)
         except SaebenchError as error:
             failures.append(Failure(name, error))
@@ -194,14 +245,53 @@ def make_jobs(request: Request, say: Callable[[str], None]) -> tuple[list[Job], 
     return jobs, failures
 
 
+def _source_name(tasks: Sequence[Task]) -> str | None:
+    """The id of the source that the tasks bring; None where they run a language model.
+
+    Raises:
+        UsageError: some do, and others do not.
+    """
+    own = [task for task in tasks if task.kind in MODEL_FREE]
+    if own and len(tasks) > 1:
+        raise UsageError(f"task {own[0].label} brings its own activations: run it alone")
+    return own[0].name.rpartition("/")[2] if own else None
+
+
+def _source_job(name: str, path: str | Path | SAE, sae: SAE, source: str) -> Job:
+    """One SAE on activations that a task brings: their only place stands for the hook point."""
+    nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
+    sha = sae.sha256()
+    return Job(name, path, sha, source, ACTIVATIONS, ACTIVATIONS, _about(name, sae, sha), nbytes)
+
+
 def _load(source: str | Path | SAE, request: Request) -> SAE:
     if isinstance(source, SAE):
         check_sae(source, Path("the SAE in memory"))
-        return source.to(source.W_enc.device, torch.float32)
+        return copy_sae(source)
     return load_sae(
         source, format=request.format, k=request.k, scale=request.scale,
         ignore_keys=request.ignore_keys,
     )  # fmt: skip
+
+
+def _load_guarded(source: str | Path | SAE, request: Request) -> SAE:
+    """Load an SAE; whatever a format raises becomes an error of this SAE.
+
+    Raises:
+        SaebenchError: it cannot be loaded.
+    """
+    try:
+        return _load(source, request)
+    except (SaebenchError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a plugin's own sys.exit too
+        shown = "the SAE in memory" if isinstance(source, SAE) else source
+        raise SaebenchError(f"{shown}: its format failed: {type(error).__name__}: {one_line(error)}") from error
+
+
+def copy_sae(sae: SAE) -> SAE:
+    """A float32 copy: nothing that happens to it reaches the caller's."""
+    return sae.map(lambda tensor: tensor.detach().to(torch.float32, copy=True))
 
 
 def _job(name: str, source: str | Path | SAE, sae: SAE, request: Request) -> Job:
@@ -261,43 +351,3 @@ def _refuse_twin(job: Job, jobs: list[Job]) -> None:
     for other in jobs:
         if (job.sha256, job.model, job.read) == (other.sha256, other.model, other.read):
             raise UsageError(f"the same SAE as '{other.name}': give it once")
-
-
-def default_names(sources: Sequence[str | Path | SAE]) -> list[str]:
-    """A name for each, with the folder above in front where several would have the same (`s0/topk`, `s1/topk`)."""
-    names = [default_name(source) for source in sources]
-    longer = [_longer(name, source) for name, source in zip(names, sources, strict=True)]
-    told_apart = Counter(name for name, _ in set(zip(names, longer, strict=True)))
-    return [long if told_apart[name] > 1 else name for name, long in zip(names, longer, strict=True)]
-
-
-def _longer(name: str, source: str | Path | SAE) -> str:
-    if isinstance(source, SAE):
-        return name
-    above = [folder.name for folder in _named_path(source).parents if folder.name]
-    return next((f"{folder}-{name}" for folder in above if not name.startswith(f"{folder}-")), name)
-
-
-def default_name(source: str | Path | SAE) -> str:
-    """A name from the path's last folder, with its parent's in front where it alone says nothing (`trainer_0`)."""
-    if isinstance(source, SAE):
-        return source.metadata.architecture
-    path = _named_path(source)
-    is_file = path.is_file() or (is_remote(str(source)) and path.suffix in (".pt", ".pth", ".safetensors", ".npz"))
-    name = path.stem if is_file else path.name
-    vague = set(re.findall("[a-z]+", name.lower())) <= _VAGUE
-    parent = path.parent.name
-    return f"{parent}-{name}" if vague and parent else name
-
-
-def _named_path(source: str | Path) -> Path:
-    """The path whose parts name an SAE: of one on the hub OWNER/REPO/PATH, without the revision."""
-    spec = str(source)
-    if not is_remote(spec):
-        path = Path(spec)
-        return path.parent.resolve() / path.name if path.is_file() else path.resolve()
-    try:
-        address = Address.parse(spec) if is_on_hub(spec) else Address(spec.partition(":")[2])
-    except UsageError:
-        return Path("/", spec)
-    return Path("/", address.repo, address.path)

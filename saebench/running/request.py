@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from saebench.errors import UsageError
 from saebench.options import option
@@ -40,15 +40,38 @@ class Request:
     tokens: str | Path | None = option(
         None, metavar="FILE.npy", help="Run on these token ids [contexts, tokens] as they are."
     )
+    no_bos: bool = option(
+        False, help="Contexts without BOS, as some SAEs are trained; recorded, and compared with its like only."
+    )
     data: str | Path | None = option(
         None, metavar="FILE", help="Probe for the labels of this table of texts (.csv or .parquet)."
     )
     text_column: str = option("text", help="Of --data.")
-    label_column: str = option("label", help="Of --data.")
+    activations: str | Path | None = option(
+        None,
+        metavar="FILE",
+        help="Run on these activations, [N, d] or [items, positions, d] (.npy, .safetensors, .parquet); no model runs.",
+    )
+    labels: str | Path | None = option(
+        None, metavar="FILE", help="Of --activations: a table (.csv or .parquet) with one row per item."
+    )
+    grid: str | None = option(
+        None, metavar="H,W", help="Of --activations: height and width of the positions, for images."
+    )
+    label_column: str = option("label", help="Of --data and --labels.")
     group_column: str | None = option(
-        None, help="Of --data: rows that share it are on one side of the split. Default: each its own."
+        None, help="Of --data and --labels: rows that share it are on one side of the split. Default: each its own."
+    )
+    planted: str | None = option(
+        None, metavar="NAME", help="Run on a planted model, whose features are known (planted-1k, or a TOML file)."
     )
     metrics: Sequence[str] = option((), flag="--metric", help="Only this metric; repeatable. Default: the task's.")
+    settings: Sequence[str] | Mapping[str, Any] = option(
+        (),
+        flag="--set",
+        metavar="METRIC.NAME=VALUE",
+        help="A setting of a metric; repeatable. Part of the record's identity.",
+    )
     results: str | Path = option(Path("results"), help="Folder of the records.")
     format: str | None = option(None, help="The checkpoint's format. Default: recognised from its files.")
     k: int | None = option(None, help="Active latents per token, for a TopK checkpoint that does not contain it.")
@@ -62,7 +85,7 @@ class Request:
         None, help="Of the model. Default: float32 on a CPU, bfloat16 on a GPU."
     )
     limit: int | None = option(None, help="Only the first N contexts; the record is marked partial.")
-    seed: int = option(0, help="Seed of everything random.")
+    seed: int = option(0, help="Seed of metrics that draw at random; the others ignore it.")
     judge: str | None = option(
         None, metavar="PROVIDER:MODEL", help="Judge of metrics that ask one, e.g. openai:gpt-6-luna, local:ALIAS."
     )

@@ -66,7 +66,9 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
                 raise SaebenchError(
                     f"file '{suffix}': it should be bytes, under a suffix of small letters, not json or parquet"
                 )
-    except Exception as problem:  # a stranger's metric must not cost the others their numbers
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # whatever a metric does, sys.exit too, costs the others nothing
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         return Measured(entry, errors={name: kind + one_line(problem)})
     if shown:

@@ -1,7 +1,7 @@
 """One task on one language model: everything that the SAEs measured there share."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,9 @@ from saebench.running.plan import named_by_checkpoint
 from saebench.running.reporting import Reporter
 from saebench.running.request import Request
 from saebench.running.state import StateFolder
+from saebench.source import Source
+from saebench.sources.open import open_source
+from saebench.sources.source import ArraySource
 from saebench.subject import Subject
 from saebench.task import Task
 
@@ -51,7 +54,7 @@ class Setting:
     request: Request
     task: Task
     metrics: Mapping[str, type[Metric]]
-    subject: Subject
+    subject: Source
     contexts: Contexts
     judge: JudgeSession | None
     reporter: Reporter
@@ -61,8 +64,13 @@ class Setting:
     world: int
 
 
-def load_subject(request: Request, model: str, reporter: Reporter) -> tuple[Subject, dict[str, float]]:
-    """Load the language model onto this rank's device; also returns the seconds that took."""
+def load_source(
+    request: Request, tasks: Sequence[Task], model: str, reporter: Reporter
+) -> tuple[Source, dict[str, float]]:
+    """Open the source that a task brings, else load the language model onto this rank's device; with the seconds it took."""
+    for task in tasks:
+        if source := open_source(task):
+            return source, {}
     device = ranks.own_device(request.device or default_device())
     clock = Stopwatch()
     reporter.message(f"loading {model}")
@@ -77,7 +85,7 @@ def make_setting(
     request: Request,
     task: Task,
     metrics: Mapping[str, type[Metric]],
-    subject: Subject,
+    subject: Source,
     seconds: Mapping[str, float],
     reporter: Reporter,
     judge: JudgeSession | None,
@@ -94,14 +102,21 @@ def make_setting(
     with clock.timed("text"):
         task = task.build(subject.loaded.tokenizer)
         contexts = _contexts(request, task, subject)
+    if task.contexts.bos is True and request.tokens is None and not contexts.bos and not request.no_bos:
+        reporter.message(
+            f"warning: {task.label} begins contexts with BOS and this model's tokenizer has none: measured without"
+        )
     state = StateFolder(request.folder)
     return Setting(request, task, metrics, subject, contexts, judge, reporter, clock, state, *ranks.start())
 
 
-def _contexts(request: Request, task: Task, subject: Subject) -> Contexts:
+def _contexts(request: Request, task: Task, subject: Source) -> Contexts:
+    if isinstance(subject, ArraySource):
+        return subject.contexts().head(request.limit)
+    assert isinstance(subject, Subject)
     tokenizer = subject.loaded.tokenizer
     if request.tokens is None:
-        return task_contexts(task, tokenizer).head(request.limit)
+        return task_contexts(task, tokenizer, bos=not request.no_bos).head(request.limit)
     specials = special_ids(tokenizer, subject.model.config.get_text_config())
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
     return token_contexts(Path(request.tokens), vocabulary, specials.tolist()).head(request.limit)

@@ -1,23 +1,27 @@
-"""A pass that was killed goes on where it stopped: metrics' sums and the place in the text, saved now and then.
+"""Saved states of passes: metrics' sums and the place in the text, from which a killed run continues.
 
-One file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Files are
-named by what the pass measures and by which SAEs were in it; a later run takes the file that knows most of its SAEs.
+One sealed file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Its name
+identifies the measurement and the SAEs in the pass; a later run takes the file with most of its SAEs.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from saebench import __version__
+from saebench.cache import seal, unseal
 from saebench.results import write_atomically
+
+# The array that holds the plain values, as JSON.
+_PLAIN = "plain"
 
 
 class StateFolder:
@@ -34,14 +38,15 @@ class StateFolder:
     def save(self, group: str, state: Mapping[str, Any]) -> None:
         """Replace the state of the pass with these lanes."""
         arrays: dict[str, np.ndarray] = {}
-        plain = _split(state, arrays)
-        data = save({k: np.asarray(v, order="C") for k, v in arrays.items()}, {"state": json.dumps(plain)})
-        write_atomically(self._path(group, state["lanes"]), data)
+        plain = json.dumps(_split(state, arrays)).encode()
+        arrays[_PLAIN] = np.frombuffer(plain, np.uint8)
+        data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        write_atomically(self._path(group, state["lanes"]), seal(data))
 
     def find(self, group: str, lanes: set[str]) -> dict[str, Any] | None:
-        """The saved state of this group that knows most of `lanes`; None if none knows any."""
+        """The saved state of this group that holds most of `lanes`; None if none holds any."""
         best: dict[str, Any] | None = None
-        for path in sorted(self.folder.glob(f"{group}-*.safetensors")):
+        for path in sorted(self.folder.glob(f"{group}-*.state")):
             state = _read(path)
             if state and len(lanes & set(state["lanes"])) > len(lanes & set(best["lanes"] if best else ())):
                 best = state
@@ -53,10 +58,12 @@ class StateFolder:
 
     def drop(self, group: str) -> None:
         """Delete the group's states whose every lane belongs to a settled record."""
-        for path in self.folder.glob(f"{group}-*.safetensors"):
+        for path in self.folder.glob(f"{group}-*.state"):
             state = _read(path)
             if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= self._settled:
                 path.unlink(missing_ok=True)
+        for path in self.folder.glob(f".{group}-*"):  # of writes that were killed
+            path.unlink(missing_ok=True)
         self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:
@@ -74,7 +81,7 @@ class StateFolder:
 
     def _path(self, group: str, lanes: Mapping[str, Any]) -> Path:
         digest = hashlib.sha256("|".join(sorted(lanes)).encode()).hexdigest()[:16]
-        return self.folder / f"{group}-{digest}.safetensors"
+        return self.folder / f"{group}-{digest}.state"
 
 
 def _split(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -99,16 +106,14 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A saved state; None where it cannot be read, which only means starting over."""
+    """A saved state; None where it is damaged or of another form, which only means starting over."""
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            plain = json.loads(file.metadata()["state"])
-            arrays = {name: file.get_tensor(name) for name in _names(file)}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        data = unseal(path.read_bytes())
+        if data is None:
+            return None
+        arrays = load(data)
+        state = _join(json.loads(bytes(arrays.pop(_PLAIN))), arrays)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    state: dict[str, Any] = _join(plain, arrays)
-    return state
-
-
-def _names(file: Any) -> Iterator[str]:
-    yield from file.keys()
+    fits = isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("lanes", "errors"))
+    return state if fits else None

@@ -1,6 +1,5 @@
 """A file of activations as the source of a pass."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saebench.catalog import file_sha256
 from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, UsageError, one_line
 from saebench.hookpoint import HookPoint
@@ -38,7 +38,8 @@ class FileSource(ArraySource):
             raise UsageError(f"--activations {path}: {array.ndim} axes, expected [N, d] or [items, positions, d]")
         if not array.size:
             raise UsageError(f"--activations {path}: empty, of shape {list(array.shape)}")
-        super().__init__(path.name, _sha256(path))
+        self.file_sha256 = file_sha256(path)
+        super().__init__(path.name, self.file_sha256)
         self.path = path
         self.x = array[:, None] if array.ndim == 2 else array
         self.labels: Labels | None = None
@@ -110,8 +111,3 @@ def _parquet(path: Path) -> Any:
     if column.null_count or len(lengths) > 1:
         raise ValueError(f"column {lists[0]} is ragged: its lists are {', '.join(map(str, lengths[:4]))} long")
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

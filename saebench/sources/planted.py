@@ -7,88 +7,13 @@ magnitude scales with its parent's. With the numbers of `planted-16k` the distri
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from saebench.errors import UsageError
+from saebench.planting import PlantedSpec
 from saebench.streams import generator
-
-
-@dataclass(frozen=True)
-class PlantedSpec:
-    """The numbers of a planted model.
-
-    Attributes:
-        name: of the model; records name it.
-        features, d: how many features, in how many dimensions.
-        seed: of directions, correlations and magnitudes.
-        orthogonal_steps, orthogonal_rate: Adam steps, and their rate, that push directions apart from random unit vectors.
-        exponent, least, most: feature i fires with probability i^−exponent, mapped affinely onto [least, most].
-        rank, correlation: columns of the copula's factor, and the standard deviation of its entries.
-        mean_first, mean_last: mean magnitude, linear from the most to the least frequent feature.
-        sd_location, sd_scale: a feature's sd of magnitude is |N(sd_location, sd_scale²)|.
-        roots, branching, depth: the forest, filled breadth-first in the order of frequency; 0 roots: independent features.
-        bias: norm of b.
-    """
-
-    name: str
-    features: int
-    d: int
-    seed: int = 42
-    orthogonal_steps: int = 100
-    orthogonal_rate: float = 3e-4
-    exponent: float = 0.5
-    least: float = 5e-4
-    most: float = 0.4
-    rank: int = 25
-    correlation: float = 0.1
-    mean_first: float = 5.0
-    mean_last: float = 4.0
-    sd_location: float = 0.5
-    sd_scale: float = 0.5
-    roots: int = 0
-    branching: int = 4
-    depth: int = 0
-    bias: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no model can have.
-
-        Raises:
-            UsageError: names the key and its value.
-        """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                self._refuse(field.name, "a finite number")
-        rules = {
-            "features": (1 <= self.features <= 2**20, "1 to 1,048,576"),
-            "d": (1 <= self.d <= 2**16, "1 to 65,536"),
-            "seed": (0 <= self.seed < 2**63, "a whole number of at most 63 bits"),
-            "orthogonal_steps": (0 <= self.orthogonal_steps <= 10_000, "0 to 10,000"),
-            "orthogonal_rate": (self.orthogonal_rate > 0, "above 0"),
-            "exponent": (0 < self.exponent <= 10, "above 0 and at most 10"),
-            "least": (0 < self.least <= self.most, "above 0 and at most `most`"),
-            "most": (self.most < 1, "below 1"),
-            "rank": (0 <= self.rank <= 4096, "0 to 4,096"),
-            "correlation": (self.correlation >= 0, "0 or more"),
-            "mean_first": (self.mean_first > 0, "above 0"),
-            "mean_last": (self.mean_last > 0, "above 0"),
-            "sd_location": (self.sd_location >= 0, "0 or more"),
-            "sd_scale": (self.sd_scale >= 0, "0 or more"),
-            "roots": (0 <= self.roots <= self.features, "0 to `features`"),
-            "branching": (2 <= self.branching <= 1024, "2 to 1,024"),
-            "depth": (0 <= self.depth <= 16 and (self.roots > 0 or self.depth == 0), "0 to 16, and 0 without roots"),
-            "bias": (self.bias >= 0, "0 or more"),
-        }
-        for key, (holds, wanted) in rules.items():
-            if not holds:
-                self._refuse(key, wanted)
-
-    def _refuse(self, key: str, wanted: str) -> None:
-        raise UsageError(f"planted model {self.name}: {key} = {getattr(self, key)}, expected {wanted}")
 
 
 @dataclass(frozen=True)

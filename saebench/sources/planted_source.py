@@ -9,7 +9,8 @@ from torch import Tensor
 from saebench.corpus import Contexts
 from saebench.hookpoint import HookPoint
 from saebench.metric import Truth
-from saebench.sources.planted import PlantedModel, PlantedSpec
+from saebench.planting import PlantedSpec, SampleSpec
+from saebench.sources.planted import PlantedModel
 from saebench.sources.source import ArraySource
 from saebench.streams import generator
 
@@ -22,14 +23,16 @@ class PlantedSource(ArraySource):
 
     kind = "planted"
 
-    def __init__(self, spec: PlantedSpec, length: int) -> None:
-        super().__init__(spec.name, repr(sorted(asdict(spec).items())))
+    def __init__(self, name: str, spec: PlantedSpec, samples: SampleSpec) -> None:
+        super().__init__(name, repr(sorted(asdict(spec).items())))
         self.planted = PlantedModel(spec)
-        self.length = length
+        self.length = samples.length
+        self._count = samples.contexts
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def contexts(self, count: int) -> Contexts:
-        """`count` contexts whose token ids are row numbers."""
+    def contexts(self) -> Contexts:
+        """The contexts of the measurement; token ids are row numbers."""
+        count = self._count
         rows = np.arange(count * self.length, dtype=np.int64).reshape(count, self.length)
         return Contexts(
             rows, np.arange(count, dtype=np.int64), np.zeros(rows.shape, dtype=bool),

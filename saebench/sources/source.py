@@ -1,11 +1,11 @@
 """A source that is no language model: activations per item, presented to the pass as contexts of row numbers."""
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from saebench.corpus import Contexts
 from saebench.errors import UsageError
 from saebench.hookpoint import ACTIVATIONS, HookPoint
 from saebench.metric import Truth
@@ -21,12 +21,14 @@ class ArraySource:
         loaded: identity; no model and no tokenizer.
         device, dtype: of the activations.
         kind: of the source, for records.
-        forks: how often a stream was forked; never.
+        predicts: whether there are next-token predictions, and so losses; no.
+        forks: whether a stream can be forked; no.
     """
 
     kind = "activations"
-    forks = 0
-    model: Any = None
+    predicts = False
+    grid: tuple[int, int] | None = None
+    forks = False
 
     def __init__(self, id: str, identity: str) -> None:
         digest = hashlib.sha256(identity.encode()).hexdigest()
@@ -45,6 +47,10 @@ class ArraySource:
 
     def check(self, hook: HookPoint) -> None:
         """Nothing is spliced, so nothing can fail to be."""
+
+    def contexts(self) -> Contexts:
+        """Every item as a context, its token ids row numbers."""
+        raise NotImplementedError
 
     def capture(self, token_ids: Tensor, read: HookPoint, write: HookPoint) -> tuple[Tensor, Tensor]:
         """(x, x) with x [B, T, d] float32, of rows [B, T]."""

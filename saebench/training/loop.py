@@ -133,6 +133,7 @@ class TrainingRun:
                     break
                 self._step(batch)
                 self.step += 1
+                self._snapshot(reporter)
                 if self.step % self.request.log_every == 0 or self.step == self.steps:
                     self._log(clock, reporter)
                 self.interrupt.check()
@@ -220,6 +221,16 @@ class TrainingRun:
                 )
         return paths
 
+    def _snapshot(self, reporter: Reporter) -> None:
+        """Write the SAEs for which this step is a snapshot's; training goes on where one cannot be written."""
+        for lane in self.lanes if self.rank == 0 else ():
+            for share in lane.spec.snapshots:
+                if self.step != max(1, round(share * self.steps)):
+                    continue
+                name = lane.spec.snapshot_name(share)
+                if problem := _problem(partial(self._write, lane, self.folder.path / name)):
+                    reporter.message(f"{name} could not be written: {one_line(problem)}; training goes on without it")
+
     def _write(self, lane: Lane, path: Path) -> None:
         save_sae(self.named(lane.trainer.sae()), path)
 
@@ -238,7 +249,7 @@ class TrainingRun:
             hook=str(self.hook),
             context_length=self.text.length,
             prepend_bos=request.bos is True if request.data is None or request.data.suffix != ".npy" else None,
-            training_tokens=self.steps * request.batch_size,
+            training_tokens=self.step * request.batch_size,
         )
         return replace(sae, metadata=about).to("cpu")
 

@@ -1,18 +1,20 @@
 """What to train: a TOML file, or options of the command line -> a TrainRequest."""
 
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from saebench.catalog import read_corpus
-from saebench.errors import UsageError, one_line, unknown
+from saebench.errors import UsageError, one_line
+from saebench.reading import read_toml
+from saebench.schema import CLOSED, Real, Text, explain
 from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
 
-# The model's precision, as `saebench.models.DTYPES` has it.
-DTYPES = ("float32", "bfloat16", "float16")
+_Whole = Annotated[int, Strict()]
 # Raised when a seed stands for other draws (1: bare seeds; 2: `saebench.streams`): run.json holds it.
 STREAMS = 2
 # What lies beside the SAEs in a run's folder.
@@ -35,6 +37,7 @@ class SaeSpec:
         width: latents.
         seed: of its first weights.
         settings: the recipe's settings that are not its defaults.
+        snapshots: shares of the steps after which the SAE as it is then is written too, to `NAME-at5` after 5 %.
     """
 
     name: str
@@ -42,6 +45,11 @@ class SaeSpec:
     width: int
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: tuple[float, ...] = ()
+
+    def snapshot_name(self, share: float) -> str:
+        """The folder of a snapshot below the run's."""
+        return f"{self.name}-at{100 * share:g}"
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,13 @@ class TrainRequest:
                 require_whole(name, getattr(self, name), 1)
         require_whole("context_length", self.context_length, 2)
         require_whole("seed", self.seed, 0)
-        _require_plain(self)
+        if not isinstance(self.bos, bool) and self.bos != "auto":
+            raise UsageError(f'bos is {self.bos!r}, expected true, false or "auto"')
         if not self.saes:
             raise UsageError("nothing to train: name a recipe, or a TOML file with [[saes]]")
-        names = [sae.name for sae in self.saes]
+        for sae in self.saes:
+            _require_snapshots(sae)
+        names = [name for sae in self.saes for name in (sae.name, *map(sae.snapshot_name, sae.snapshots))]
         if twins := {n for n in names if names.count(n) > 1}:
             raise UsageError(f"two SAEs are named '{min(twins)}': give name, or a setting that tells them apart")
         for sae in self.saes:
@@ -128,6 +139,8 @@ class TrainRequest:
             plain["corpus"] = None
         plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
+        for sae in plain["saes"].values():
+            del sae["snapshots"]  # what is written beside the SAE does not change it
         return plain
 
 
@@ -139,19 +152,11 @@ def require_whole(name: str, value: Any, least: int) -> None:
         raise UsageError(f"{name} is {value}, expected a whole number below 2^63")
 
 
-def _require_plain(request: TrainRequest) -> None:
-    """Raise UsageError unless what is no whole number is of its type and in its range."""
-    for name in ("model", "hook", "revision"):
-        value = getattr(request, name)
-        if not (isinstance(value, str) and value) and not (name == "revision" and value is None):
-            raise UsageError(f"{name} is {value!r}, expected text in quotes")
-    if not isinstance(request.bos, bool) and request.bos != "auto":
-        raise UsageError(f'bos is {request.bos!r}, expected true, false or "auto"')
-    norm = request.max_norm
-    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
-        raise UsageError(f"max_norm is {norm!r}, expected a positive number of median norms")
-    if request.dtype not in (None, *DTYPES):
-        raise UsageError(f"dtype is {request.dtype!r}, expected one of {', '.join(DTYPES)}")
+def _require_snapshots(sae: SaeSpec) -> None:
+    """Raise UsageError unless snapshots are shares of a run between its first and its last step."""
+    shares = sae.snapshots
+    if not isinstance(shares, tuple) or not all(type(share) is float and 0 < share < 1 for share in shares):
+        raise UsageError(f"snapshots of {sae.name} is {shares!r}, expected shares of the steps like [0.05, 0.4]")
 
 
 def _require_name(name: Any) -> None:
@@ -180,36 +185,73 @@ def read_requests(path: Path, seed: int = 0) -> list[TrainRequest]:
         UsageError: it is not readable, or has a key or value that means nothing.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_toml(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable: {one_line(error)}") from error
-    known = {f.name for f in fields(TrainRequest)} - {"folder", "cache", "device"}
-    for key in raw:
-        if key not in known | {"prefix"}:
-            raise UsageError(f"{path}: {unknown('key', key, known)}")
-    prefix = raw.pop("prefix", "")
     try:
-        if "corpus" in raw and "data" in raw:
+        file = _File.model_validate(raw)
+        given = {name: getattr(file, name) for name in file.model_fields_set - {"prefix", "hook", "saes"}}
+        if "corpus" in given and "data" in given:
             raise UsageError("data and [corpus] are both set: keep one")
-        if "corpus" in raw:
-            raw |= {"corpus": read_corpus(raw.pop("corpus")), "folder": path.parent}
-        if "data" in raw:
-            raw["data"] = path.parent / raw["data"]
-        hooks = raw.pop("hook") if isinstance(raw["hook"], list) else [raw.pop("hook")]
-        if not hooks or len(set(map(str, hooks))) < len(hooks):
+        if "corpus" in given:
+            given |= {"corpus": read_corpus(given["corpus"]), "folder": path.parent}
+        if "data" in given:
+            given["data"] = path.parent / given["data"]
+        hooks = file.hook if isinstance(file.hook, list) else [file.hook]
+        if not hooks or len(set(hooks)) < len(hooks):
             raise UsageError(f"hook is {hooks!r}, expected hook points that differ")
-        saes = tuple(sae for entry in _tables(raw.pop("saes", [])) for sae in expand({"seed": seed} | entry, prefix))
-        return [TrainRequest(saes=saes, hook=hook, **raw) for hook in hooks]
+        entries = [{"seed": seed} | entry.model_dump(exclude_unset=True) for entry in file.saes]
+        saes = tuple(sae for entry in entries for sae in expand(entry, file.prefix))
+        return [TrainRequest(saes=saes, hook=hook, **given) for hook in hooks]
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error, _File)}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    except (TypeError, AttributeError, KeyError) as error:
-        raise UsageError(f"{path}: not a training run: {one_line(error)}; tasks/train/ has examples") from error
 
 
-def _tables(saes: Any) -> list[dict[str, Any]]:
-    if not isinstance(saes, list) or not all(isinstance(entry, dict) for entry in saes):
-        raise UsageError("saes is no list of tables: each SAE's begins with [[saes]], in double brackets")
-    return saes
+class _Entry(BaseModel):
+    """A [[saes]] table: a list stands for several SAEs; every other key is a setting of the recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    recipe: Text | list[Text]
+    width: Any  # here and below: one value or a list of them, which SaeSpec checks
+    seed: Any = 0
+    name: Any = None
+    snapshots: Any = ()
+
+
+class _File(BaseModel):
+    """A training run's TOML file; ranges are TrainRequest's to check."""
+
+    model_config = CLOSED
+
+    model: Text
+    hook: Text | list[Text]
+    prefix: Text = ""
+    saes: list[_Entry] = Field(default_factory=list)
+    corpus: Any = None
+    data: Text | None = None
+    revision: Text | None = None
+    tokens: _Whole | None = None
+    epochs: _Whole = 1
+    batch_size: _Whole = 1
+    context_length: _Whole = 2
+    bos: Any = "auto"
+    max_norm: Annotated[Real, Field(gt=0)] | None = None
+    chunk_contexts: _Whole | None = None
+    context_batch: _Whole | None = None
+    seed: _Whole = 0
+    checkpoint_every: _Whole = 1
+    log_every: _Whole = 1
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    @field_validator("saes", mode="before")
+    @classmethod
+    def _tables(cls, value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise ValueError("expected tables that begin with [[saes]], in double brackets")
+        return value
 
 
 def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
@@ -218,14 +260,14 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
     They are called by recipe and k, and by whatever else is listed: `topk-k32-seed1`.
 
     Raises:
-        UsageError: recipe or width is missing, or a list is empty.
+        UsageError: a list is empty.
     """
     entry = dict(entry)
-    if "recipe" not in entry or "width" not in entry:
-        raise UsageError(f"[[saes]] needs recipe and width, and {entry} lacks one")
     if empty := [key for key, value in entry.items() if value == []]:
         raise UsageError(f"{empty[0]} is an empty list: give it a value")
-    # A Matryoshka SAE's group sizes are a list of their own; what varies is a list of such lists.
+    snapshots = entry.pop("snapshots", [])
+    snapshots = tuple(snapshots) if isinstance(snapshots, list) else snapshots
+    # A Matryoshka SAE's group sizes are one value; a list of such lists varies.
     varied = [k for k, v in entry.items() if isinstance(v, list) and (k != "groups" or isinstance(v[0], list))]
     choices: Sequence[Sequence[Any]] = [entry[k] for k in varied]
     out = []
@@ -233,11 +275,14 @@ def expand(entry: Mapping[str, Any], prefix: str = "") -> list[SaeSpec]:
         one = entry | dict(zip(varied, values, strict=True))
         recipe, width, seed = one.pop("recipe"), one.pop("width"), one.pop("seed", 0)
         name = one.pop("name", None)
-        shown = [f"k{one['k']}"] if "k" in one else []
+        shown = [f"{key}{dash}{one[key]}" for key, dash in (("k", ""), ("l0", "-")) if key in one]
         shown += [
-            f"{key}{value}" for key, value in zip(varied, values, strict=True) if key not in ("k", "recipe", "name")
+            f"{key}{value}"
+            for key, value in zip(varied, values, strict=True)
+            if key not in ("k", "l0", "recipe", "name")
         ]
-        out.append(SaeSpec(name or "-".join([*filter(None, [prefix]), recipe, *shown]), recipe, width, seed, one))
+        name = name or "-".join([*filter(None, [prefix]), str(recipe), *shown])
+        out.append(SaeSpec(name, recipe, width, seed, one, snapshots))
     return out
 
 

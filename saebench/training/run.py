@@ -11,7 +11,7 @@ from saebench import ranks
 from saebench.cache import cache_folder
 from saebench.errors import SaebenchError, UsageError, is_out_of_memory
 from saebench.hookpoint import HookPoint
-from saebench.models import default_device, load_model
+from saebench.models import default_device, load_model, require_tokens
 from saebench.recipe import make_settings
 from saebench.registry import registry
 from saebench.running.cost import hook_width
@@ -83,6 +83,7 @@ def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun
     request = with_bos(request, loaded.tokenizer)
     vocabulary = subject.model.get_input_embeddings().weight.shape[0]
     text = read_text(request, loaded.tokenizer, loaded.model.config, vocabulary)
+    require_tokens(loaded, text.token_ids)
     for line in text.describe():
         reporter.message(line)
     steps = step_count(request, text.tokens)

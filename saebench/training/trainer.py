@@ -83,6 +83,7 @@ class Trainer:
         self.done = 0
         self.tokens = 0
         self._silent = torch.zeros(width, dtype=torch.int64, device=self.device)  # tokens since each latent fired
+        self._any_dead = False
         self._optimiser = torch.optim.Adam(
             self._groups(), settings.lr, (settings.beta1, settings.beta2), settings.eps, fused=True
         )
@@ -121,22 +122,26 @@ class Trainer:
         batch = Batch(rows, spread, self.done, self.steps, self._dead())
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._objective(batch)
-        value = float(all_sum(loss.total)) / world()
-        if not math.isfinite(value):
-            raise NonFiniteError(f"the loss of step {self.done} is {value}")
+        total = all_sum(loss.total) / world()
         loss.total.backward()
-        lr = self._update()
+        lr = self._update(total)
         fired = all_sum(loss.fired)
         n = len(rows) * world()
         self._count(fired, n)
-        residual = all_sum((rows - loss.reconstruction).pow(2).sum(1).mean()) / world()
-        figures = {name: float(all_sum(part)) / world() for name, part in loss.parts.items()}
+        residual = (rows - loss.reconstruction).pow(2).sum(1).mean()
+        means = all_sum(torch.stack([residual, *loss.parts.values()]).float()) / world()
+        dead = (self._silent >= self.settings.dead_after).float().mean()
+        # One copy to the host for all figures: each waits for a GPU.
+        value, l0, unexplained, dead_fraction, *parts = torch.cat(
+            [torch.stack([total.float(), fired.sum() / n, means[0] / spread, dead]), means[1:]]
+        ).tolist()
+        self._any_dead = dead_fraction > 0
         return {
             "loss": value,
-            **figures,
-            "l0": float(fired.sum()) / n,
-            "explained_variance": 1 - float(residual / spread),
-            "dead_fraction": float((self._silent >= self.settings.dead_after).float().mean()),
+            **dict(zip(loss.parts, parts, strict=True)),
+            "l0": l0,
+            "explained_variance": 1 - unexplained,
+            "dead_fraction": dead_fraction,
             "lr": lr,
         }
 
@@ -149,8 +154,7 @@ class Trainer:
         ]
 
     def _dead(self) -> Tensor | None:
-        dead = self._silent >= self.settings.dead_after
-        return dead if bool(dead.any()) else None
+        return self._silent >= self.settings.dead_after if self._any_dead else None
 
     def _count(self, fired: Tensor, n: int) -> None:
         self._silent = torch.where(fired > 0, 0, self._silent + n)
@@ -158,8 +162,8 @@ class Trainer:
         self.tokens += n
 
     @torch.no_grad()
-    def _update(self) -> float:
-        """Clip, project, step, renormalise. Returns the learning rate."""
+    def _update(self, loss: Tensor) -> float:
+        """Check loss and gradient, clip, project, step, renormalise. Returns the learning rate."""
         W = self.dictionary.W_dec
         unit = self.recipe.unit_decoder and W.requires_grad
         if unit:
@@ -167,7 +171,10 @@ class Trainer:
             assert W.grad is not None
             W.grad.addcmul_(W, (W.grad * W).sum(1, keepdim=True), value=-1)
         norm = nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.settings.clip or math.inf)
-        if not bool(torch.isfinite(norm)):
+        found, length = torch.stack([loss.float(), norm.float()]).tolist()
+        if not math.isfinite(found):
+            raise NonFiniteError(f"the loss of step {self.done} is {found}")
+        if not math.isfinite(length):
             raise NonFiniteError(f"the gradient of step {self.done} is not finite")
         lr: float = self.settings.lr * schedule(self.done, self.steps, self.settings.warmup, self.settings.decay)
         for group in self._optimiser.param_groups:
@@ -193,6 +200,7 @@ class Trainer:
         self.dictionary.load_state_dict(state["dictionary"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._silent = state["silent"].to(self.device, copy=True)
+        self._any_dead = bool((self._silent >= self.settings.dead_after).any())
         self.scale, self.done, self.tokens = state["scale"], state["done"], state["tokens"]
 
     @torch.no_grad()

@@ -8,15 +8,14 @@ import torch
 from saebench.plugins.metrics.planted.metric import Planted
 
 from saebench.metric import Batch, Env, Truth
+from saebench.planting import PlantedSpec
 from saebench.sae import SAE, Latents
-from saebench.sources.planted import PlantedModel, PlantedSpec
+from saebench.sources.planted import PlantedModel
 from saebench.stats import ratio_interval
 from saebench.streams import generator
 from saebench.testing import random_sae
 
-MODEL = PlantedModel(
-    PlantedSpec("orthogonal", 21, 64, roots=5, branching=4, depth=1, orthogonal_steps=400, orthogonal_rate=1e-2)
-)
+MODEL = PlantedModel(PlantedSpec(21, 64, roots=5, branching=4, depth=1, orthogonal_steps=400, orthogonal_rate=1e-2))
 Fire = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -1,16 +1,19 @@
 """The planted model against its own specification and against an independent, slow computation."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from saebench.catalog import load_task
 from saebench.errors import UsageError
-from saebench.sources.planted import PlantedModel, PlantedSpec
+from saebench.planting import PlantedSpec
+from saebench.sources.planted import PlantedModel
 from saebench.streams import generator
 from tests.raising import raises
 
-SPEC = PlantedSpec("tiny", 85, 24, roots=5, depth=2, branching=4, rank=3, correlation=0.2)
+SPEC = PlantedSpec(85, 24, roots=5, depth=2, branching=4, rank=3, correlation=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -84,27 +87,32 @@ def test_activations_are_the_weighted_sum_of_unit_directions(model: PlantedModel
 
 
 def test_directions_are_pushed_apart(model: PlantedModel) -> None:
-    start = PlantedModel(PlantedSpec("tiny", 85, 24, orthogonal_steps=0))
+    start = PlantedModel(PlantedSpec(85, 24, orthogonal_steps=0))
 
     def overlap(rows: torch.Tensor) -> float:
         return float((rows @ rows.T).fill_diagonal_(0).square().sum())
 
-    further = PlantedModel(PlantedSpec("tiny", 85, 24, orthogonal_steps=300, orthogonal_rate=3e-3))
+    further = PlantedModel(PlantedSpec(85, 24, orthogonal_steps=300, orthogonal_rate=3e-3))
     assert overlap(further.directions) < overlap(model.directions) < overlap(start.directions)
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another() -> None:
-    again, other = PlantedModel(SPEC), PlantedModel(PlantedSpec("tiny", 85, 24, seed=7, roots=5, depth=2))
+    again, other = PlantedModel(SPEC), PlantedModel(PlantedSpec(85, 24, seed=7, roots=5, depth=2))
     assert torch.equal(again.directions, PlantedModel(SPEC).directions)
     assert not torch.allclose(again.directions, other.directions)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("features", 0), ("d", 0), ("most", 1.0), ("least", 0.0), ("least", 0.9), ("branching", 1), ("depth", 3), ("roots", 999),
-     ("rank", -1), ("bias", -1.0), ("exponent", math.nan), ("mean_first", math.inf), ("orthogonal_rate", 0.0)],
-)  # fmt: skip
-def test_impossible_numbers_are_refused_by_key_and_value(key: str, value: float) -> None:
+IMPOSSIBLE = [
+    ("features", 0), ("d", 0), ("most", 1.0), ("least", 0.0), ("least", 0.9), ("branching", 1), ("depth", 3), ("roots", 999),
+    ("rank", -1), ("bias", -1.0), ("exponent", "nan"), ("mean_first", "inf"), ("orthogonal_rate", 0.0), ("feature", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)
+def test_impossible_numbers_are_refused_by_key_and_value(key: str, value: object, tmp_path: Path) -> None:
     numbers = {"features": 10, "d": 4, key: value}
-    with raises(UsageError, "bad", key, value):
-        PlantedSpec("bad", **numbers)  # type: ignore[arg-type]
+    lines = ['name = "bad"', "version = 1", 'metrics = ["planted"]', "[planted]"]
+    path = tmp_path / "bad.toml"
+    path.write_text("\n".join([*lines, *(f"{k} = {v}" for k, v in numbers.items())]))
+    with raises(UsageError, *((value,) if value in ("nan", "inf") else ("bad@1", key))):
+        load_task(str(path))

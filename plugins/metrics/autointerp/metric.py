@@ -51,6 +51,7 @@ class AutoInterp(Metric):
     figures = scores.FIGURES
     asks = asking.PROMPTS
     paired = False
+    seeded = True
     settings: ClassVar[Settings] = Settings()
 
     def __init__(self, sae: SAE) -> None:

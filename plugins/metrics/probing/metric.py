@@ -65,6 +65,7 @@ class Probing(Metric):
 
     name = "probing"
     version = 2
+    seeded = True
     needs = frozenset({"latents", "x_read", "labels"})
     about = _ABOUT
     figures = tuple(_figure(pool) for pool in POOLS)

@@ -1,0 +1,1 @@
+"""Metric `effects`: what breaks without a single latent."""

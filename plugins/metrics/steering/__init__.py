@@ -1,0 +1,1 @@
+"""Metric `steering`: does adding a latent's direction make the model say what the latent stands for?"""

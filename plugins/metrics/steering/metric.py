@@ -1,0 +1,240 @@
+"""Steering: adding a latent's direction raises the tokens that follow where the latent fires. No judge.
+
+A latent's target set is the 20 tokens with the highest log-odds of being the next token where it fires. f times its 99.9th
+percentile activation, times its decoder row, is added at every position of neutral contexts from other documents. The effect is
+the rise in probability of the target set after the context, at the largest f with a mean KL of at most 0.5 nat: f is chosen on
+half of the neutral contexts and the effect is measured on the other half.
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
+
+from ..autointerp.tables import Table, joined, rows
+from ..latents import fired, lens_of, sampled
+from . import collect
+from .measure import CEILING, LATENT, RANDOM, REVERSED, Steered, measure, target_tokens
+from .settings import Settings
+
+# Tables of sums and contexts are reduced when there are this many.
+_TABLES = 16
+
+
+class Steering(Metric):
+    """Rise in probability of a latent's target tokens when its direction is added, less that of another latent's tokens.
+
+    `gain` = `effect` − `shuffled` is the number to look at. The same gain is reported for a random direction, for the reversed
+    direction, and, as a ceiling, for the difference between the mean activations where the latent fires and elsewhere; each
+    direction has the same norm and its own f. Decoder scale cancels.
+    """
+
+    name = "steering"
+    version = 1
+    needs = frozenset({"x", "x_read", "latents"})
+    paired = False
+    uses_lens = True
+    settings: ClassVar[Settings] = Settings()
+    headlines = ("gain", "random_direction", "ceiling")
+    about: ClassVar[dict[str, str]] = {
+        "effect": "rise in probability of the tokens that follow the latent",
+        "shuffled": "the same for another latent's tokens",
+        "gain": "effect less shuffled",
+        "random_direction": "gain of a random direction of equal norm",
+        "reversed": "gain of the reversed direction",
+        "ceiling": "gain of the difference of means",
+        "strength": "chosen strength, in 99.9th percentile activations",
+        "kl": "KL from clean at the chosen strength, on held-out contexts",
+        "coverage": "sampled latents that have a score",
+    }
+
+    def __init__(self, sae: SAE) -> None:
+        self.seed = 0
+        self.live = np.zeros(sae.d_sae, dtype=bool)
+        self.firings: list[Table] = []
+        self.sums: list[Table] = []
+        self.contexts: list[Table] = []
+        self.base = np.zeros(0, dtype=np.int64)
+        self.total = np.zeros(sae.d_out)
+        self._sae = sae
+        self._units = pd.DataFrame({"unit_id": [], "cluster_id": []})
+        self._states: dict[str, int] = {}
+
+    # --- the pass -----------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> None:
+        self.seed = batch.seed
+        where = collect.predicting(batch)
+        self.live |= fired(batch, where)
+        firings, sums = collect.fired_tokens(batch, self._sae, where, self._sample())
+        self.firings.append(firings)
+        self.sums.append(sums)
+        self.contexts.append(collect.neutral(batch, self.settings))
+        self.base = collect.added(self.base, collect.next_counts(batch, where))
+        # Context by context, so that the order of the sums does not depend on the batch.
+        for x, mask in zip(batch.x, where, strict=True):
+            self.total += x[mask].double().sum(0).cpu().numpy()
+        self._cut(_TABLES)
+
+    def merge(self, other: "Steering") -> None:
+        self.seed = max(self.seed, other.seed)
+        self.live |= other.live
+        self.firings += other.firings
+        self.sums += other.sums
+        self.contexts += other.contexts
+        self.base = collect.added(self.base, other.base)
+        self.total += other.total
+        self._cut(1)
+
+    def _sample(self) -> np.ndarray:
+        return sampled(self.name, self.seed, self.live, self.settings.latents)
+
+    def _cut(self, tables: int) -> None:
+        if len(self.firings) > tables:
+            table = joined(self.firings)
+            self.firings = [rows(table, np.isin(table["latent"], self._sample()))]
+            self.sums = [collect.summed(self.sums, self._sample())]
+            self.contexts = [collect.chosen_contexts(self.contexts, self.settings)]
+
+    # --- after the pass -----------------------------------------------------------------------------------------------
+
+    def scores(self, env: Env) -> list[Score]:
+        """Steer with every sampled latent; the harness keeps the latents that are done when a run is killed."""
+        lens, latents = lens_of(env, self.name), self._sample()
+        choose, score = self._neutral()
+        prepared = self._prepared(env.sae, latents)
+        if len(prepared) < 2:
+            raise SaebenchError(
+                f"{len(prepared)} of {len(latents)} sampled latents fire {self.settings.fewest} times: use a task with more text"
+            )
+        by_latent = {one.latent: one for one in prepared}
+        found = lens.units(
+            "steering: latents", list(by_latent),
+            lambda latent: measure(lens, by_latent[latent], choose, score, self.settings, self.seed),
+        )  # fmt: skip
+        results = dict(zip(by_latent, found, strict=True))
+        units = [_unit(int(latent), results.get(int(latent))) for latent in latents]
+        self._units = pd.DataFrame(units).fillna(0.0).sort_values("unit_id", ignore_index=True)
+        self._states = {
+            "scored": int(self._units["scored"].sum()),
+            "too few firings": len(latents) - len(prepared),
+            "no strength within the limit": sum(one[LATENT] is None for one in found),
+            "largest strength within the limit": sum(
+                one[LATENT] is not None and one[LATENT]["strength"] == max(self.settings.strengths) for one in found
+            ),
+        }
+        if not self._states["scored"]:
+            raise SaebenchError(
+                f"every strength from {min(self.settings.strengths)} changes the model by more than "
+                f"{self.settings.most_kl} nats for all {len(prepared)} latents: cannot choose one"
+            )
+        return self.declared()
+
+    def _neutral(self) -> tuple[list[list[int]], list[list[int]]]:
+        """The contexts to choose and to score on.
+
+        Raises:
+            SaebenchError: there are none of one kind.
+        """
+        table = collect.chosen_contexts(self.contexts, self.settings) if self.contexts else None
+        both = (
+            []
+            if table is None
+            else [table["tokens"][table["role"] == r].tolist() for r in (collect.CHOOSE, collect.SCORE)]
+        )
+        if not both or not all(both):
+            raise SaebenchError(
+                f"no neutral contexts of {self.settings.length} tokens: use a task with more or longer documents"
+            )
+        return both[0], both[1]
+
+    def _prepared(self, sae: SAE, latents: np.ndarray) -> list[Steered]:
+        """The latents with enough firings, each with the target set of the next one as its control."""
+        firings, sums = joined(self.firings), collect.summed(self.sums, latents)
+        total, tokens = self.total, int(self.base.sum())
+        direction = torch.nn.functional.normalize(sae.W_dec.double().cpu(), dim=1)
+        found: list[Steered] = []
+        for latent in latents.tolist():
+            mine = rows(firings, firings["latent"] == latent)
+            targets = target_tokens(
+                np.bincount(mine["next"], minlength=len(self.base)), self.base, self.settings.targets
+            )
+            if len(mine["next"]) < self.settings.fewest or len(mine["next"]) == tokens or not targets:
+                continue
+            row = int(np.flatnonzero(sums["latent"] == latent)[0])
+            count, own = int(sums["count"][row]), sums["sum"][row]
+            difference = torch.from_numpy(own / count - (total - own) / (tokens - count))
+            size = float(np.quantile(mine["strength"].astype(np.float64), 0.999))
+            ceiling = torch.nn.functional.normalize(difference, dim=0)
+            found.append(Steered(latent, size, direction[latent], ceiling, targets, []))
+        others = found[1:] + found[:1]
+        return [_with_others(one, other) for one, other in zip(found, others, strict=True)]
+
+    @classmethod
+    def declared(cls) -> list[Score]:
+        """The scores, over one row per latent."""
+        unit = "probability"
+
+        def mean(
+            key: str, column: str, state: str, unit: str = unit, within: tuple[float, float] | None = (-1, 1)
+        ) -> Score:
+            return Score.ratio(key, column, state, unit=unit, count=state, within=within)
+
+        return [
+            Score.ratio("gain", "gain", "scored", unit=unit, direction="higher", count="scored", within=(-2, 2)),
+            mean("effect", "effect", "scored"),
+            mean("shuffled", "shuffled", "scored"),
+            mean("random_direction", "random_gain", "has_random", within=(-2, 2)),
+            mean("reversed", "reversed_gain", "has_reversed", within=(-2, 2)),
+            mean("ceiling", "ceiling_gain", "has_ceiling", within=(-2, 2)),
+            mean("strength", "strength", "scored", "percentiles", None),
+            mean("kl", "kl", "scored", "nats", None),
+            Score.ratio("coverage", "scored", "sampled", unit="fraction", count="sampled", within=(0, 1)),
+        ]
+
+    def units(self) -> pd.DataFrame:
+        """A row per sampled latent: effect and gain of each direction (means over held-out contexts), and whether it has them."""
+        return self._units
+
+    def details(self) -> dict[str, Any]:
+        """Sizes, and the states of the sampled latents."""
+        sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.settings).items()}
+        return {"sizes": sizes, "live": int(self.live.sum()), "states": self._states}
+
+
+def _with_others(one: Steered, other: Steered) -> Steered:
+    return Steered(one.latent, one.size, one.direction, one.ceiling, one.targets, other.targets)
+
+
+def _unit(latent: int, found: dict[str, Any] | None) -> dict[str, float]:
+    row: dict[str, float] = {"unit_id": latent, "cluster_id": latent, "sampled": 1.0}
+    for name, result in (found or {}).items():
+        if result is None:
+            continue
+        gain = result["own"] - result["other"]
+        if name == LATENT:
+            row |= {"scored": 1.0, "effect": result["own"], "shuffled": result["other"], "gain": gain}
+            row |= {"strength": result["strength"], "kl": result["kl"]}
+        else:
+            row |= {f"has_{name}": 1.0, f"{name}_gain": gain}
+    for column in ("scored", "effect", "shuffled", "gain", "strength", "kl"):
+        row.setdefault(column, 0.0)
+    for name in (RANDOM, CEILING, REVERSED):
+        row.setdefault(f"has_{name}", 0.0)
+        row.setdefault(f"{name}_gain", 0.0)
+    return row
+
+
+class SteeringSmall(Steering):
+    """The same with fewer latents and contexts: minutes on two cores."""
+
+    name = "steering_small"
+    settings = Settings(latents=16, contexts=16)
+
+
+@hookimpl
+def saebench_metrics() -> list[type[Metric]]:
+    return [Steering, SteeringSmall]

@@ -1,0 +1,81 @@
+"""Files written whole or not at all, and folders checked before anything is computed for them."""
+
+import errno
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from saebench.errors import SaebenchError, one_line
+
+# Temporary files end in this, so that those of killed writes are told apart from everything else and removed later.
+_ENDING = ".saebench-tmp"
+# Seconds after which a temporary file belongs to no living write: the largest take minutes.
+_ABANDONED = 24 * 3600
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside the target, then rename: readers see the old file or the new one.
+
+    A device or pipe in the target's place is written to directly. Temporary files that killed writes left in the folder a day or
+    longer ago are removed.
+
+    Raises:
+        SaebenchError: the file cannot be written (full disk, no permission).
+    """
+    temporary = None
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_ENDING)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run the same command again" if full else "see that its folder may be written to"
+        raise SaebenchError(
+            f"{path} could not be written: {one_line(error)}; what was finished before is kept: {remedy}"
+        ) from error
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Remove the temporary files that killed writes left in a folder; returns their number.
+
+    Their age is measured by the file system's clock where this machine's stands still or lies behind.
+    """
+    removed = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        old = [e for e in entries if e.name.endswith(_ENDING) and e.name.startswith(".")]
+        if not old:
+            return 0
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as probe:
+            now = max(time.time(), os.fstat(probe.fileno()).st_mtime)
+        for entry in old:
+            with suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and now - entry.stat().st_mtime > _ABANDONED:
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def require_writable(folder: Path) -> None:
+    """Make a results folder and write into it, before anything is computed for it.
+
+    Raises:
+        SaebenchError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix="."):
+            pass
+    except (OSError, ValueError) as error:
+        raise SaebenchError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error

@@ -1,0 +1,137 @@
+"""The schema of a record: types and bounds of every field that a board reads; further keys of its tables are kept."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from saebench.reading import LARGEST, LARGEST_WHOLE, require_plain
+from saebench.schema import CLOSED, Flag, Text, Whole, explain
+
+# Ours have 170 scores; a board makes a column of each.
+SCORES = 4000
+METRICS = 200
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Strict(), Field(ge=0, le=LARGEST_WHOLE)]
+# A table whose further keys are provenance.
+OPEN = ConfigDict(extra="allow")
+
+
+class Sae(BaseModel):
+    model_config = OPEN
+    name: Name
+    sha256: Name
+    path: Text | None = None
+    format: Text | None = None
+    architecture: Text | None = None
+    d_in: Count | None = None
+    d_sae: Count | None = None
+    model: Text | None = None
+    hook: Text | None = None
+    declared_l0: Number | None = None
+    facts: list[dict[str, Text]] = []
+    warnings: list[Text] = []
+
+
+class Model(BaseModel):
+    model_config = OPEN
+    id: Name
+    sha256: Name
+    revision: Text | None = None
+    type: Text | None = None
+
+
+class Task(BaseModel):
+    model_config = OPEN
+    name: Name
+    version: Whole
+    sha256: Name
+
+
+class Corpus(BaseModel):
+    model_config = OPEN
+    fingerprint: Name
+
+
+class Settings(BaseModel):
+    model_config = OPEN
+    model_dtype: Name
+    sae_dtype: Name
+    max_norm: Number | None
+    seed: Count
+    limit: Count | None
+    bos: Flag | None = None
+    judge: dict[str, Any] | None = None
+    metrics: dict[Name, dict[str, Any]] = {}
+
+
+class Beside(BaseModel):
+    model_config = OPEN
+    file: Name
+    sha256: Name
+
+
+class Metric(BaseModel):
+    model_config = OPEN
+    version: Whole
+    units: Beside | None
+    files: dict[Name, Beside] = {}
+    paired: Flag = True
+
+
+class Score(BaseModel):
+    model_config = CLOSED
+    metric: Name
+    version: Whole
+    key: Name
+    at: Number | None
+    value: Number
+    low: Number | None
+    high: Number | None
+    n: Count
+    unit: Text
+    direction: Text | None
+    no_interval: Text | None
+    num: Name | None
+    den: Name | None
+    offset: Number
+    scale: Number
+    # Records from before it was declared lack it.
+    within: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Score":
+        if self.within is not None and self.within[0] > self.within[1]:
+            raise ValueError(f"within is {self.within}, expected two numbers, the smaller first")
+        return self
+
+
+class RecordFile(BaseModel):
+    model_config = CLOSED
+    fingerprint: Name
+    partial: Flag
+    sae: Sae
+    model: Model
+    hook: Name
+    hook_out: Name
+    task: Task
+    corpus: Corpus
+    settings: Settings
+    calibration: dict[Name, Number | None]
+    metrics: Annotated[dict[Name, Metric], Field(max_length=METRICS)]
+    scores: Annotated[list[Score], Field(max_length=SCORES)]
+    errors: Annotated[dict[Name, Text], Field(max_length=SCORES)]
+    runs: list[dict[str, Any]]
+    schema_: Annotated[int, Strict(), Field(alias="schema")]
+
+
+def problem(body: Any) -> str | None:
+    """Why this is not the content of a record; None if it is."""
+    try:
+        require_plain(body)
+        RecordFile.model_validate(body)
+    except ValidationError as error:
+        return explain(error, RecordFile)
+    except ValueError as error:
+        return str(error)
+    return None
