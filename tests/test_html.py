@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from saebench.board.leaderboard import boards
 from saebench.board.plots import inline_svg, pareto_front, plots, write_plots
 from saebench.cli import main
-from saebench.registry import registry
+from saebench.registry import installed, registry
 from saebench.report import Board
 from saebench.results import load_records
 from tests.synthetic import USE, Make, make_record, plain
@@ -255,8 +255,9 @@ def test_plots_show_each_sae_once_and_write_files(make: Make, tmp_path: Path) ->
     assert all(p.stat().st_size > 1000 for p in written)
 
 
-def test_what_explanations_are_worth_is_drawn(make: Make) -> None:
+def test_what_explanations_are_worth_is_drawn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores with a control: filled points over hollow ones, and the gain with a line at nothing."""
+    monkeypatch.setattr(installed().metrics["autointerp"], "headlines", ())  # all scores with a direction
     axis = {"sparsity": {"key": "l0", "label": "L0"}}
     measured = {"autointerp": {"version": 1, "units": None}, "use": {"version": 1, "units": None, "presentation": axis}}
     for i in range(3):

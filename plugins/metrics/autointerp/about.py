@@ -1,6 +1,10 @@
-"""What each score of auto-interp says, in a few words, as tables show it."""
+"""Captions of the scores, as tables show them."""
 
 ABOUT = {
+    "detection_gain_top": "the gain of the explanation on the strongest activations",
+    "fuzzing_gain_top": "the gain of the explanation on the strongest activations",
+    "detection_gain_by_quantile": "the gain of the explanation, by quantile of activation",
+    "fuzzing_gain_by_quantile": "the gain of the explanation, by quantile of activation",
     "detection_gain": "what the explanation adds in detection: real less shuffled",
     "detection": "telling activating windows from random silent ones",
     "detection_shuffled": "the same with another latent's explanation; chance is a half",

@@ -49,6 +49,7 @@ class Item:
         kind, quantile: see `Kind` and `Window`.
         window: the window itself.
         marks: [W] the tokens that are highlighted.
+        pieces: [W] the text of each token.
         matched: whether this activating window has a hard one around the same token.
         answers, probabilities, states: by the explanation it was judged with. An item without an answer has none.
     """
@@ -57,6 +58,7 @@ class Item:
     kind: Kind
     window: Window
     marks: np.ndarray
+    pieces: list[str] = field(default_factory=list)
     matched: bool = False
     answers: dict[str, bool] = field(default_factory=dict)
     probabilities: dict[str, float] = field(default_factory=dict)
@@ -131,9 +133,10 @@ def detection_items(e: Examples, decoder: Decoder) -> list[Item]:
     kinds: list[tuple[Kind, list[Window]]] = [("positive", e.judged), ("random", e.random), ("hard", e.hard)]
     none = np.zeros(0, dtype=bool)
     return [
-        Item(plain(decoder.pieces(w.tokens)), kind, w, none, kind == "positive" and i in e.matched)
+        Item(plain(pieces), kind, w, none, pieces, kind == "positive" and i in e.matched)
         for kind, windows in kinds
         for i, w in enumerate(windows)
+        for pieces in (decoder.pieces(w.tokens),)
     ]
 
 
@@ -147,7 +150,9 @@ def fuzzing_items(e: Examples, decoder: Decoder) -> list[Item]:
         ]  # fmt: skip
         if e.silent:
             shown += [("silent", e.silent[2 * i], one.fires), ("silent", e.silent[2 * i + 1], two.fires)]
-        out += [Item(highlighted(decoder.pieces(w.tokens), m), kind, w, m) for kind, w, m in shown]
+        for kind, w, marks in shown:
+            pieces = decoder.pieces(w.tokens)
+            out.append(Item(highlighted(pieces, marks), kind, w, marks, pieces))
     return out
 
 

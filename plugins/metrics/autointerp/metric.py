@@ -19,7 +19,7 @@ from saebench.judge import Calls, Reply, Request
 from . import asking, collect, page, scores
 from .about import ABOUT
 from .asking import DETECTION, EXPLAIN, FUZZING, Item
-from .examples import Examples, Pool, choose
+from .examples import Examples, Pool, Window, choose
 from .scores import ASPECTS, CONDITIONS, EMPTY, REAL, SHUFFLED, Judged
 from .settings import Settings
 from .tables import Table, joined, size
@@ -36,13 +36,16 @@ class AutoInterp(Metric):
 
     `detection` sets activating windows against random silent ones, `detection_hard` against silent ones around the same tokens,
     one for one. `fuzzing` sets right highlights against the same highlights moved onto silent tokens of the same text,
-    `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, the number to look at, and `…_auroc_gain` the
-    same of the area under the ROC curve, for judges that give probabilities; `…_recall` is the share of activating windows found,
-    by quantile of activation; `…_coverage` the share of sampled latents that have a score.
+    `fuzzing_silent` against the same on silent text. `…_gain` is real − shuffled, `…_gain_by_quantile` the same for activating
+    windows of one quantile of activation, and `…_gain_top` that of the strongest quantile, the number to look at: averaged over
+    quantiles a random SAE gains as much as a trained one. `…_auroc_gain` is the gain of the area under the ROC curve, for judges
+    that give probabilities; `…_recall` the share of activating windows found, by quantile; `…_coverage` the share of sampled
+    latents that have a score.
     """
 
     name = "autointerp"
-    version = 2
+    version = 3
+    headlines = tuple(f"{aspect}_{gain}" for aspect in ASPECTS for gain in ("gain_top", "gain"))
     needs = frozenset({"latents"})
     about = ABOUT
     figures = scores.FIGURES
@@ -132,7 +135,11 @@ class AutoInterp(Metric):
         if env.judge is None:
             raise SaebenchError("autointerp needs a judge: pass --judge, e.g. --judge local:smollm2-135m-instruct")
         decoder = Decoder(env.tokenizer)
-        self._judged = [Judged(e, top=[(w, decoder.pieces(w.tokens)) for w in e.top]) for e in examples]
+
+        def texts(windows: Sequence[Window]) -> list[tuple[Window, list[str]]]:
+            return [(w, decoder.pieces(w.tokens)) for w in windows]
+
+        self._judged = [Judged(e, top=texts(e.top), explained=texts(e.explained)) for e in examples]
         self._explain(env, decoder)
         self._judge(env, decoder)
         self._units = scores.units(self._judged, self.settings.quantiles)

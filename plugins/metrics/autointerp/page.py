@@ -13,7 +13,7 @@ from saebench.board.html_page import render_page
 
 from .asking import Item
 from .examples import Window
-from .scores import ASPECTS, CONDITIONS, REAL, SHUFFLED, Judged
+from .scores import ASPECTS, CONDITIONS, REAL, SHUFFLED, Judged, less
 
 
 def lines(judged: Sequence[Judged]) -> bytes:
@@ -32,9 +32,9 @@ def _latent(one: Judged) -> dict[str, Any]:
         "problem": one.problem,
         "shuffled_with": one.shuffled,
         "scores": _scores(one),
-        "explained": [_place(w) | {"quantile": w.quantile} for w in one.examples.explained],
+        "explained": [_place(w) | {"quantile": w.quantile} | _tokens(w, p) for w, p in one.explained],
         "windows": {aspect: [_item(item) for item in items] for aspect, items in one.items.items()},
-        "top": [_place(w) | {"pieces": p, "z": _short(w.z)} for w, p in one.top],
+        "top": [_place(w) | _tokens(w, p) for w, p in one.top],
     }
 
 
@@ -52,7 +52,13 @@ def _item(item: Item) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": item.kind, "quantile": item.quantile, "text": item.text, "states": item.states}
     if item.matched:
         about["matched"] = True
-    return _place(item.window) | about | {"answers": item.answers, "probabilities": item.probabilities}
+    answered = {"answers": item.answers, "probabilities": item.probabilities}
+    return _place(item.window) | about | _tokens(item.window, item.pieces) | answered
+
+
+def _tokens(w: Window, pieces: list[str]) -> dict[str, Any]:
+    """The text and the activation of each token; a silent window has no activations."""
+    return {"pieces": pieces, "z": _short(w.z)} if w.z.any() else {"pieces": pieces}
 
 
 def _short(values: np.ndarray) -> list[float]:
@@ -77,8 +83,7 @@ def page(judged: Sequence[Judged], details: Mapping[str, Any]) -> bytes:
 
 def _gain(one: Judged) -> float | None:
     values = _scores(one)["detection"]
-    real, shuffled = values[REAL], values[SHUFFLED]
-    return None if real is None or shuffled is None else real - shuffled
+    return less(values[REAL], values[SHUFFLED])
 
 
 def _last_without_gain(one: Judged) -> float:
@@ -98,7 +103,16 @@ def _shown(one: Judged) -> dict[str, Any]:
         "lacks": one.examples.lacks,
         "scores": {key: values for key, values in scores.items() if any(v is not None for v in values)},
         "windows": [_shaded(w.z, pieces, strongest) for w, pieces in one.top],
+        "gain": _gain(one),
+        "judged": {aspect: [_verdict(item) for item in items] for aspect, items in one.items.items()},
     }
+
+
+def _verdict(item: Item) -> dict[str, Any]:
+    """A judged window and the answer with the latent's own explanation: right, wrong or none."""
+    answer, wanted = item.answers.get(REAL), item.kind == "positive"
+    verdict = item.states.get(REAL, "not asked") if answer is None else "right" if answer == wanted else "wrong"
+    return {"text": item.text.replace("\n", "⏎"), "kind": item.kind, "quantile": item.quantile, "verdict": verdict}
 
 
 def _shaded(z: np.ndarray, pieces: Sequence[str], strongest: float) -> list[tuple[str, int, float]]:

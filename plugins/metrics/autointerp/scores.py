@@ -26,8 +26,20 @@ ASPECTS: dict[str, dict[str, Kind]] = {
     "fuzzing": {"fuzzing": "moved", "fuzzing_silent": "silent"},
 }
 _KEYS = [key for keys in ASPECTS.values() for key in keys]
-# Each score over its control, and each gain over nothing.
+# The curves of the gains over the quantiles, each score over its control, and each gain over nothing.
 FIGURES = (
+    *(
+        Figure(
+            f"{aspect}_gain_by_quantile",
+            "at",
+            "activation quantile",
+            f"{aspect} gain",
+            worthless=0.0,
+            worthless_label="no better than the control",
+        )
+        for aspect in ASPECTS
+    ),
+    *(Figure(f"{aspect}_gain_top", worthless=0.0, worthless_label="no better than the control") for aspect in ASPECTS),
     *(Figure(key, references=(Reference(f"{key}_{SHUFFLED}", "with another latent's"),)) for key in _KEYS),
     *(
         Figure(f"{key}_{gain}", worthless=0.0, worthless_label="no better than the control")
@@ -48,7 +60,7 @@ class Judged:
         said: how the explainer's reply ended; of one that was cut the first sentence counts if it is whole.
         shuffled: whose explanation stood in for its own in the control.
         items: by what was asked: "detection", "fuzzing".
-        top: the strongest windows, with their tokens as text.
+        top, explained: the strongest windows, and those of the explainer, with their tokens as text.
     """
 
     examples: Examples
@@ -58,6 +70,7 @@ class Judged:
     shuffled: int | None = None
     items: dict[str, list[Item]] = field(default_factory=dict)
     top: list[tuple[Window, list[str]]] = field(default_factory=list)
+    explained: list[tuple[Window, list[str]]] = field(default_factory=list)
 
     @property
     def latent(self) -> int:
@@ -71,19 +84,22 @@ class Judged:
             return UNEXPLAINED
         return SCORED if self.accuracy(aspect, aspect, REAL) is not None else UNJUDGED
 
-    def shown(self, aspect: str, key: str) -> tuple[list[Item], list[Item]]:
+    def shown(self, aspect: str, key: str, quantile: int | None = None) -> tuple[list[Item], list[Item]]:
         """The windows that one score sets against each other: (activating or rightly highlighted, the others).
 
-        Hard windows are set against the activating ones around the same tokens: so the token alone tells nothing.
+        Hard windows are set against the activating ones around the same tokens, so that the token carries no signal. With a
+        quantile, only activating windows of it are taken; silent windows have none and all count.
         """
         items, other = self.items.get(aspect, []), ASPECTS[aspect][key]
+        if quantile is not None:
+            items = [i for i in items if i.quantile in (0, quantile)]
         positive = [i for i in items if i.kind == "positive" and (other != "hard" or i.matched)]
         return positive, [i for i in items if i.kind == other]
 
-    def accuracy(self, aspect: str, key: str, condition: str) -> float | None:
-        """Balanced accuracy of one score; None where too little was answered, or nothing was asked."""
+    def accuracy(self, aspect: str, key: str, condition: str, quantile: int | None = None) -> float | None:
+        """Balanced accuracy of one score; None if nothing was asked, or fewer than half of either kind were answered."""
         shares = []
-        for items in self.shown(aspect, key):
+        for items in self.shown(aspect, key, quantile):
             answers = [item.answers[condition] for item in items if condition in item.answers]
             if not items or len(answers) < len(items) / 2:
                 return None
@@ -118,10 +134,10 @@ def _unit(one: Judged, quantiles: int) -> dict[str, object]:
         row[f"{aspect}_answered"] = float(sum(len(item.answers) for item in items))
         for key in keys:
             values = {c: one.accuracy(aspect, key, c) for c in CONDITIONS}
-            gain = _less(values[REAL], values[SHUFFLED])
+            gain = less(values[REAL], values[SHUFFLED])
             areas = {c: one.auroc(aspect, key, c) for c in (REAL, SHUFFLED)}
             named = {key: values[REAL], f"{key}_gain": gain, f"{key}_auroc": areas[REAL]}
-            named[f"{key}_auroc_gain"] = _less(areas[REAL], areas[SHUFFLED])
+            named[f"{key}_auroc_gain"] = less(areas[REAL], areas[SHUFFLED])
             named |= {f"{key}_{c}": values[c] for c in (SHUFFLED, EMPTY)}
             for name, value in named.items():
                 row[name], row[f"{name}_n"] = value or 0.0, float(value is not None)
@@ -129,10 +145,13 @@ def _unit(one: Judged, quantiles: int) -> dict[str, object]:
             said = [i.answers[REAL] for i in items if i.kind == "positive" and i.quantile == q and REAL in i.answers]
             name = f"{aspect}_recall_{q}"
             row[name], row[f"{name}_n"], row[f"{name}_has"] = float(sum(said)), float(len(said)), float(bool(said))
+            gain = less(*(one.accuracy(aspect, aspect, c, q) for c in (REAL, SHUFFLED)))
+            name = f"{aspect}_gain_{q}"
+            row[name], row[f"{name}_n"] = gain or 0.0, float(gain is not None)
     return row
 
 
-def _less(a: float | None, b: float | None) -> float | None:
+def less(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
@@ -146,6 +165,22 @@ def declared(quantiles: int) -> Iterator[Score]:
             yield _mean(f"{key}_{EMPTY}", (0, 1))
             yield _mean(f"{key}_auroc", (0, 1), unit="area")
             yield _mean(f"{key}_auroc_gain", (-1, 1), unit="area", direction="higher")
+        for q in range(1, quantiles + 1):
+            name = f"{aspect}_gain_{q}"
+            yield Score.ratio(
+                f"{aspect}_gain_by_quantile", name, f"{name}_n", unit="balanced accuracy", at=float(q), count=f"{name}_n",
+                within=(-1, 1),
+            )  # fmt: skip
+        top = f"{aspect}_gain_{quantiles}"
+        yield Score.ratio(
+            f"{aspect}_gain_top",
+            top,
+            f"{top}_n",
+            unit="balanced accuracy",
+            direction="higher",
+            count=f"{top}_n",
+            within=(-1, 1),
+        )
         yield _count(f"{aspect}_coverage")
         yield _count(f"{aspect}_answered")
         for q in range(1, quantiles + 1):
