@@ -98,6 +98,7 @@ class SyntheticText:
         self.losses = 1 + torch.rand(5, contexts, length, generator=generator)
         self.mean = self.x[self.scored].mean(0) + 0.1
         self.poison: Tensor | None = None
+        self.extra = 0
 
     def batch(self, sae: SAE, rows: Collection[int]) -> Batch:
         """The batch of these contexts, with everything a metric may need."""
@@ -107,14 +108,20 @@ class SyntheticText:
         if self.poison is not None:
             x[self.poison[at]] = 1e4
             losses[:, ~scored] = 1e4
+        special, token_ids, last = self.special[at], self.token_ids[at], x.shape[1] - 1
+        if self.extra:  # unscored positions behind the context: half of them special, none to be counted
+            pad = torch.nn.functional.pad
+            x, losses = pad(x, (0, 0, 0, self.extra), value=1e4), pad(losses, (0, self.extra), value=1e4)
+            scored, token_ids = pad(scored, (0, self.extra)), pad(token_ids, (0, self.extra), value=3)
+            special = pad(pad(special, (0, self.extra // 2), value=True), (0, self.extra - self.extra // 2))
         latents = sae.encode(x)
         predicted = scored.clone()
-        predicted[:, -1] = False
+        predicted[:, last:] = False
         clean, spliced, zero, mean, kl = losses
         token_losses = TokenLosses(clean, spliced, zero, mean, kl, predicted)
         ids = at.numpy().astype(np.int64)
         return Batch(
-            self.token_ids[at], self.special[at], scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
+            token_ids, special, scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
             x, latents, sae.decode(latents, x), token_losses, x,
         )  # fmt: skip
 
@@ -174,19 +181,23 @@ def check_metric(
     identity: Mapping[str, float] | None = None,
     mean_predictor: Mapping[str, float] | None = None,
     reads_outliers: Collection[str] = (),
+    reads_text: bool = False,
+    ignores_sae: bool = False,
     env: MakeEnv | None = None,
 ) -> None:
     """Prove that a metric keeps its contract; raises AssertionError with what is wrong.
 
     Checked on made-up contexts: how contexts are split into batches, and in what order they come, changes nothing; merged
     instances equal one that saw everything; a saved and restored instance goes on the same; scores are finite and fit JSON;
-    values at tokens that are not scored do not enter.
+    tokens that are not scored enter neither by their values nor by their number; another SAE has other scores.
 
     Args:
         metric: the class.
         identity: expected scores (by key) of an SAE that reconstructs exactly.
         mean_predictor: expected scores of an SAE that always answers with the mean of the scored tokens.
         reads_outliers: keys of scores that are meant to count unscored tokens too.
+        reads_text: unscored tokens are read as text around the scored ones, so that more of them may change a score.
+        ignores_sae: the scores are meant to be the same for every SAE.
         env: what `scores` is given, made for an SAE: a metric that asks a judge or reads text needs
             `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`. By default, a metric that declares `uses_lens` gets a
             lens on a tiny random model (`lens_env`).
@@ -210,7 +221,13 @@ def check_metric(
     poisoned = text.values(metric, sae, [everything], env=env)
     fixed = {key: value for key, value in whole.items() if key[0] not in reads_outliers}
     _same(fixed, {k: v for k, v in poisoned.items() if k in fixed}, "with other values at tokens that are not scored")
-    text.poison = None
+    text.poison, text.extra = None, 4
+    if not reads_text:
+        longer = text.values(metric, sae, [everything], env=env)
+        _same(fixed, {k: v for k, v in longer.items() if k in fixed}, "with more tokens that are not scored")
+    text.extra = 0
+    other = text.values(metric, random_sae(16, 48, k=5, seed=1), [everything], env=env)
+    assert ignores_sae or other != whole, "every score is the same for another SAE: the metric ignores the SAE"
     mean = constant_sae(text.x[text.scored].double().mean(0).float())
     for expected, known in ((identity, identity_sae(16)), (mean_predictor, mean)):
         if expected:

@@ -160,8 +160,8 @@ def test_the_metric_keeps_its_contract():
     class Tiny(Effects):
         settings = Settings(latents=8, firings=3, fewest=1, horizon=3)
 
-    check_metric(Tiny, env=partial(lens_env, batch_size=3))
-    check_metric(Tiny)
+    check_metric(Tiny, reads_text=True, env=partial(lens_env, batch_size=3))
+    check_metric(Tiny, reads_text=True)
 
 
 def test_a_run_that_is_killed_among_its_experiments_ends_with_the_same_record(tmp_path: Path):

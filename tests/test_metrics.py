@@ -3,12 +3,15 @@
 from math import comb
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from saebench.plugins.metrics.fidelity import Fidelity
 from saebench.plugins.metrics.geometry import Geometry, effective_rank, nearest_cosine
 from saebench.plugins.metrics.sparsity import Sparsity
 
+from saebench.metric import Batch, Env, Metric, Rows, Score
+from saebench.sae import SAE
 from saebench.testing import SyntheticText, check_metric, identity_sae, random_sae
 
 
@@ -132,3 +135,60 @@ def test_duplicates_and_rank_of_a_known_dictionary():
     assert nearest_cosine(sae.W_dec).max() == pytest.approx(0)
     doubled = torch.cat([torch.eye(8), torch.eye(8)])
     assert nearest_cosine(doubled).min() == pytest.approx(1)
+
+
+class _Counting(Metric):
+    """Sums over scored tokens, divided by the number of all tokens of each context."""
+
+    name = "counting"
+    needs = frozenset({"latents"})
+
+    def __init__(self, sae: SAE) -> None:
+        self.rows = Rows()
+
+    def update(self, batch: Batch) -> None:
+        scored = batch.latents.select(batch.scored)
+        counts = torch.zeros(batch.scored.shape, dtype=torch.float64)
+        counts[batch.scored] = scored.counts().double()
+        self.rows.add(batch, fired=batch.per_context(counts), tokens=self.tokens(batch))
+
+    def tokens(self, batch: Batch) -> np.ndarray:
+        return np.full(len(batch.scored), float(batch.scored.shape[1]))
+
+    def merge(self, other: "_Counting") -> None:
+        self.rows.merge(other.rows)
+
+    def units(self) -> pd.DataFrame:
+        return self.rows.frame()
+
+    def scores(self, env: Env) -> list[Score]:
+        return [Score.ratio("fired", "fired", "tokens")]
+
+
+class _NotSpecial(_Counting):
+    """Divides by the tokens that are not special, scored or not."""
+
+    def tokens(self, batch: Batch) -> np.ndarray:
+        return (~batch.special).sum(1).double().numpy()
+
+
+class _Right(_Counting):
+    def tokens(self, batch: Batch) -> np.ndarray:
+        return batch.scored.sum(1).double().numpy()
+
+
+class _Blind(_Right):
+    """Reads the text and nothing of the SAE."""
+
+    def update(self, batch: Batch) -> None:
+        mean = batch.per_context(batch.token_ids.double())
+        self.rows.add(batch, fired=mean, tokens=self.tokens(batch))
+
+
+def test_check_metric_finds_metrics_that_count_unscored_tokens_or_ignore_the_sae():
+    check_metric(_Right)
+    for faulty in (_Counting, _NotSpecial):
+        with pytest.raises(AssertionError, match="fired"):
+            check_metric(faulty)
+    with pytest.raises(AssertionError, match="ignores the SAE"):
+        check_metric(_Blind)

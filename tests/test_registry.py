@@ -68,7 +68,7 @@ def test_the_example_metric_keeps_the_contract():
     scope: dict[str, type[Metric]] = {}
     exec((EXAMPLE / "saebench_example_plugin.py").read_text(), scope)
     check_metric(scope["NormError"], identity={"norm_error": 0})
-    check_metric(scope["LastToken"], identity={"kl": 0})
+    check_metric(scope["LastToken"], identity={"kl": 0}, reads_text=True)
 
 
 # --- every way to be broken ------------------------------------------------------------------------------------------

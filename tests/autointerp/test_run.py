@@ -45,7 +45,7 @@ def digest(request: Request) -> dict[str, bool | str]:
 
 
 def test_contract() -> None:
-    check_metric(Tiny, env=lambda sae: Env(sae, tokenizer(), judge=judge_session(digest)))
+    check_metric(Tiny, reads_text=True, env=lambda sae: Env(sae, tokenizer(), judge=judge_session(digest)))
 
 
 def test_judge_calls_are_at_least_those_that_are_made() -> None:
