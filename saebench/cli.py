@@ -11,6 +11,7 @@ import click
 from saebench import __version__
 from saebench.commands import comparing, looking, plugins, records, run, steer, train
 from saebench.commands.shell import echo, warn
+from saebench.commands.terminal import guard_streams
 from saebench.text import printable
 
 
@@ -26,6 +27,10 @@ def _printable_errors() -> Iterator[None]:
 
 class _Group(click.Group):
     """The group of commands: suggests the nearest to an unknown one; click's errors are printable."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        guard_streams()
+        return super().main(*args, **more)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with _printable_errors():

@@ -8,7 +8,7 @@ from saebench import ranks
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
 from saebench.metric import Metric
-from saebench.results import Record, fingerprint, read_record, record_path
+from saebench.results import Record, RecordError, fingerprint, read_record, record_path
 from saebench.running.judge import judge_settings
 from saebench.running.plan import Job
 from saebench.running.setting import Setting
@@ -96,6 +96,10 @@ def _new_record(setting: Setting, job: Job) -> Record:
         settings=settings,
     )
     record.fingerprint = fingerprint(record.identity)
+    try:
+        record.dump()
+    except RecordError as error:  # found here, not after the pass
+        raise UsageError(f"no record can hold this SAE: {error}") from error
     return record
 
 
