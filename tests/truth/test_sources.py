@@ -21,6 +21,7 @@ from saebench.runner import RunError
 from saebench.sae import SAE
 from saebench.sources.file import FileSource
 from saebench.testing import identity_sae, random_sae, tiny_llama
+from saebench.training.plan import read_requests
 from tests.raising import check_message, raises
 
 PLANTED = """
@@ -299,3 +300,42 @@ def test_a_planted_run_takes_no_option_of_a_language_model(clash: tuple[str, str
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     check_message(result.output.strip().removeprefix("error: "), "--planted", clash[0])
+
+
+TABLE = '[[saes]]\nrecipe = "topk"\nwidth = 24\nk = 4\nname = "topk-k4"\n'
+
+
+def test_a_file_trains_on_a_planted_model_as_the_command_does(planted: Path, tmp_path: Path) -> None:
+    train(tmp_path / "command", "--planted", str(planted), "--tokens", "4096")
+    run = tmp_path / "run.toml"
+    run.write_text(f'planted = "{planted}"\ntokens = 4096\nbatch_size = 64\n{TABLE}')
+    done = CliRunner().invoke(main, ["train", str(run), "--out", str(tmp_path / "file")])
+    assert done.exit_code == 0, done.output
+    one, other = (saebench.load_sae(tmp_path / name / "topk-k4") for name in ("command", "file"))
+    assert one.sha256() == other.sha256()
+    assert (other.metadata.model, other.metadata.hook) == ("tiny", "activations")
+
+
+@pytest.mark.parametrize("key", ['model = "m"', 'hook = "h"', 'data = "t.csv"', "context_length = 8", "max_norm = 3.0"])
+def test_a_planted_file_takes_no_key_of_a_language_model(key: str, planted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(f'planted = "{planted}"\n{key}\n{TABLE}')
+    with raises(UsageError, "run.toml", "planted", key.partition(" ")[0]):
+        read_requests(run)
+
+
+@pytest.mark.parametrize(
+    ("source", "clash"),
+    [("planted", ("--hook", "h")), ("planted", ("--no-bos",)), ("model", ("--planted", "planted-1k"))],
+)
+def test_options_of_another_source_do_not_go_with_a_file(
+    source: str, clash: tuple[str, ...], planted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run.toml"
+    keys = f'planted = "{planted}"' if source == "planted" else 'model = "m"\nhook = "blocks.0.hook_resid_post"'
+    run.write_text(f"{keys}\n{TABLE}")
+    result = CliRunner().invoke(main, ["train", str(run), "--out", str(tmp_path / "o"), *clash])
+    assert result.exit_code == 2
+    check_message(
+        result.output.strip().removeprefix("error: "), "bos" if clash[0] == "--no-bos" else clash[0], "run.toml"
+    )
