@@ -40,13 +40,13 @@ class Steering(Metric):
     settings: ClassVar[Settings] = Settings()
     headlines = ("gain", "random_direction", "ceiling")
     about: ClassVar[dict[str, str]] = {
-        "effect": "rise in probability of the tokens that follow the latent",
-        "shuffled": "the same for another latent's tokens",
+        "effect": "rise in probability of the tokens that follow the latent's firings",
+        "shuffled": "rise in probability of another latent's tokens",
         "gain": "effect less shuffled",
         "random_direction": "gain of a random direction of equal norm",
         "reversed": "gain of the reversed direction",
         "ceiling": "gain of the difference of means",
-        "strength": "chosen strength, in 99.9th percentile activations",
+        "strength": "chosen strength, in units of the 99.9th percentile activation",
         "kl": "KL from clean at the chosen strength, on held-out contexts",
         "coverage": "sampled latents that have a score",
     }
@@ -190,7 +190,7 @@ class Steering(Metric):
             mean("random_direction", "random_gain", "has_random", within=(-2, 2)),
             mean("reversed", "reversed_gain", "has_reversed", within=(-2, 2)),
             mean("ceiling", "ceiling_gain", "has_ceiling", within=(-2, 2)),
-            mean("strength", "strength", "scored", "percentiles", None),
+            mean("strength", "strength", "scored", "p99.9", None),
             mean("kl", "kl", "scored", "nats", None),
             Score.ratio("coverage", "scored", "sampled", unit="fraction", count="sampled", within=(0, 1)),
         ]
@@ -229,7 +229,7 @@ def _unit(latent: int, found: dict[str, Any] | None) -> dict[str, float]:
 
 
 class SteeringSmall(Steering):
-    """The same with fewer latents and contexts: minutes on two cores."""
+    """`steering` with fewer latents and contexts: minutes on two cores."""
 
     name = "steering_small"
     settings = Settings(latents=16, contexts=16)
