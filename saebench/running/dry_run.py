@@ -63,7 +63,11 @@ class Text:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan of a run: its text, passes, failures and judge calls."""
+    """The plan of a run: its text, passes, failures and judge calls.
+
+    Attributes:
+        undeclared: metrics whose experiments have no declared cost, so that `seconds` leaves them out.
+    """
 
     task: str
     metrics: list[str]
@@ -71,6 +75,7 @@ class DryRun:
     groups: list[Group]
     failures: list[Failure]
     judge: JudgePlan | None = None
+    undeclared: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: costs in multiply-adds, memory in bytes, time in seconds."""
@@ -82,20 +87,25 @@ class DryRun:
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
         judge = {"judge": self.judge.to_json()} if self.judge else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures, **judge}  # fmt: skip
+                "groups": groups, "failures": failures, "undeclared": list(self.undeclared), **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
         out = [f"task {self.task}: {self.text}; metrics {', '.join(self.metrics)}"]
         for g in self.groups:
             out.append(f"{g.model}, {g.hook}: {len(g.saes)} SAE(s) in {g.passes} pass(es): {', '.join(g.saes)}")
+            wide = max(30, *map(len, g.cost.stages))
             for stage, macs in g.cost.stages.items():
-                out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
-            out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
+                out.append(f"  {stage:<{wide}} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
+            out.append(f"  {'total':<{wide}} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
             out.append(
                 f"  time at least about {duration(g.seconds)}: all of it at the speed of this machine's matrix products"
             )
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        out += [
+            f"metric {name} does not declare the cost of its experiments: time leaves them out"
+            for name in self.undeclared
+        ]
         if self.judge:
             out.append(self.judge.line())
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
@@ -150,11 +160,12 @@ def _dry_run(
             if not mine:
                 continue
             try:
-                groups.append(_group(request, model, mine, size, config, text, streams))
+                groups.append(_group(request, model, mine, size, config, text, streams, list(wanted.values())))
             except UsageError as error:
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
-    return DryRun(task.label, list(wanted), text, groups, failures, judge)
+    undeclared = [name for name, m in wanted.items() if m.uses_lens and m.lens_work(1, text.length) is None]
+    return DryRun(task.label, list(wanted), text, groups, failures, judge, undeclared)
 
 
 def _misfit(job: Job, model: str, width: int) -> UsageError:
@@ -199,6 +210,7 @@ def _group(
     config: Any,
     text: Text,
     streams: Streams,
+    metrics: Sequence[type[Metric]],
 ) -> Group:
     if not text.bound:
         require_length(config, text.length, model)
@@ -215,6 +227,10 @@ def _group(
     ]
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
+    for metric in metrics:
+        works = [metric.lens_work(d_sae, text.length) for _, d_sae in shapes] if metric.uses_lens else []
+        if declared := [work for work in works if work is not None]:
+            stages[f"experiments: {metric.name}"] = sum(size.experiments(work, write) for work in declared)
     copies = min(len(jobs), lanes) * (streams.losses + streams.edits)
     batch = request.batch_size or default_batch(device, copies, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize
