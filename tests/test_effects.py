@@ -11,12 +11,14 @@ from saebench.plugins.metrics.effects.measure import Firing, ablate, divergence,
 from saebench.plugins.metrics.effects.metric import Effects
 from saebench.plugins.metrics.effects.settings import Settings
 
+import saebench
 from saebench.errors import SaebenchError
 from saebench.lens import contribution, token_scale
 from saebench.metric import Env, get_state, set_state
 from saebench.sae import SAE, LayerNorm, TokenScale
 from saebench.stats import ratio_interval
 from saebench.testing import check_metric, lens_env, random_sae
+from tests import kills
 from tests.planted_model import PlantedModel, batch_of, one_hot_sae, rescaled
 from tests.raising import raises
 
@@ -160,3 +162,12 @@ def test_the_metric_keeps_its_contract():
 
     check_metric(Tiny, reads_text=True, env=partial(lens_env, batch_size=3))
     check_metric(Tiny, reads_text=True)
+
+
+def test_a_run_that_is_killed_among_its_experiments_ends_with_the_same_record(tmp_path: Path):
+    arguments = kills.prepare(tmp_path)
+    assert kills.run_killed(arguments, tmp_path / "killed", 1) == 1
+    saebench.run(**arguments, results=tmp_path / "whole")
+    whole = kills.scores(tmp_path / "whole")
+    assert whole[0]
+    assert kills.scores(tmp_path / "killed") == whole

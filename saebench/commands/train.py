@@ -102,7 +102,7 @@ def train(
 
 def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]":
     """One run, or one for each hook point of a file."""
-    from saebench.training.plan import TrainRequest, expand, read_requests, with_options
+    from saebench.training.plan import OF_A_MODEL, TrainRequest, expand, read_requests, with_options
 
     if what is None:
         raise UsageError("name a recipe (saebench list recipes) or a TOML file (tasks/train/ has some)")
@@ -112,7 +112,13 @@ def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]"
             raise UsageError(
                 f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
             )
+        if given := [name for name in ("planted", "activations") if options[name]]:
+            raise UsageError(f"--{given[0]} goes with a recipe, and {what} names its own source: change it there")
         found = read_requests(Path(what), options["seed"] or 0)
+        if found[0].planted and (given := [name for name in sorted(OF_A_MODEL) if options.get(name) is not None]):
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is of a language model, and {what} trains on a planted one"
+            )
         return [with_options(request, options) for request in (found[:1] if options["hook"] else found)]
     if options["planted"] or options["activations"]:
         _fill_source(options)

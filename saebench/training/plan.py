@@ -1,7 +1,7 @@
 """What to train: a TOML file, or options of the command line -> a TrainRequest."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 from saebench.catalog import read_corpus
 from saebench.errors import UsageError, one_line
+from saebench.hookpoint import ACTIVATIONS
 from saebench.reading import read_toml
 from saebench.schema import CLOSED, Real, Text, explain
 from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
@@ -17,6 +18,8 @@ from saebench.task import ContextSpec, CorpusSpec, Task, TextContent
 _Whole = Annotated[int, Strict()]
 # Raised when a seed stands for other draws (1: bare seeds; 2: `saebench.streams`): run.json holds it.
 STREAMS = 2
+# Options of training on a language model, which activations without one do not have.
+OF_A_MODEL = frozenset({"model", "hook", "revision", "data", "corpus", "context_length", "bos", "max_norm"})
 # What lies beside the SAEs in a run's folder.
 RUN_FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "curves.png")
 # The vendored text that no task measures on.
@@ -198,11 +201,16 @@ def read_requests(path: Path, seed: int = 0) -> list[TrainRequest]:
         given = {name: getattr(file, name) for name in file.model_fields_set - {"prefix", "hook", "saes"}}
         if "corpus" in given and "data" in given:
             raise UsageError("data and [corpus] are both set: keep one")
+        if file.planted is not None:
+            given |= planted_source(file.planted, file.model_fields_set)
         if "corpus" in given:
             given |= {"corpus": read_corpus(given["corpus"]), "folder": path.parent}
         if "data" in given:
             given["data"] = path.parent / given["data"]
-        hooks = file.hook if isinstance(file.hook, list) else [file.hook]
+        hook = given.pop("hook", file.hook)
+        if file.planted is None and (file.model is None or hook is None):
+            raise UsageError(f"{'model' if file.model is None else 'hook'} is missing (or name a planted model)")
+        hooks = hook if isinstance(hook, list) else [hook]
         if not hooks or len(set(hooks)) < len(hooks):
             raise UsageError(f"hook is {hooks!r}, expected hook points that differ")
         entries = [{"seed": seed} | entry.model_dump(exclude_unset=True) for entry in file.saes]
@@ -212,6 +220,21 @@ def read_requests(path: Path, seed: int = 0) -> list[TrainRequest]:
         raise UsageError(f"{path}: {explain(error, _File)}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def planted_source(name: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a request that a planted model, a task's name or file, sets in place of a language model.
+
+    Args:
+        given: names of the options or keys that were set beside it.
+
+    Raises:
+        UsageError: one of them belongs to a language model.
+    """
+    if clash := sorted(OF_A_MODEL.intersection(given)):
+        raise UsageError(f"planted and {clash[0]} are both set: leave one out")
+    model = name.rpartition("/")[2].removesuffix(".toml")
+    return {"planted": name, "model": model, "hook": str(ACTIVATIONS), "max_norm": None}
 
 
 class _Entry(BaseModel):
@@ -231,8 +254,9 @@ class _File(BaseModel):
 
     model_config = CLOSED
 
-    model: Text
-    hook: Text | list[Text]
+    model: Text | None = None
+    hook: Text | list[Text] | None = None
+    planted: Text | None = None
     prefix: Text = ""
     saes: list[_Entry] = Field(default_factory=list)
     corpus: Any = None
