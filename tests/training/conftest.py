@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 
 HOOK = "blocks.1.hook_resid_post"

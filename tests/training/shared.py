@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import saebench
 from saebench.errors import NonFiniteError
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import TrainRequest
+from saebench.training.request import TrainRequest
 
 from .conftest import HOOK
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import saebench
 from saebench.cli import main
-from saebench.training.plan import SaeSpec
+from saebench.training.request import SaeSpec
 from saebench.training.run import prepare, train
 
 from .conftest import Heard, same_weights

@@ -11,7 +11,7 @@ import torch
 
 from saebench.errors import SaebenchError
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec
+from saebench.training.request import SaeSpec
 from saebench.training.run import prepare, train
 from tests.raising import raises
 

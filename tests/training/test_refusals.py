@@ -8,7 +8,7 @@ import torch
 
 from saebench.errors import SaebenchError, UsageError
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec
+from saebench.training.request import SaeSpec
 from saebench.training.run import make_trainer, prepare, train
 from tests.raising import raises
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import saebench
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec
+from saebench.training.request import SaeSpec
 from saebench.training.run import prepare, train
 
 from .conftest import HOOK, Heard, same_weights
