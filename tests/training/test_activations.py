@@ -1,7 +1,6 @@
 """A chunk's forward passes split over processes: the same rows on all of them; Ctrl-C between two passes stops all of them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ class Numbered:
 
     def __init__(self, interrupt: Interrupt | None = None) -> None:
         self.interrupt, self.passes = interrupt, 0
-        self.model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
+        self.dtype = "float32"
 
-    def capture(self, ids: torch.Tensor, hook: HookPoint) -> tuple[torch.Tensor, None]:
+    def capture(self, ids: torch.Tensor, read: HookPoint, write: HookPoint) -> tuple[torch.Tensor, None]:
         self.passes += 1
         if self.interrupt is not None:
             self.interrupt.noted = True
@@ -49,10 +48,10 @@ class Limited(Numbered):
         super().__init__()
         self.most = most
 
-    def capture(self, ids: torch.Tensor, hook: HookPoint) -> tuple[torch.Tensor, None]:
+    def capture(self, ids: torch.Tensor, read: HookPoint, write: HookPoint) -> tuple[torch.Tensor, None]:
         if len(ids) > self.most:
             torch.empty(2**50)
-        return super().capture(ids, hook)
+        return super().capture(ids, read, write)
 
 
 def test_forward_passes_shrink_until_they_fit_into_memory() -> None:
