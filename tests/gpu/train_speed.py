@@ -18,7 +18,7 @@ from speed import LLAMA_1B
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 
 LENGTH = 128

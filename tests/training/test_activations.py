@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,6 +14,7 @@ from saebench.hookpoint import HookPoint
 from saebench.training.activations import Activations
 from saebench.training.interrupt import Interrupt, Stopped
 from saebench.training.text import Text
+from tests.raising import raises
 
 
 class Numbered:
@@ -58,7 +58,7 @@ def test_forward_passes_shrink_until_they_fit_into_memory() -> None:
     made = source(Limited(1), Interrupt())
     torch.testing.assert_close(made.chunk(0), source(Numbered(), Interrupt()).chunk(0))
     assert made.batch == 1
-    with pytest.raises(SaebenchError, match=r"1 context\(s\) of 4 tokens do not fit.*set --dtype bfloat16"):
+    with raises(SaebenchError, "1 context", "4 tokens", "--dtype bfloat16"):
         source(Limited(0), Interrupt()).chunk(0)
 
 
