@@ -153,4 +153,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
                 echo(line)
     if over := over_limit(plans, request.max_cost):
         echo(over, err=as_json)
-    end_with([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))
+    end_with(
+        [f.error.exit_code for plan in plans for f in plan.failures],
+        some=any(plan.groups or plan.without_model for plan in plans),
+    )

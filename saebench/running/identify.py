@@ -122,6 +122,8 @@ def _corpus(setting: Setting) -> dict[str, Any]:
 
 def _habits(setting: Setting, job: Job) -> list[str]:
     """Warnings where training and measurement differ: BOS, model, hook point."""
+    if setting.task.kind == "weights":
+        return []
     about, read, out = job.about, job.read, []
     bos = setting.contexts.bos
     if setting.request.tokens is None and about["prepend_bos"] not in (None, bos):
