@@ -51,7 +51,7 @@ def _run(request: Request, as_json: bool) -> None:
 
     rank, _ = ranks.start()
     console = console_on()
-    outcome = execute(request, _Progress(console, quiet=rank > 0))
+    outcome = execute(request, RunProgress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
             echo(json.dumps([record.to_json() for record in outcome.records], indent=1, allow_nan=False))
@@ -77,7 +77,7 @@ def _exit(bad: list[int], some: bool) -> None:
         raise click.exceptions.Exit(1 if some or 1 in bad else 2)
 
 
-class _Progress:
+class RunProgress:
     """A progress bar on a terminal, a line per stage on anything else."""
 
     def __init__(self, console: "Console", quiet: bool) -> None:
@@ -136,7 +136,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 def _dry_run(request: Request, as_json: bool) -> None:
     from saebench.running.dry_run import dry_runs, over_limit
 
-    plans = dry_runs(request, _Progress(console_on(), quiet=False))
+    plans = dry_runs(request, RunProgress(console_on(), quiet=False))
     if as_json:
         bodies = [plan.to_json() for plan in plans]
         echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
