@@ -358,3 +358,8 @@ def set_state(metric: Metric, state: Mapping[str, Any]) -> None:
         )
     for owner, value in rows.items():
         setattr(metric, owner, value)
+
+
+def reads_weights_only(metric: type[Metric]) -> bool:
+    """Whether a metric needs nothing of a batch, adds no stream, and neither experiments on a language model nor asks a judge."""
+    return not (metric.needs or metric.edit_rows or metric.uses_lens or metric.asks)

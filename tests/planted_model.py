@@ -55,8 +55,17 @@ class PlantedModel:
     def differentiate(self, token_ids: Tensor, write: HookPoint, scalar: Callable[[Tensor], Tensor]) -> Tensor:
         raise NotImplementedError
 
-    def step(self, *_: Any) -> tuple[Tensor, Any]:
-        raise NotImplementedError
+    def step(
+        self,
+        token_ids: Tensor,
+        cache: Any,
+        read: HookPoint,
+        write: HookPoint,
+        change: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Any]:
+        assert not self.remembers
+        x = self.embedding[token_ids]
+        return change(x, x), cache
 
     def lens(self, **options: Any) -> Lens:
         return Lens(self, PLACE, **options)

@@ -17,7 +17,8 @@ from saebench.running.passes import default_batch, edit_rows, together
 from saebench.running.plan import Job, all_wanted, make_jobs, named_by_checkpoint, read_tasks
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
-from saebench.task import Task
+from saebench.sources.open import open_source
+from saebench.task import MODEL_FREE, ActivationContent, Task
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class Text:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan of a run: its text, passes, failures and judge calls."""
+    """The plan of a run: its text, passes, failures and judge calls.
+
+    Attributes:
+        without_model: SAEs of a task that brings its own activations, or reads weights alone; their cost is not estimated.
+    """
 
     task: str
     metrics: list[str]
@@ -71,6 +76,7 @@ class DryRun:
     groups: list[Group]
     failures: list[Failure]
     judge: JudgePlan | None = None
+    without_model: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: costs in multiply-adds, memory in bytes, time in seconds."""
@@ -81,8 +87,9 @@ class DryRun:
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
         judge = {"judge": self.judge.to_json()} if self.judge else {}
+        free = {"without_model": list(self.without_model)} if self.without_model else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures, **judge}  # fmt: skip
+                "groups": groups, "failures": failures, **free, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -96,6 +103,8 @@ class DryRun:
                 f"  time at least about {duration(g.seconds)}: all of it at the speed of this machine's matrix products"
             )
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        if self.without_model:
+            out.append(f"no language model: {len(self.without_model)} SAE(s): {', '.join(self.without_model)}")
         if self.judge:
             out.append(self.judge.line())
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
@@ -113,7 +122,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     check_request(request)
     tasks = read_tasks(request)
     wanted = all_wanted(request, tasks)
-    jobs, failures = make_jobs(request, (reporter or Silent()).message)
+    jobs, failures = make_jobs(request, (reporter or Silent()).message, tasks)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 
 
@@ -131,6 +140,11 @@ def over_limit(plans: Sequence[DryRun], max_cost: float | None) -> str | None:
 def _dry_run(
     request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
 ) -> DryRun:
+    if task.kind in MODEL_FREE:
+        judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
+        return DryRun(
+            task.label, list(wanted), _samples(request, task), [], failures, judge, [job.name for job in jobs]
+        )
     text, groups, failures = _text(request, task, None), [], list(failures)
     streams = Streams(any("token_losses" in m.needs for m in wanted.values()), edit_rows(wanted.values()))
     for model in dict.fromkeys(job.model for job in jobs):
@@ -174,6 +188,14 @@ def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
         return model_size(config), config
     except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
         raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
+
+
+def _samples(request: Request, task: Task) -> Text:
+    """The contexts of a task that brings its own activations."""
+    contexts, length = task.contexts.count, task.contexts.length
+    if isinstance(task.content, ActivationContent) and (source := open_source(task)) is not None:
+        contexts, length = len(source.contexts()), source.contexts().length
+    return Text(min(contexts, request.limit or contexts), length, length)
 
 
 def _text(request: Request, task: Task, model: str | None) -> Text:

@@ -39,14 +39,14 @@ class Effects(Metric):
     settings: ClassVar[Settings] = Settings()
     headlines = ("ablation_kl", "ablation_sparsity", "top10_share", "random_kl")
     about: ClassVar[dict[str, str]] = {
-        "ablation_kl": "change of the next-token distribution without the latent, a position",
-        "ablation_sparsity": "effective share of logits that move (2/π: all alike)",
-        "top10_share": "share of that change in ten tokens",
-        "random_kl": "the same for a random direction of equal norm",
-        "random_sparsity": "the same for a random direction of equal norm",
-        "random_top10_share": "the same for a random direction of equal norm",
-        "kl_ratio": "latents' KL over that of random directions",
-        "sparsity_gap": "latents' sparsity less that of random directions",
+        "ablation_kl": "KL from clean with one latent removed, per position",
+        "ablation_sparsity": "effective share of logits that move; 2/π for a Gaussian change",
+        "top10_share": "share of that KL in the ten most moved tokens",
+        "random_kl": "ablation_kl of a random direction of equal norm",
+        "random_sparsity": "ablation_sparsity of a random direction of equal norm",
+        "random_top10_share": "top10_share of a random direction of equal norm",
+        "kl_ratio": "ablation_kl over random_kl",
+        "sparsity_gap": "ablation_sparsity less random_sparsity",
         "coverage": "sampled latents with enough firings",
     }
 
@@ -180,7 +180,7 @@ class Effects(Metric):
 
 
 class EffectsSmall(Effects):
-    """The same with fewer latents and firings: minutes on two cores."""
+    """`effects` with fewer latents and firings: minutes on two cores."""
 
     name = "effects_small"
     settings = Settings(latents=24, firings=4, fewest=2)
