@@ -22,7 +22,8 @@ from saebench.running.reporting import Reporter
 from saebench.running.request import Request
 from saebench.task import Task, builtin_tasks
 from saebench.training.loop import Reporter as TrainReporter
-from saebench.training.plan import TrainRequest, read_requests, require_whole, with_options
+from saebench.training.plan import read_requests, with_options
+from saebench.training.request import TrainRequest, require_whole
 
 # A language model's SAEs where none are named: those of a clone of the project.
 _SAES = Path("results/baselines")

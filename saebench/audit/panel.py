@@ -14,7 +14,7 @@ from saebench.sae import SAE, Metadata, TopK
 from saebench.streams import generator
 from saebench.training.baselines import BASELINES
 from saebench.training.loop import Reporter as TrainReporter
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 
 Role = Literal["recipe", "degraded", "snapshot", "control", "floor"]
