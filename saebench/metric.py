@@ -178,6 +178,7 @@ class Metric:
             that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         figures: pictures of the scores, beside the default of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
+        truth: the score that `saebench audit` holds other metrics against, for a metric that reads planted features.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -204,6 +205,7 @@ class Metric:
     smallest: ClassVar[Mapping[str, float]] = {}
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
+    truth: ClassVar[str | None] = None
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False

@@ -177,7 +177,7 @@ def _train(requests: list[TrainRequest], out: Path, command: str) -> None:
     folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
     paths: list[Path] = []
     for request, folder in zip(requests, folders, strict=True):
-        paths += run_training(request, folder, _Progress(console, quiet=rank > 0), command)
+        paths += run_training(request, folder, TrainProgress(console, quiet=rank > 0), command)
     if rank > 0:
         return
     for path in paths:
@@ -215,7 +215,7 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 
-class _Progress:
+class TrainProgress:
     """A live table on a terminal; elsewhere a line per SAE every twentieth of the run, and at least every half minute."""
 
     _SILENCE = 30.0  # seconds
