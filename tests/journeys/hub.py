@@ -2,8 +2,8 @@
 
     python -m tests.journeys.hub
 
-An SAE repository at a pinned revision and a language model are fetched, text is streamed, and records name the commit. A second run
-finds its records without the hub, and a forced one computes the same numbers offline. Not part of `make test`: a minute on two cores.
+An SAE repository at a pinned revision and a language model are fetched, text is streamed, and records name the commit. A second
+run finds its records without the hub, and a forced one computes the same numbers offline. Not part of `make test`: some minutes.
 """
 
 import json

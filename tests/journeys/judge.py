@@ -4,8 +4,8 @@
     python -m tests.journeys.judge --python PATH            # that environment's interpreter
     python -m tests.journeys.judge --server transformers    # this environment's `transformers serve`, on a local model
 
-Two latents of a bundled SAE are explained and judged by SmolLM2-135M-Instruct; then the server is stopped, and the record is made again
-from the replies alone. Not part of `make test`: it installs packages and takes minutes.
+Two latents of a bundled SAE are explained and judged by SmolLM2-135M-Instruct; then the server is stopped, and the record is made
+again from the replies alone. Not part of `make test`: it installs packages and takes minutes.
 """
 
 import argparse
