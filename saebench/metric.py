@@ -21,7 +21,7 @@ from saebench.batch import Edited as Edited
 from saebench.batch import TokenLosses as TokenLosses
 from saebench.batch import Truth as Truth
 from saebench.judge import Calls, Session
-from saebench.lens import Lens
+from saebench.lens import Lens, LensWork
 from saebench.presentation import Axis, Figure
 from saebench.sae import SAE
 from saebench.stats import Kind
@@ -249,6 +249,18 @@ class Metric:
     def judge_calls(cls, d_sae: int) -> list[Calls]:
         """The calls that one SAE of so many latents costs at most, for `--dry-run`; of metrics that ask a judge."""
         return []
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork | None:
+        """The experiments that one SAE costs at most, for `--dry-run`; of metrics that use the lens.
+
+        Args:
+            length: tokens of a context of the task at most.
+
+        Returns:
+            None: not declared, and left out of the estimated time.
+        """
+        return None
 
     def details(self) -> dict[str, Any]:
         """Further plain values for the record: chosen latents, fitted parameters. Called last."""
