@@ -11,12 +11,14 @@ from saebench.plugins.metrics.effects.measure import Firing, ablate, divergence,
 from saebench.plugins.metrics.effects.metric import Effects
 from saebench.plugins.metrics.effects.settings import Settings
 
+import saebench
 from saebench.errors import SaebenchError
 from saebench.lens import contribution, token_scale
 from saebench.metric import Env, get_state, set_state
 from saebench.sae import SAE, LayerNorm, TokenScale
 from saebench.stats import ratio_interval
 from saebench.testing import check_metric, lens_env, random_sae
+from tests import kills
 from tests.planted_model import PlantedModel, batch_of, one_hot_sae, rescaled
 from tests.raising import raises
 
@@ -115,6 +117,14 @@ def test_batches_merging_lens_batches_and_decoder_scale_change_nothing():
             assert other[key] == pytest.approx(value, rel=1e-5), key
 
 
+def test_the_declared_work_bounds_the_work_done():
+    model, sae, ids = world()
+    measured(model, sae, ids)
+    declared = vars(Few.lens_work(sae.d_sae, ids.shape[1]))
+    # Some latents fire less often than the sample takes, and contexts end with the horizon.
+    assert all(0.6 * declared[key] < model.work[key] <= declared[key] for key in declared)
+
+
 @pytest.mark.parametrize("transform", [None, LayerNorm(), TokenScale()])
 def test_a_contribution_is_what_the_reconstruction_loses_without_the_latent(transform):
     plain = random_sae(16, 48, k=None, seed=3)
@@ -160,3 +170,12 @@ def test_the_metric_keeps_its_contract():
 
     check_metric(Tiny, reads_text=True, env=partial(lens_env, batch_size=3))
     check_metric(Tiny, reads_text=True)
+
+
+def test_a_run_that_is_killed_among_its_experiments_ends_with_the_same_record(tmp_path: Path):
+    arguments = kills.prepare(tmp_path, kills.FEW)
+    assert kills.run_killed(arguments, tmp_path / "killed", 1) == 1
+    saebench.run(**arguments, results=tmp_path / "whole")
+    whole = kills.scores(tmp_path / "whole")
+    assert whole[0]
+    assert kills.scores(tmp_path / "killed") == whole

@@ -256,7 +256,7 @@ def test_a_strangers_metric_is_on_the_table_and_ranked(make: Make) -> None:
 # --- compare ---------------------------------------------------------------------------------------------------------
 
 
-def test_compare_says_who_is_better_by_how_much_and_what_to_mind(make: Make) -> None:
+def test_compare_names_the_better_sae_its_margin_and_what_else_differs(make: Make) -> None:
     a, b = make("a", 0.03, 1), make("b", 0.0, 2)
     [found] = compare([a, b], ["explained_variance", "l0", "dead_fraction"])
     by_key = {line.column.key: line for line in found.lines}
@@ -278,6 +278,30 @@ def test_compare_says_who_is_better_by_how_much_and_what_to_mind(make: Make) -> 
     assert back.sentence.startswith("b is better in explained_variance by 0.02")
     assert "B is better" in terminal(comparison_table(found))
     assert len(compare([a, b, make("c", 0.0, 3)])) == 2
+
+
+def test_a_comparison_fits_into_80_columns_with_no_number_split(make: Make) -> None:
+    long = "smollm2-135m-layer15-some-recipe-with-a-long-name-k32"
+    [found] = compare([make(f"{long}-seed0", 0.03, 1), make(f"{long}-seed1", 0.0, 2)])
+    text = terminal(comparison_table(found), width=80)
+    for line in found.lines:
+        shown = [value_text(line.a), value_text(line.b)]
+        if line.difference is not None:
+            shown.append(
+                interval_text(Cell("scored", line.difference.value, line.difference.low, line.difference.high))
+            )
+        elif line.reason is not None:
+            assert "[1]" in text
+        assert all(number in text for number in shown)
+    assert f"{long}-seed0" in text
+    assert f"{long}-seed1" in text
+
+
+def test_names_on_a_board_are_folded_after_a_hyphen(make: Make) -> None:
+    [board] = boards([make("smollm2-135m-layer15-matryoshka-k32", 0.0, 1), make("b", 0.0, 2)])
+    text = terminal(*board_tables(board, 60), width=60)
+    assert "matryoshka" in text
+    assert "layer15" in text
 
 
 def test_compare_sees_no_difference_between_twins(make: Make) -> None:

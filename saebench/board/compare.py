@@ -174,6 +174,10 @@ def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
                     reason = difference.no_interval
             except SaebenchError as error:
                 reason = one_line(error)
+        elif left.value is not None and right.value is not None:
+            reason = (
+                reason or "only ratios of sums over units, declared alike in both records, have a paired difference"
+            )
         size = board.presentation(column).smallest.get(column.key)
         lines.append(Line(column, left, right, difference, reason, paired, size))
     return Comparison(clean(one.name), clean(two.name), lines)

@@ -1,6 +1,7 @@
 """Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len
@@ -76,7 +77,7 @@ def board_tables(board: Board, width: int, scores: Sequence[str] = ()) -> list[T
         if blocks[-1] and _least(_table(board, blocks[-1] | {column: head})) > width:
             blocks.append({})
         blocks[-1][column] = head
-    tables = [_table(board, block) for block in blocks]
+    tables = [_fitted(board, block, width) for block in blocks]
     tables[0].title = Text(caption(board))
     tables[-1].caption = Text(LEGEND, style="dim")
     return tables
@@ -91,7 +92,14 @@ def _broken(head: str) -> str:
     return f"{head[:place]}\n{head[place:]}"
 
 
-def _table(board: Board, heads: Mapping[Column, str]) -> Table:
+def _fitted(board: Board, heads: Mapping[Column, str], width: int) -> Table:
+    """The table with the names of SAEs folded, after a hyphen if possible, to fit `width`."""
+    table = _table(board, heads)
+    names = max(map(_widest, table.columns[0].cells), default=0)
+    return _table(board, heads, fold=max(8, width - _least(table) + min(names, _NAME)))
+
+
+def _table(board: Board, heads: Mapping[Column, str], fold: int = 80) -> Table:
     """A row per SAE and a column per score, by its heading."""
     table = Table(title_justify="left", caption_justify="left")
     table.add_column("SAE", overflow="fold")
@@ -100,7 +108,8 @@ def _table(board: Board, heads: Mapping[Column, str]) -> Table:
         table.add_column(Text(head), justify="right", overflow="fold")
     for row in board.rows:
         cells = [_terminal(row.cells[column]) for column in heads]
-        table.add_row(Text(clean(row.name)), Text(clean(row.record.sae.get("d_sae", "?"), 12)), *cells)
+        name = "\n".join(wrap(clean(row.name), fold))
+        table.add_row(Text(name), Text(clean(row.record.sae.get("d_sae", "?"), 12)), *cells)
     return table
 
 
@@ -126,37 +135,48 @@ def _terminal(cell: Cell) -> Text:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Two SAEs side by side for a terminal, with B − A."""
-    a, b = clean(comparison.a, 40), clean(comparison.b, 40)
-    how = {True: "paired over documents", False: "not paired, since each SAE has its own latents"}
-    found = " or ".join(dict.fromkeys(how[line.paired] for line in comparison.lines)) or how[True]
+    """A table of B against A for a terminal, 80 columns wide at most; reasons for missing intervals are footnotes."""
+    columns = [line.column for line in comparison.lines]
+    reasons = list(dict.fromkeys(clean(line.reason, 300) for line in comparison.lines if line.reason))
     table = Table(
-        caption=Text(f"B − A: {found}, 95 % interval; p: Holm over all lines of the comparison", style="dim"),
+        title=Text(f"A  {clean(comparison.a)}\nB  {clean(comparison.b)}"),
+        title_justify="left",
+        caption=Text("\n".join([_method(comparison), *(f"[{i}] {r}" for i, r in enumerate(reasons, 1))]), style="dim"),
         caption_justify="left",
     )
-    for name in ("score", a, b, "B − A", "p", ""):
-        table.add_column(Text(name), justify="left" if name in ("score", "") else "right", overflow="fold")
-    columns = [line.column for line in comparison.lines]
+    table.add_column("score", overflow="fold")
+    for name in ("A", "B", "B − A"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict", overflow="fold")
     for line in comparison.lines:
-        cells = [Text(value_text(cell)) for cell in (line.a, line.b)]
-        table.add_row(Text(heading(line.column, columns)), *cells, *_difference(line))
+        mark = f" [{reasons.index(clean(line.reason, 300)) + 1}]" if line.reason else ""
+        head = Text(_broken(heading(line.column, columns)))
+        table.add_row(head, *(Text(value_text(cell)) for cell in (line.a, line.b)), *_difference(line, mark))
     return table
 
 
-def _difference(line: Line) -> list[Text]:
+def _method(comparison: Comparison) -> str:
+    how = {True: "paired over documents", False: "not paired, since each SAE has its own latents"}
+    found = " or ".join(dict.fromkeys(how[line.paired] for line in comparison.lines)) or how[True]
+    return f"B − A: {found}, 95 % interval; p: Holm over all lines of the comparison"
+
+
+def _difference(line: Line, mark: str) -> list[Text]:
+    """The cells of B − A, with its interval, and of the verdict, with its p-value."""
     found = line.difference
     if found is None:
-        return [Text(""), Text(""), Text(clean(line.reason or ""), style="dim")]
+        return [Text(""), Text(f"not compared{mark}", style="dim")]
     shown = Cell("scored", found.value, found.low, found.high)
     interval = interval_text(shown)
-    value = f"{value_text(shown)}\n{interval}" if interval else value_text(shown)
-    p_value = found.p_value if line.adjusted is None else line.adjusted
-    p = "" if p_value is None else f"{p_value:.1e}" if p_value < 1e-3 else f"{p_value:.3f}"
     words = {
         "better": "B is better",
         "worse": "A is better",
-        "differs": "differ",
-        "same": "no difference seen",
-        "negligible": f"smaller than matters ({line.smallest:g})" if line.smallest else "smaller than matters",
+        "differs": "A and B differ",
+        "same": "not told apart",
+        "negligible": f"negligible (< {line.smallest:g})" if line.smallest else "negligible",
     }
-    return [Text(value), Text(p), Text(words.get(line.verdict, clean(line.reason or "")))]
+    verdict = words.get(line.verdict, "not compared") + mark
+    p = found.p_value if line.adjusted is None else line.adjusted
+    if p is not None:
+        verdict += f"\np = {p:.1e}" if p < 1e-3 else f"\np = {p:.3f}"
+    return [Text(f"{value_text(shown)}\n{interval}" if interval else value_text(shown)), Text(verdict)]

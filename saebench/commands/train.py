@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, echo, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors, options
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.options import options_of
+from saebench.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from saebench.training.checkpoints import RunFolder
-    from saebench.training.plan import TrainRequest
 
 _OF_ONE_SAE = ("width", "k", "sets")
 _OF_A_TOY = ("seed", "k", "sets")
@@ -24,55 +25,16 @@ _OF_A_TOY = ("seed", "k", "sets")
 @click.command()
 @click.argument("what", required=False, metavar="RECIPE|FILE.toml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again goes on in it.")
-@click.option("--model", help="Alias, hub id, folder or .gguf.")
-@click.option("--planted", metavar="NAME", help="Train on a planted model, whose features are known (planted-1k).")
-@click.option(
-    "--activations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Train on these activations, [N, d] or [items, positions, d] (.npy, .safetensors, .parquet).",
-)
-@click.option("--hook", help="Where to train, e.g. blocks.15.hook_resid_post.")
+@options(TrainRequest, unset=True)
 @click.option("--width", type=int, help="Latents.")
 @click.option("--k", type=int, help="Active latents per token, for recipes that have a k.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Another setting of the recipe; repeatable.")
-@click.option("--tokens", type=int, help="Activations to train on. Default: all of the text, --epochs times.")
-@click.option("--epochs", type=int, help="How often the text may be read. Default: 1.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text of your own: .parquet, .csv, .jsonl (column text), .txt or a folder of .txt, or token ids .npy. "
-    "Default: saebench's training text.",
-)
-@click.option("--context-length", type=int, help="Tokens a context. Default: 128.")
-@click.option(
-    "--no-bos",
-    "bos",
-    flag_value=False,
-    default=None,
-    help="Contexts without BOS. Default: BOS if the tokenizer has one.",
-)
-@click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
-@click.option(
-    "--seed", type=int, help="Of the order of text, and of weights unless a file's [[saes]] gives theirs. Default: 0."
-)
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Keep activations there for other runs over the same text with the same --seed.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the model. Default: the fastest."
-)
 @click.option("--toy", is_flag=True, help="Recover the planted features of a small network instead: seconds, no model.")
 @click.option("--dry-run", is_flag=True, help="Say tokens, steps, memory and time; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: as JSON on stdout.")
 @debug_option
 def train(
-    what: str | None, out: Path | None, toy: bool, dry_run: bool, as_json: bool, debug: bool, **options: Any
+    what: str | None, out: Path | None, toy: bool, dry_run: bool, as_json: bool, debug: bool, **given: Any
 ) -> None:
     """Train SAEs on a model's activations, all of a file's from one forward pass.
 
@@ -89,20 +51,31 @@ def train(
         if as_json and not dry_run:
             raise UsageError("--json goes with --dry-run: a run writes its log into --out")
         if toy:
-            _toy(what or "topk", out, dry_run, options)
+            _toy(what or "topk", out, dry_run, given)
             return
-        requests = _requests(what, options)
+        command = _command(what, given)
+        requests = _requests(what, given)
         if dry_run:
             _dry_run(requests, as_json)
             return
         if out is None:
             raise UsageError("--out DIR is missing: the folder of the run")
-        _train(requests, out)
+        _train(requests, out, command)
 
 
-def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]":
+def _command(what: str | None, given: dict[str, Any]) -> str:
+    """The command line that trains the same SAEs: options of where it runs are left out."""
+    flags = {one.name: one.flag for one in options_of(TrainRequest) if one.name not in ("device", "cache")}
+    parts = ["saebench", "train", str(what)]
+    for name, flag in {**flags, "width": "--width", "k": "--k"}.items():
+        if given[name] is not None:
+            parts += [flag] if isinstance(given[name], bool) else [flag, str(given[name])]
+    return shlex.join([*parts, *(part for text in given["sets"] for part in ("--set", text))])
+
+
+def _requests(what: str | None, options: dict[str, Any]) -> list[TrainRequest]:
     """One run, or one for each hook point of a file."""
-    from saebench.training.plan import TrainRequest, expand, read_requests, with_options
+    from saebench.training.plan import OF_A_MODEL, expand, read_requests, with_options
 
     if what is None:
         raise UsageError("name a recipe (saebench list recipes) or a TOML file (tasks/train/ has some)")
@@ -112,7 +85,13 @@ def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]"
             raise UsageError(
                 f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
             )
+        if given := [name for name in ("planted", "activations") if options[name]]:
+            raise UsageError(f"--{given[0]} goes with a recipe, and {what} names its own source: change it there")
         found = read_requests(Path(what), options["seed"] or 0)
+        if found[0].planted and (given := [name for name in sorted(OF_A_MODEL) if options.get(name) is not None]):
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} is of a language model, and {what} trains on a planted one"
+            )
         return [with_options(request, options) for request in (found[:1] if options["hook"] else found)]
     if options["planted"] or options["activations"]:
         _fill_source(options)
@@ -159,7 +138,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
+def _dry_run(requests: list[TrainRequest], as_json: bool) -> None:
     from saebench.models import load_config
     from saebench.training.budget import budget
     from saebench.training.estimate import estimate
@@ -184,7 +163,7 @@ def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
             echo(line)
 
 
-def _train(requests: "list[TrainRequest]", out: Path) -> None:
+def _train(requests: list[TrainRequest], out: Path, command: str) -> None:
     from saebench import ranks
     from saebench.models import default_device, load_config
     from saebench.training.run import train as run_training
@@ -198,7 +177,7 @@ def _train(requests: "list[TrainRequest]", out: Path) -> None:
     folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
     paths: list[Path] = []
     for request, folder in zip(requests, folders, strict=True):
-        paths += run_training(request, folder, _Progress(console, quiet=rank > 0))
+        paths += run_training(request, folder, TrainProgress(console, quiet=rank > 0), command)
     if rank > 0:
         return
     for path in paths:
@@ -211,7 +190,7 @@ def _train(requests: "list[TrainRequest]", out: Path) -> None:
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
     from saebench.recipe import make_settings
     from saebench.registry import registry
-    from saebench.training.plan import require_whole
+    from saebench.training.request import require_whole
     from saebench.training.toy import toy
 
     given = [key for key, value in options.items() if key not in _OF_A_TOY and value is not None]
@@ -236,7 +215,7 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 
-class _Progress:
+class TrainProgress:
     """A live table on a terminal; elsewhere a line per SAE every twentieth of the run, and at least every half minute."""
 
     _SILENCE = 30.0  # seconds

@@ -10,8 +10,8 @@ is CR2 for the contrast of a regression on the two class indicators. The degrees
 the random-effects working model of Imbens & Kolesár (2016): var(mean of n units) ∝ ρ + (1 − ρ)/n, where ρ is the
 intra-cluster correlation of the placements. More than two classes: the mean over one-against-the-rest areas.
 
-Measured coverage (tests/simulation.py; 6 to 50 groups, equal and very unequal, labels constant or mixed within a group, areas
-.6 to .95): DeLong with clusters − 1 degrees of freedom .74 to .96; this, with intervals on the logit scale, is listed there.
+Coverage by simulation at 6 to 50 groups, equal and very unequal, labels constant or mixed within a group: tests/simulation.py.
+DeLong with clusters − 1 degrees of freedom covers .74 to .96 there.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,73 @@
+"""House rules: lengths of files and functions, import contracts that can fail, and English that reads like English."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+FILES = [*sorted((REPOSITORY / "saebench").rglob("*.py")), *sorted((REPOSITORY / "plugins").rglob("*.py"))]
+LINES, FUNCTION_LINES = 400, 60
+# Still to be split.
+LONG = {"saebench/subject.py", "saebench/testing.py", "check_metric"}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert len(FILES) > 200
+    lengths = {str(path.relative_to(REPOSITORY)): len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert not {name: length for name, length in lengths.items() if length > LINES and name not in LONG}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    lengths = {
+        f"{path.relative_to(REPOSITORY)}:{f.lineno} {f.name}": (f.end_lineno or 0) - f.lineno + 1
+        for path in FILES
+        for f in functions(path)
+    }
+    assert len(lengths) > 1000
+    assert not {
+        name: length for name, length in lengths.items() if length > FUNCTION_LINES and name.split()[-1] not in LONG
+    }
+
+
+def lint_imports(folder: Path) -> "subprocess.CompletedProcess[str]":
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-logo", "--no-cache", "pyproject.toml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("planted", "broken"),
+    [
+        ("", None),
+        ("import saebench.cli", "imports go down only"),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from saebench.results import Record", "no cycles"),
+        ("def later():\n    from saebench.registry import registry", "no cycles"),
+    ],
+    ids=["as it is", "plain", "for types", "inside a function"],
+)
+def test_import_contracts_fail_on_a_forbidden_import(tmp_path: Path, planted: str, broken: str | None) -> None:
+    shutil.copytree(REPOSITORY / "saebench", tmp_path / "saebench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    with (tmp_path / "saebench" / "errors.py").open("a") as file:
+        file.write(f"\n{planted}\n")
+    found = lint_imports(tmp_path)
+    assert (found.returncode == 0) == (broken is None), found.stdout
+    assert broken is None or f"{broken} BROKEN" in " ".join(found.stdout.split())
