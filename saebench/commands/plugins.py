@@ -59,4 +59,4 @@ def new_plugin(name: str, kind: str, debug: bool) -> None:
 
         for path in write(name, kind, Path()):
             echo(str(path))
-        echo(f"next: cd {name} && pip install -e . && pytest; README.md says how to try it", err=True)
+        echo(f"next: cd {name} && pip install -e . pytest && pytest; README.md says how to try it", err=True)
