@@ -29,6 +29,7 @@ from saebench.running.request import Request
 from saebench.task import LabelSpec, builtin_tasks
 from saebench.testing import random_sae
 from tests.conftest import HOOK
+from tests.raising import raises
 
 WORDS = [f"w{i}" for i in range(90)]
 
@@ -132,17 +133,17 @@ def test_na_is_a_label(tmp_path: Path) -> None:
 
 def test_bad_tables_are_one_line_errors(tmp_path: Path) -> None:
     frame = table()
-    with pytest.raises(UsageError, match=r"column 'lable'.*did you mean 'label'"):
+    with raises(UsageError, "column 'lable'", "did you mean 'label'"):
         labelled_texts(frame, LabelSpec(label="lable"), "t")
-    with pytest.raises(UsageError, match="1 classes"):
+    with raises(UsageError, "1 classes"):
         labelled_texts(frame.assign(label="x"), BY_GROUP, "t")
-    with pytest.raises(UsageError, match="'c0' is in one group"):
+    with raises(UsageError, "'c0' is in one group"):
         labelled_texts(frame.assign(group=frame.label), BY_GROUP, "t")
     latin = tmp_path / "latin.csv"
     latin.write_bytes("text,label\ncaf\xe9,a\n".encode("latin-1"))
-    with pytest.raises(UsageError, match="not UTF-8"):
+    with raises(UsageError, "not UTF-8"):
         read_table(latin)
-    with pytest.raises(UsageError, match="not readable"):
+    with raises(UsageError, "not readable"):
         read_table(tmp_path / "none.csv")
 
 
@@ -333,9 +334,9 @@ def test_a_dry_run_counts_labelled_texts_at_their_length(speaker: Path, two_saes
 
 def test_metrics_and_tasks_must_fit(speaker: Path, two_saes: list[Path], tokens: Path, tmp_path: Path) -> None:
     task = task_file(tmp_path, table())
-    with pytest.raises(UsageError, match="metric 'fidelity' needs token_losses"):
+    with raises(UsageError, "metric 'fidelity' needs token_losses"):
         saebench.run(two_saes[0], model=str(speaker), task=task, metrics=["fidelity"], results=tmp_path)
-    with pytest.raises(UsageError, match="metric 'probing' needs labels"):
+    with raises(UsageError, "metric 'probing' needs labels"):
         saebench.run(two_saes[0], model=str(speaker), metrics=["probing"], results=tmp_path)
     [record] = saebench.run(two_saes[0], model=str(speaker), task=task, metrics=["sparsity"], results=tmp_path)
     assert record.score("l0")["value"] == 8
@@ -351,7 +352,7 @@ def test_too_few_documents_leave_an_error(speaker: Path, two_saes: list[Path], t
 def test_a_suite_is_every_task_of_its_folder() -> None:
     assert [t.name for t in load_tasks("probing")] == [n for n in builtin_tasks() if n.startswith("probing/")]
     assert [t.name for t in load_tasks("probing/wordnet@1")] == ["probing/wordnet"]
-    with pytest.raises(UsageError, match="did you mean 'probing'"):
+    with raises(UsageError, "did you mean 'probing'"):
         load_tasks("probng")
 
 

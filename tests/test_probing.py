@@ -22,6 +22,7 @@ from saebench.running.state import StateFolder
 from saebench.sae import SAE, Latents
 from saebench.stats import ratio_interval
 from saebench.testing import identity_sae, random_sae
+from tests.raising import raises
 
 D, TOKENS = 6, 4
 
@@ -283,7 +284,7 @@ def test_scale_of_a_latent_does_not_change_what_is_chosen() -> None:
 
 def test_too_few_documents_are_said() -> None:
     one_class = labels_of(np.zeros(30, np.int64), np.arange(30) % 3 == 0)
-    with pytest.raises(SaebenchError, match="fewer than two classes"):
+    with raises(SaebenchError, "fewer than two classes"):
         values(measured(noise(30), one_class))
     labels = two_sided(18)
     metric = measured(noise(18), labels, random_sae(D, 40, k=4))

@@ -17,6 +17,7 @@ from saebench.metric import Metric
 from saebench.registry import GROUP, build, installed, registry
 from saebench.testing import check_metric
 from tests.conftest import EXAMPLE
+from tests.raising import raises
 
 BUILT_IN = {"fidelity", "sparsity", "geometry"}
 
@@ -199,7 +200,7 @@ def test_the_first_of_two_with_one_name_keeps_it(module):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'fidelity'"):
+    with raises(UsageError, "did you mean 'fidelity'"):
         installed().get("metrics", "fidelty")
 
 
@@ -207,7 +208,7 @@ def test_strict_raises_and_otherwise_warns_once(module, monkeypatch):
     found = build([module("bad", **returning(None))])
     monkeypatch.setattr(registry_module, "installed", lambda: found)
     registry_module._warn_once.cache_clear()
-    with pytest.raises(SaebenchError, match="plugin 'bad'"):
+    with raises(SaebenchError, "plugin 'bad'"):
         registry(strict=True)
     with pytest.warns(UserWarning, match="plugin 'bad'") as warned:  # noqa: PT031
         registry()

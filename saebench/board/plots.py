@@ -1,4 +1,4 @@
-"""The pictures of a board: scores over the sparsity axis with a Pareto front per architecture, and curves.
+"""The plots of a board: scores over the sparsity axis with a Pareto front per architecture, and curves.
 
 Matplotlib draws them, so one function serves the README's PNG, a paper's SVG and the HTML leaderboard.
 """
@@ -18,20 +18,20 @@ from saebench.text import clean
 if TYPE_CHECKING:
     import matplotlib.figure as plt
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, less black and yellow: they read on white and on black.
+# Okabe and Ito's colour-blind-safe colours, without black and yellow: legible on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vP"
-# Stands for "the colour of the text around", which a figure cannot know.
+# Placeholder for the surrounding text colour, which is unknown when the figure is drawn.
 _INK = "#010203"
 _LINES = ("-", "--", "-.", ":")
-# Beyond this many points, interval bars hide them.
+# With more points, interval bars hide them.
 _BARS = 300
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
 
 def plots(board: Board) -> "dict[str, plt.Figure]":
-    """Every picture that the board has numbers for, by name.
+    """Every plot that the board has numbers for, by name.
 
     pareto-KEY (control-KEY where it has references) for each score that tables show and its metric draws over the sparsity axis:
     those declared, and each other score with a direction and an interval. curve-KEY for each declared curve.
@@ -48,7 +48,7 @@ def plots(board: Board) -> "dict[str, plt.Figure]":
 
 
 def _over_sparsity(board: Board, column: Column) -> Figure | None:
-    """The declared figure of a score over the sparsity axis; the default for a score that has a direction and an interval."""
+    """The score's declared figure over the sparsity axis; a default one if it has a direction and an interval."""
     if column.at is not None or (board.sparsity and column.key == board.sparsity.key):
         return None
     for figure in board.presentation(column).figures:
@@ -59,7 +59,7 @@ def _over_sparsity(board: Board, column: Column) -> Figure | None:
 
 
 def _curves(board: Board) -> dict[Column, Figure]:
-    """The declared figures that the board has a point of, by their score as a column without a place."""
+    """The declared curves that have at least one point on the board, by their score as a column without `at`."""
     found = {}
     for column in board.columns:
         for figure in board.presentation(column).figures:
@@ -69,13 +69,13 @@ def _curves(board: Board) -> dict[Column, Figure]:
 
 
 def _stem(column: Column, among: Sequence[Column]) -> str:
-    """A picture's name: the key, with metric and version where another has the same."""
+    """A plot's name: the key, with metric and version if another plot has the same key."""
     same = [c for c in among if c.key == column.key]
     return column.key if len(same) == 1 else f"{column.metric}-{column.key}-v{column.version}"
 
 
 def _places(board: Board, column: Column, key: str) -> list[Column]:
-    """The columns of a score of the same metric and version, in the order of their places."""
+    """The points of a curve: columns with the score's metric, version and key, sorted by `at`."""
     same = [c for c in board.columns if (c.metric, c.version, c.key) == (column.metric, column.version, key)]
     return sorted(same, key=lambda c: (c.at is not None, c.at or 0.0))
 
@@ -86,7 +86,7 @@ def _places(board: Board, column: Column, key: str) -> list[Column]:
 def scatter(board: Board, column: Column, declared: Figure | None = None) -> "plt.Figure":
     """A score over the sparsity axis: a point per SAE with its interval, and a line along each architecture's Pareto front.
 
-    A reference of each SAE's own is a hollow point, joined to the score's; then no front is drawn.
+    Each SAE's own reference is a hollow point joined to its score; no front is drawn then.
     """
     declared = declared or Figure(column.key)
     figure, axes = _axes(_sparsity_label(board), declared.y or _label(column))
@@ -120,7 +120,7 @@ def scatter(board: Board, column: Column, declared: Figure | None = None) -> "pl
 def _hollow(
     axes: Any, x: Sequence[float], y: Sequence[float], reference: Sequence[float | None], style: Any, label: str | None
 ) -> None:
-    """Hollow points of a reference, each joined to the score that it belongs to."""
+    """Hollow points of a reference, each joined to its SAE's score."""
     both = [(at, low, high) for at, low, high in zip(x, reference, y, strict=True) if low is not None]
     named = {} if label is None else {"label": label}
     axes.plot([at for at, *_ in both], [low for _, low, _ in both], markerfacecolor="none", **style, **named)
@@ -132,7 +132,7 @@ def _hollow(
 
 
 def curve(board: Board, column: Column, declared: Figure) -> "plt.Figure":
-    """A score over the place where it was taken, a line per SAE with intervals; references of its own are dotted."""
+    """A curve: a line per SAE with intervals; each SAE's own references are dotted."""
     columns = _places(board, column, column.key)
     figure, axes = _axes(declared.x or "at", declared.y or _label(columns[0]))
     having = [i for i, row in enumerate(board.rows) if any(row.cells[c].value is not None for c in columns)]
@@ -155,21 +155,21 @@ def curve(board: Board, column: Column, declared: Figure) -> "plt.Figure":
 
 
 def _line(board: Board, row: int, columns: Sequence[Column]) -> tuple[list[float], list[float], list[list[float]]]:
-    """Places, values and interval bars of one SAE's curve."""
+    """x, y and interval bars of one SAE's curve."""
     scored = [c for c in columns if c.at is not None and board.rows[row].cells[c].value is not None]
     cells = [board.rows[row].cells[c] for c in scored]
     return [c.at or 0.0 for c in scored], [cell.value or 0.0 for cell in cells], _bars(cells)
 
 
 def _level(axes: Any, declared: Figure) -> None:
-    """The value at which the score is worth nothing."""
+    """A horizontal line at the value of a worthless SAE."""
     if declared.worthless is not None:
         label = declared.worthless_label or None
         axes.axhline(declared.worthless, linestyle=":", color=_INK, alpha=0.5, linewidth=1, label=label)
 
 
 def _shared(axes: Any, board: Board, column: Column, declared: Figure) -> None:
-    """References that are equal for all SAEs, each from the first SAE that has it: a line, or a level where it is one value."""
+    """Shared references, each from the first SAE that has it: a line, or a horizontal level for a single value."""
     for i, reference in enumerate(r for r in declared.references if r.shared):
         style = {"linestyle": _LINES[i % len(_LINES)], "color": _INK, "linewidth": 1, "label": reference.label}
         columns = _places(board, column, reference.key)
@@ -184,7 +184,7 @@ def _shared(axes: Any, board: Board, column: Column, declared: Figure) -> None:
 
 
 def pareto_front(x: Sequence[float], y: Sequence[float], *, higher: bool) -> list[int]:
-    """The points that no other beats with less x and a y at least as good, from the smallest x on."""
+    """The Pareto-optimal points, sorted by x: no other point has a smaller x and a y at least as good."""
     front: list[int] = []
     for i in sorted(range(len(x)), key=lambda i: (x[i], -y[i] if higher else y[i])):
         if not front or (y[i] > y[front[-1]] if higher else y[i] < y[front[-1]]):
@@ -193,7 +193,7 @@ def pareto_front(x: Sequence[float], y: Sequence[float], *, higher: bool) -> lis
 
 
 def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
-    """Every picture of every board as PNG, SVG and PDF.
+    """Write every plot of every board as PNG, SVG and PDF.
 
     Raises:
         SaebenchError: the folder cannot be written.
@@ -211,16 +211,16 @@ def write_plots(boards: Sequence[Board], folder: Path) -> list[Path]:
     return written
 
 
-# --- into a page -----------------------------------------------------------------------------------------------------
+# --- plots in HTML -----------------------------------------------------------------------------------------------------
 
 
 def inline_svg(figure: "plt.Figure", title: str, salt: str) -> str:
-    """A figure as an <svg> element for a page: it takes the page's text colour, and what is drawn for a row has its data-row.
+    """A figure as an <svg> element for a page, in the page's text colour; marks of a row carry its number as data-row.
 
     Args:
         figure: from `scatter` or `curve`.
         title: the text alternative for screen readers.
-        salt: makes the ids of this figure its own within the page.
+        salt: makes the figure's ids unique within the page.
     """
     out = io.BytesIO()
     _save(figure, out, "svg", salt)
@@ -232,7 +232,7 @@ def inline_svg(figure: "plt.Figure", title: str, salt: str) -> str:
     for group in root.iter(f"{{{_SVG}}}g"):
         name = group.attrib.pop("id", "")
         if name.startswith("rows-"):
-            # Points are <use> elements, interval bars are paths; both come in the order of their rows.
+            # Points are <use> elements, interval bars are paths; both are in the order of the rows.
             marks = list(group.iter(f"{{{_SVG}}}use")) or list(group.iter(f"{{{_SVG}}}path"))
             for row, mark in zip(name.split("-")[1:], marks, strict=True):
                 mark.set("data-row", row)
@@ -244,7 +244,7 @@ def inline_svg(figure: "plt.Figure", title: str, salt: str) -> str:
 
 
 def _save(figure: "plt.Figure", target: Any, kind: str, salt: str = "saebench") -> None:
-    """The same bytes from the same numbers: no date, ids from `salt`."""
+    """Save a figure reproducibly: no date, ids from `salt`."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
@@ -278,7 +278,7 @@ def _legend(axes: Any) -> None:
     if len(axes.get_legend_handles_labels()[1]) < 2:
         return
     for text in axes.legend(frameon=False, fontsize=8, labelcolor=_INK).get_texts():
-        text.set_parse_math(False)  # a name is not a formula
+        text.set_parse_math(False)  # names are not formulas
 
 
 def _label(column: Column) -> str:
@@ -288,7 +288,7 @@ def _label(column: Column) -> str:
 
 
 def _sparsity_label(board: Board) -> str:
-    """The label of the sparsity axis, with the task that measured it where that is another."""
+    """The label of the sparsity axis, with the task that measured it if that is not the board's."""
     elsewhere = sorted({row.sparsity.reason for row in board.rows if row.sparsity and row.sparsity.reason})
     label = clean(board.sparsity.label, 60) if board.sparsity else ""
     return label + (f", of {clean(elsewhere[0], 30)}" if elsewhere else "")
@@ -305,7 +305,7 @@ def _log_if_wide(axes: Any, values: Sequence[float]) -> None:
 
 
 def _log(axes: Any) -> None:
-    """Logarithmic x with ticks that read as numbers: 20, 50, 100 …"""
+    """A logarithmic x axis with plain tick labels: 20, 50, 100 …"""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -316,13 +316,13 @@ def _log(axes: Any) -> None:
 
 
 def _points(board: Board, column: Column) -> list[int]:
-    """The rows that have this score and a sparsity."""
+    """The rows with this score and a measured sparsity."""
     rows = enumerate(board.rows)
     return [i for i, row in rows if row.cells[column].value is not None and row.sparsity]
 
 
 def architecture(row: Row) -> str:
-    """An SAE's architecture as its legend says it. A leading underscore would hide a label from matplotlib."""
+    """An SAE's architecture as a legend label, without the leading underscore that makes matplotlib hide a label."""
     return clean(row.record.sae.get("architecture") or "unknown", 30).lstrip("_") or "unknown"
 
 
@@ -332,7 +332,7 @@ def _by_architecture(board: Board, rows: Sequence[int]) -> dict[str, list[int]]:
 
 
 def _bars(cells: Sequence[Cell]) -> list[list[float]]:
-    """Distances from value to low and to high; 0 where there is no interval."""
+    """Distances from the value to the interval's ends; 0 without an interval."""
     values = [cell.value or 0.0 for cell in cells]
     below = [0.0 if c.low is None else max(0.0, value - c.low) for c, value in zip(cells, values, strict=True)]
     above = [0.0 if c.high is None else max(0.0, c.high - value) for c, value in zip(cells, values, strict=True)]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from saebench import SaebenchError, load_sae
 from saebench.inspection import inspect_sae
+from tests.raising import raises
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -288,9 +289,9 @@ def test_inspect_is_json_and_lines(case: str) -> None:
 
 
 def test_inspect_refuses_what_load_refuses(tmp_path: Path) -> None:
-    with pytest.raises(SaebenchError, match="no such file"):
+    with raises(SaebenchError, "no such file"):
         inspect_sae(tmp_path / "absent")
-    with pytest.raises(SaebenchError, match="cannot be measured without --k"):
+    with raises(SaebenchError, "cannot be measured without --k"):
         inspect_sae(REFERENCE / "llama3_interpretability/topk", measure=True)
-    with pytest.raises(SaebenchError, match="--model and --hook"):
+    with raises(SaebenchError, "--model and --hook"):
         inspect_sae(REFERENCE / "openai/topk", measure=True)
