@@ -1,4 +1,4 @@
-"""The command line: the group of commands. Heavy imports wait until a command needs them."""
+"""The command line: the group of commands. Heavy imports happen inside the commands."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from saebench.text import printable
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Clean the messages of click's own errors, which repeat arguments."""
+    """Remove unprintable characters from click's own errors, which quote arguments."""
     try:
         yield
     except click.ClickException as error:
@@ -25,7 +25,7 @@ def _printable_errors() -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """The group of commands: suggests the nearest to an unknown one; click's errors are printable."""
+    """The group of commands; suggests the nearest command for an unknown one."""
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with _printable_errors():
@@ -50,15 +50,15 @@ def main() -> None:
     """Measure, and train, sparse autoencoders on language models.
 
     \b
-    saebench run --sae PATH          every metric of a task, with intervals, in one pass
-    saebench train RECIPE            an SAE of your own, or all of a file's from one pass
-    saebench compare A B             what differs, on the same contexts
-    saebench stability A B           do seeds of one recipe find the same latents?
-    saebench steer --sae PATH …      what the model writes with a latent's direction added
-    saebench leaderboard             everything in results/, ranked only where the data can tell
+    saebench run --sae PATH          measure every metric of a task, with intervals, in one pass
+    saebench train RECIPE            train an SAE, or all SAEs of a file in one pass
+    saebench compare A B             paired differences on the same contexts
+    saebench stability A B           agreement of SAEs that differ in their seed
+    saebench steer --sae PATH …      continuations with a latent's direction added
+    saebench leaderboard             every record in results/, with ranks
     """
     warnings.showwarning = warn
-    # Libraries' own progress bars say nothing about a run; tqdm reads this when it is first imported.
+    # Silence the progress bars of libraries; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 

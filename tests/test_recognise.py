@@ -56,7 +56,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda data: data[: len(data) * 3 // 4], ["cut short", "download it again"]),
+        (lambda data: data[: len(data) * 3 // 4], ["truncated", "download it again"]),
         (lambda data: POINTER, ["git-LFS pointer", "git lfs pull"]),
         (lambda data: b"", ["empty", "download it again"]),
         (lambda data: b"<html>404 Not Found</html>", ["damaged", "download it again"]),
