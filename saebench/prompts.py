@@ -73,7 +73,7 @@ class Prompts:
         entity: str | None = None,
         known: bool = True,
     ) -> np.ndarray:
-        """Row numbers of the prompts of a side, attribute and entity; unless `known` is False, known prompts only, if that is known.
+        """Row numbers of the prompts of a side, attribute and entity; with `known`, of known prompts only (after `with_known`).
 
         Raises:
             UsageError: no such attribute or entity.

@@ -175,6 +175,18 @@ def test_llama_scope_fold_by_hand() -> None:
     torch.testing.assert_close(sae.b_dec.double(), state["decoder.bias"] / s_out)
 
 
+def test_llama_scope_names_its_model_in_a_file_beside(copy: Any) -> None:
+    folder = copy("llama_scope/jumprelu")
+    assert load_sae(folder).metadata.model is None
+    about = {"model_name": "meta-llama/Llama-3.1-8B", "model_from_pretrained_path": "/theirs", "d_model": 8}
+    (folder / "lm_config.json").write_text(json.dumps(about))
+    assert load_sae(folder).metadata.model == "meta-llama/Llama-3.1-8B"
+    (folder / "lm_config.json").write_text(json.dumps(about | {"model_name": ["gpt2"]}))
+    refused(folder, "lm_config.json", "model_name")
+    (folder / "lm_config.json").write_text("{")
+    refused(folder, "lm_config.json")
+
+
 def test_llama_scope_refusals(copy: Any) -> None:
     folder = copy("llama_scope/jumprelu")
     config = folder / "hyperparams.json"
