@@ -103,7 +103,7 @@ class HookPoint:
     # Whether the name was a module's: on Gemma 2 and 3 that module is at another place than the site (see Subject.require).
     as_module: bool = field(default=False, compare=False, repr=False)
 
-    SITES = tuple(_PRINTED)
+    SITES = tuple(site for site in _PRINTED if site != "activations")
 
     def __str__(self) -> str:
         return _PRINTED[self.site].format(self.layer)

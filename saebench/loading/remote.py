@@ -4,7 +4,6 @@ Both are downloaded and then read like local files.
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from posixpath import basename, dirname, join, normpath
 
+from saebench.cache import user_cache
 from saebench.errors import SaebenchError, UsageError, one_line, unknown
 from saebench.format import Format, Layout
 from saebench.loading.hf import Address, Listing, fetch_files, is_url, listing, pinned
@@ -205,8 +205,7 @@ def size_text(nbytes: int) -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "saebench" / "saelens"
+    return user_cache() / "saebench" / "saelens"
 
 
 def _refuse_misread(release: str, identity: str) -> None:
