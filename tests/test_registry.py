@@ -204,7 +204,7 @@ BROKEN_HOOKS = {
     "number": (returning(7), "TypeError"),
     "unreadable": (returning([Reads()], "saebench_models"), "unreadable"),
     "no_name": (returning([type("T", (Thing,), {"name": None})]), "name"),
-    "about": (returning([type("T", (Thing,), {"about": {"key": 3}})]), "about should give a sentence"),
+    "about": (returning([type("T", (Thing,), {"about": {"key": 3}})]), "about should be a dictionary"),
     "two_of_one_name": (returning([Thing, type("T", (Thing,), {})]), "two named 'thing'"),
     "argument": ({"saebench_metrics": hookimpl(lambda nonsense: [Thing])}, "nonsense"),
 }

@@ -47,7 +47,7 @@ def test_dictionary_learning_k_in_both_places_must_agree(copy: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["trainer"]["k"] = 6
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, "'k' is 5", "trainer.k = 6")
+    refused(folder, "'k' is 5", "trainer.k", "is 6")
 
 
 def test_dictionary_learning_trainer_keys_are_checked(copy: Any) -> None:
