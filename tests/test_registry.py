@@ -61,7 +61,7 @@ def test_strict_makes_the_broken_one_fatal(site: Path):
     done = saebench(site, "plugins", "--strict")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "broken: " in done.stderr
+    assert "broken plugins: broken" in done.stderr
     assert "BROKEN: ModuleNotFoundError" in done.stdout
 
 

@@ -156,7 +156,7 @@ def test_units_must_be_there_and_give_the_scores(tmp_path):
 
     path.write_text(json.dumps(right))
     pd.DataFrame({"x": [1]}).to_parquet(frame)
-    assert "not the units" in submit(path, "--results", tmp_path / "ours").stderr
+    assert "sha256 differs" in submit(path, "--results", tmp_path / "ours").stderr
     frame.unlink()
     assert "cannot be read" in submit(path, "--results", tmp_path / "ours").stderr
     frame.write_bytes(whole)
