@@ -116,7 +116,7 @@ def test_a_runs_folder_points_at_the_sae_whatever_else_lies_there(tmp_path: Path
     np.save(tmp_path / "state.npy", np.zeros(3))
     torch.save({"generator": np.random.default_rng(0)}, tmp_path / "rng_state.pth")  # a pickle that nothing here opens
     (tmp_path / "config.json").write_text("{}")
-    assert f"{tmp_path / 'copy'} does" in refusal(tmp_path)
+    assert f"{tmp_path / 'copy'}: name" in refusal(tmp_path)
     shutil.rmtree(tmp_path / "copy")
     (tmp_path / "config.json").unlink()
     assert refusal(tmp_path).startswith(f"{tmp_path / 'rng_state.pth'}: not readable as torch weights")
