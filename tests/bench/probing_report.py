@@ -64,8 +64,8 @@ def _cost(cost: dict[str, Any]) -> list[str]:
         "## Cost",
         "",
         f"The first {cost['documents']} documents of `probing/wordnet`. CPU seconds on one thread, since the machine was not "
-        "ours alone; medians of two repeats that took turns. The rest of the pass is each SAE's latents, its random twin's, "
-        "and pooling both.",
+        "ours alone; medians of two repeats that took turns. The rest of the pass is each SAE's latents, those of its three "
+        "random floors, and pooling all.",
         "",
         *table_head(columns),
     ]
@@ -90,7 +90,7 @@ def _cost(cost: dict[str, Any]) -> list[str]:
         *(table_row((name, f"{seconds:.1f}")) for name, seconds in cost["fit"].items()),
         "",
         "What was done about it: C is chosen by cross-validation up to k = 128 only and is fixed for all latents; folds go up "
-        "the grid from where they were; all latents stay sparse and in float32; the fits run on one thread, which is "
+        "the grid from where they were, in Newton steps; all latents stay sparse; the fits run on one thread, which is "
         "faster; probes that do not depend on the SAE are fitted once for a model, place and task, and cached.",
     ]
     return lines
