@@ -17,7 +17,8 @@ from saebench.running.passes import default_batch, edit_rows, together
 from saebench.running.plan import Job, all_wanted, make_jobs, named_by_checkpoint, read_tasks
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
-from saebench.task import Task
+from saebench.sources.open import open_source
+from saebench.task import MODEL_FREE, ActivationContent, Task
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,12 @@ class Text:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan of a run: its text, passes, failures and judge calls."""
+    """The plan of a run: its text, passes, failures and judge calls.
+
+    Attributes:
+        undeclared: metrics whose experiments have no declared cost, so that `seconds` leaves them out.
+        without_model: SAEs of a task that brings its own activations, or reads weights alone; their cost is not estimated.
+    """
 
     task: str
     metrics: list[str]
@@ -71,6 +77,8 @@ class DryRun:
     groups: list[Group]
     failures: list[Failure]
     judge: JudgePlan | None = None
+    undeclared: Sequence[str] = ()
+    without_model: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: costs in multiply-adds, memory in bytes, time in seconds."""
@@ -81,21 +89,29 @@ class DryRun:
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
         judge = {"judge": self.judge.to_json()} if self.judge else {}
+        free = {"without_model": list(self.without_model)} if self.without_model else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures, **judge}  # fmt: skip
+                "groups": groups, "failures": failures, "undeclared": list(self.undeclared), **free, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
         out = [f"task {self.task}: {self.text}; metrics {', '.join(self.metrics)}"]
         for g in self.groups:
             out.append(f"{g.model}, {g.hook}: {len(g.saes)} SAE(s) in {g.passes} pass(es): {', '.join(g.saes)}")
+            wide = max(30, *map(len, g.cost.stages))
             for stage, macs in g.cost.stages.items():
-                out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
-            out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
+                out.append(f"  {stage:<{wide}} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
+            out.append(f"  {'total':<{wide}} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
             out.append(
                 f"  time at least about {duration(g.seconds)}: all of it at the speed of this machine's matrix products"
             )
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        out += [
+            f"metric {name} does not declare the cost of its experiments: time leaves them out"
+            for name in self.undeclared
+        ]
+        if self.without_model:
+            out.append(f"no language model: {len(self.without_model)} SAE(s): {', '.join(self.without_model)}")
         if self.judge:
             out.append(self.judge.line())
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
@@ -113,7 +129,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     check_request(request)
     tasks = read_tasks(request)
     wanted = all_wanted(request, tasks)
-    jobs, failures = make_jobs(request, (reporter or Silent()).message)
+    jobs, failures = make_jobs(request, (reporter or Silent()).message, tasks)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 
 
@@ -131,6 +147,17 @@ def over_limit(plans: Sequence[DryRun], max_cost: float | None) -> str | None:
 def _dry_run(
     request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
 ) -> DryRun:
+    if task.kind in MODEL_FREE:
+        judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
+        return DryRun(
+            task.label,
+            list(wanted),
+            _samples(request, task),
+            [],
+            failures,
+            judge,
+            without_model=[job.name for job in jobs],
+        )
     text, groups, failures = _text(request, task, None), [], list(failures)
     streams = Streams(any("token_losses" in m.needs for m in wanted.values()), edit_rows(wanted.values()))
     for model in dict.fromkeys(job.model for job in jobs):
@@ -150,11 +177,12 @@ def _dry_run(
             if not mine:
                 continue
             try:
-                groups.append(_group(request, model, mine, size, config, text, streams))
+                groups.append(_group(request, model, mine, size, config, text, streams, list(wanted.values())))
             except UsageError as error:
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
-    return DryRun(task.label, list(wanted), text, groups, failures, judge)
+    undeclared = [name for name, m in wanted.items() if m.uses_lens and m.lens_work(1, text.length) is None]
+    return DryRun(task.label, list(wanted), text, groups, failures, judge, undeclared=undeclared)
 
 
 def _misfit(job: Job, model: str, width: int) -> UsageError:
@@ -174,6 +202,14 @@ def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
         return model_size(config), config
     except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
         raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
+
+
+def _samples(request: Request, task: Task) -> Text:
+    """The contexts of a task that brings its own activations."""
+    contexts, length = task.contexts.count, task.contexts.length
+    if isinstance(task.content, ActivationContent) and (source := open_source(task)) is not None:
+        contexts, length = len(source.contexts()), source.contexts().length
+    return Text(min(contexts, request.limit or contexts), length, length)
 
 
 def _text(request: Request, task: Task, model: str | None) -> Text:
@@ -199,6 +235,7 @@ def _group(
     config: Any,
     text: Text,
     streams: Streams,
+    metrics: Sequence[type[Metric]],
 ) -> Group:
     if not text.bound:
         require_length(config, text.length, model)
@@ -215,6 +252,10 @@ def _group(
     ]
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
+    for metric in metrics:
+        works = [metric.lens_work(d_sae, text.length) for _, d_sae in shapes] if metric.uses_lens else []
+        if declared := [work for work in works if work is not None]:
+            stages[f"experiments: {metric.name}"] = sum(size.experiments(work, write) for work in declared)
     copies = min(len(jobs), lanes) * (streams.losses + streams.edits)
     batch = request.batch_size or default_batch(device, copies, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
+from saebench.lens import LensWork
 
 from ..autointerp.tables import Table, joined, rank_within, rows, size
 from ..latents import fired, firings, hashed, lens_of, sampled
@@ -39,14 +40,14 @@ class Effects(Metric):
     settings: ClassVar[Settings] = Settings()
     headlines = ("ablation_kl", "ablation_sparsity", "top10_share", "random_kl")
     about: ClassVar[dict[str, str]] = {
-        "ablation_kl": "change of the next-token distribution without the latent, a position",
-        "ablation_sparsity": "effective share of logits that move (2/π: all alike)",
-        "top10_share": "share of that change in ten tokens",
-        "random_kl": "the same for a random direction of equal norm",
-        "random_sparsity": "the same for a random direction of equal norm",
-        "random_top10_share": "the same for a random direction of equal norm",
-        "kl_ratio": "latents' KL over that of random directions",
-        "sparsity_gap": "latents' sparsity less that of random directions",
+        "ablation_kl": "KL from clean with one latent removed, per position",
+        "ablation_sparsity": "effective share of logits that move; 2/π for a Gaussian change",
+        "top10_share": "share of that KL in the ten most moved tokens",
+        "random_kl": "ablation_kl of a random direction of equal norm",
+        "random_sparsity": "ablation_sparsity of a random direction of equal norm",
+        "random_top10_share": "top10_share of a random direction of equal norm",
+        "kl_ratio": "ablation_kl over random_kl",
+        "sparsity_gap": "ablation_sparsity less random_sparsity",
         "coverage": "sampled latents with enough firings",
     }
 
@@ -170,6 +171,13 @@ class Effects(Metric):
             Score.ratio("coverage", "scored", "sampled", unit=share, count="sampled", within=(0, 1)),
         ]
 
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork:
+        """Each firing's context once, with two copies, whose logits and clean logits are compared over the horizon."""
+        s = cls.settings
+        once = LensWork(s.firings * length, 2 * s.firings * length, 4 * s.firings * s.horizon)
+        return once.times(min(s.latents, d_sae))
+
     def units(self) -> pd.DataFrame:
         """One row per sampled latent: its means over firings, and whether it has them."""
         return self._units
@@ -180,7 +188,7 @@ class Effects(Metric):
 
 
 class EffectsSmall(Effects):
-    """The same with fewer latents and firings: minutes on two cores."""
+    """`effects` with fewer latents and firings: minutes on two cores."""
 
     name = "effects_small"
     settings = Settings(latents=24, firings=4, fewest=2)

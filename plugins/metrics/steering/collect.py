@@ -13,7 +13,7 @@ from saebench.lens import token_scale
 
 from ..autointerp.tables import Table, joined, rows
 from ..latents import firings, hashed
-from .settings import Settings
+from .settings import PassSettings
 
 TARGETS, CHOOSE, SCORE = 0, 1, 2
 # Firings whose activations are held at once while they are summed.
@@ -86,7 +86,7 @@ def summed(tables: list[Table], latents: np.ndarray) -> Table:
     return {"latent": own, "count": count, "sum": total}
 
 
-def neutral(batch: Batch, settings: Settings) -> Table:
+def neutral(batch: Batch, settings: PassSettings) -> Table:
     """The beginnings of contexts of the other documents: columns role, context, document, hash and tokens [n, length]."""
     roles = role(batch.seed, np.asarray(batch.document_id))
     length = settings.length
@@ -104,7 +104,7 @@ def neutral(batch: Batch, settings: Settings) -> Table:
     }
 
 
-def chosen_contexts(tables: list[Table], settings: Settings) -> Table:
+def chosen_contexts(tables: list[Table], settings: PassSettings) -> Table:
     """The contexts with the smallest hashes of either role, sorted by role and hash."""
     table = joined(tables)
     order = np.lexsort((table["hash"], table["role"]))

@@ -85,10 +85,10 @@ def measure(
     out: dict[str, Any] = dict.fromkeys(strengths)
     if not usable:
         return out
-    forked = _run(lens, torch.stack([f * vectors[name] for name, f in usable.items()]), score)
+    forked = run_added(lens, torch.stack([f * vectors[name] for name, f in usable.items()]), score)
     kl, own, other = (
         values.reshape(len(usable), len(score)).mean(1).tolist()
-        for values in (forked.kl(), _raised(forked, what.targets), _raised(forked, what.others))
+        for values in (forked.kl(), raised(forked, what.targets), raised(forked, what.others))
     )
     for i, (name, f) in enumerate(usable.items()):
         out[name] = {"strength": f, "kl": kl[i], "own": own[i], "other": other[i]}
@@ -98,14 +98,14 @@ def measure(
 def _strength(lens: Lens, vector: Tensor, contexts: list[list[int]], settings: Settings) -> float | None:
     """The largest strength with a mean KL within the limit; one that makes the model's output non-finite is beyond it."""
     strengths = torch.tensor(settings.strengths, dtype=torch.float64)
-    forked = _run(lens, strengths[:, None] * vector, contexts)
+    forked = run_added(lens, strengths[:, None] * vector, contexts)
     shape = (len(strengths), len(contexts))
     kl = forked.kl().reshape(shape).mean(1).cpu()
     within = (kl <= settings.most_kl) & forked.finite.reshape(shape).all(1).cpu()
     return float(strengths[within].max()) if bool(within.any()) else None
 
 
-def _run(lens: Lens, vectors: Tensor, contexts: list[list[int]]) -> Forked:
+def run_added(lens: Lens, vectors: Tensor, contexts: list[list[int]]) -> Forked:
     """Every vector [n, d] added at every position of every context: n · len(contexts) copies, vector by vector."""
     n = len(contexts)
     rows = vectors.float().to(lens.device)
@@ -116,7 +116,7 @@ def _run(lens: Lens, vectors: Tensor, contexts: list[list[int]]) -> Forked:
     return lens.fork(contexts, add, source=torch.arange(n).repeat(len(vectors)))
 
 
-def _raised(forked: Forked, tokens: list[int]) -> Tensor:
+def raised(forked: Forked, tokens: list[int]) -> Tensor:
     """[R] the change in the summed probability of some tokens at the end of each copy."""
     wanted = torch.tensor(tokens, device=forked.hidden.device)
     steered, clean = (forked.log_probabilities(wanted, clean=which).exp() for which in (False, True))

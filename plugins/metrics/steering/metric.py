@@ -8,23 +8,18 @@ half of the neutral contexts and the effect is measured on the other half.
 
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
-import torch
 
-from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
+from saebench import SAE, Env, Metric, SaebenchError, Score, hookimpl
+from saebench.lens import LensWork
 
-from ..autointerp.tables import Table, joined, rows
-from ..latents import fired, lens_of, sampled
-from . import collect
-from .measure import CEILING, LATENT, RANDOM, REVERSED, Steered, measure, target_tokens
+from ..latents import lens_of
+from .measure import CEILING, LATENT, RANDOM, REVERSED, measure
+from .passing import SteeringPass
 from .settings import Settings
 
-# Tables of sums and contexts are reduced when there are this many.
-_TABLES = 16
 
-
-class Steering(Metric):
+class Steering(SteeringPass):
     """Rise in probability of a latent's target tokens when its direction is added, less that of another latent's tokens.
 
     `gain` = `effect` − `shuffled` is the number to look at. The same gain is reported for a random direction, for the reversed
@@ -34,72 +29,24 @@ class Steering(Metric):
 
     name = "steering"
     version = 1
-    needs = frozenset({"x", "x_read", "latents"})
-    paired = False
-    uses_lens = True
     settings: ClassVar[Settings] = Settings()
     headlines = ("gain", "random_direction", "ceiling")
     about: ClassVar[dict[str, str]] = {
-        "effect": "rise in probability of the tokens that follow the latent",
-        "shuffled": "the same for another latent's tokens",
+        "effect": "rise in probability of the tokens that follow the latent's firings",
+        "shuffled": "rise in probability of another latent's tokens",
         "gain": "effect less shuffled",
         "random_direction": "gain of a random direction of equal norm",
         "reversed": "gain of the reversed direction",
         "ceiling": "gain of the difference of means",
-        "strength": "chosen strength, in 99.9th percentile activations",
+        "strength": "chosen strength, in units of the 99.9th percentile activation",
         "kl": "KL from clean at the chosen strength, on held-out contexts",
         "coverage": "sampled latents that have a score",
     }
 
     def __init__(self, sae: SAE) -> None:
-        self.seed = 0
-        self.live = np.zeros(sae.d_sae, dtype=bool)
-        self.firings: list[Table] = []
-        self.sums: list[Table] = []
-        self.contexts: list[Table] = []
-        self.base = np.zeros(0, dtype=np.int64)
-        self.total = np.zeros(sae.d_out)
-        self._sae = sae
+        super().__init__(sae)
         self._units = pd.DataFrame({"unit_id": [], "cluster_id": []})
         self._states: dict[str, int] = {}
-
-    # --- the pass -----------------------------------------------------------------------------------------------------
-
-    def update(self, batch: Batch) -> None:
-        self.seed = batch.seed
-        where = collect.predicting(batch)
-        self.live |= fired(batch, where)
-        firings, sums = collect.fired_tokens(batch, self._sae, where, self._sample())
-        self.firings.append(firings)
-        self.sums.append(sums)
-        self.contexts.append(collect.neutral(batch, self.settings))
-        self.base = collect.added(self.base, collect.next_counts(batch, where))
-        # Context by context, so that the order of the sums does not depend on the batch.
-        for x, mask in zip(batch.x, where, strict=True):
-            self.total += x[mask].double().sum(0).cpu().numpy()
-        self._cut(_TABLES)
-
-    def merge(self, other: "Steering") -> None:
-        self.seed = max(self.seed, other.seed)
-        self.live |= other.live
-        self.firings += other.firings
-        self.sums += other.sums
-        self.contexts += other.contexts
-        self.base = collect.added(self.base, other.base)
-        self.total += other.total
-        self._cut(1)
-
-    def _sample(self) -> np.ndarray:
-        return sampled(self.name, self.seed, self.live, self.settings.latents)
-
-    def _cut(self, tables: int) -> None:
-        if len(self.firings) > tables:
-            table = joined(self.firings)
-            self.firings = [rows(table, np.isin(table["latent"], self._sample()))]
-            self.sums = [collect.summed(self.sums, self._sample())]
-            self.contexts = [collect.chosen_contexts(self.contexts, self.settings)]
-
-    # --- after the pass -----------------------------------------------------------------------------------------------
 
     def scores(self, env: Env) -> list[Score]:
         """Steer with every sampled latent; the harness keeps the latents that are done when a run is killed."""
@@ -133,46 +80,6 @@ class Steering(Metric):
             )
         return self.declared()
 
-    def _neutral(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The contexts to choose and to score on.
-
-        Raises:
-            SaebenchError: there are none of one kind.
-        """
-        table = collect.chosen_contexts(self.contexts, self.settings) if self.contexts else None
-        both = (
-            []
-            if table is None
-            else [table["tokens"][table["role"] == r].tolist() for r in (collect.CHOOSE, collect.SCORE)]
-        )
-        if not both or not all(both):
-            raise SaebenchError(
-                f"no neutral contexts of {self.settings.length} tokens: use a task with more or longer documents"
-            )
-        return both[0], both[1]
-
-    def _prepared(self, sae: SAE, latents: np.ndarray) -> list[Steered]:
-        """The latents with enough firings, each with the target set of the next one as its control."""
-        firings, sums = joined(self.firings), collect.summed(self.sums, latents)
-        total, tokens = self.total, int(self.base.sum())
-        direction = torch.nn.functional.normalize(sae.W_dec.double().cpu(), dim=1)
-        found: list[Steered] = []
-        for latent in latents.tolist():
-            mine = rows(firings, firings["latent"] == latent)
-            targets = target_tokens(
-                np.bincount(mine["next"], minlength=len(self.base)), self.base, self.settings.targets
-            )
-            if len(mine["next"]) < self.settings.fewest or len(mine["next"]) == tokens or not targets:
-                continue
-            row = int(np.flatnonzero(sums["latent"] == latent)[0])
-            count, own = int(sums["count"][row]), sums["sum"][row]
-            difference = torch.from_numpy(own / count - (total - own) / (tokens - count))
-            size = float(np.quantile(mine["strength"].astype(np.float64), 0.999))
-            ceiling = torch.nn.functional.normalize(difference, dim=0)
-            found.append(Steered(latent, size, direction[latent], ceiling, targets, []))
-        others = found[1:] + found[:1]
-        return [_with_others(one, other) for one, other in zip(found, others, strict=True)]
-
     @classmethod
     def declared(cls) -> list[Score]:
         """The scores, over one row per latent."""
@@ -190,10 +97,19 @@ class Steering(Metric):
             mean("random_direction", "random_gain", "has_random", within=(-2, 2)),
             mean("reversed", "reversed_gain", "has_reversed", within=(-2, 2)),
             mean("ceiling", "ceiling_gain", "has_ceiling", within=(-2, 2)),
-            mean("strength", "strength", "scored", "percentiles", None),
+            mean("strength", "strength", "scored", "p99.9", None),
             mean("kl", "kl", "scored", "nats", None),
             Score.ratio("coverage", "scored", "sampled", unit="fraction", count="sampled", within=(0, 1)),
         ]
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork:
+        """Of three directions every strength on half of the contexts; of four, one strength on the other half."""
+        s, half = cls.settings, cls.settings.contexts // 2
+        choose, score = 3 * len(s.strengths) * half, 4 * half  # copies
+        # A KL takes two logits a copy, the rise of each of two token sets two more.
+        once = LensWork(4 * half * s.length, (choose + score) * s.length, 2 * choose + 6 * score)
+        return once.times(min(s.latents, d_sae))
 
     def units(self) -> pd.DataFrame:
         """A row per sampled latent: effect and gain of each direction (means over held-out contexts), and whether it has them."""
@@ -203,10 +119,6 @@ class Steering(Metric):
         """Sizes, and the states of the sampled latents."""
         sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.settings).items()}
         return {"sizes": sizes, "live": int(self.live.sum()), "states": self._states}
-
-
-def _with_others(one: Steered, other: Steered) -> Steered:
-    return Steered(one.latent, one.size, one.direction, one.ceiling, one.targets, other.targets)
 
 
 def _unit(latent: int, found: dict[str, Any] | None) -> dict[str, float]:
@@ -229,7 +141,7 @@ def _unit(latent: int, found: dict[str, Any] | None) -> dict[str, float]:
 
 
 class SteeringSmall(Steering):
-    """The same with fewer latents and contexts: minutes on two cores."""
+    """`steering` with fewer latents and contexts: minutes on two cores."""
 
     name = "steering_small"
     settings = Settings(latents=16, contexts=16)
