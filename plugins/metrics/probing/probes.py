@@ -13,6 +13,7 @@ scikit-learn is imported where it is used: every command imports the metrics, an
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -61,10 +62,13 @@ class Documents:
         self.labels = labels
         self.train, self.test = np.flatnonzero(~labels.test), np.flatnonzero(labels.test)
         self._own = [1] if len(labels.classes) == 2 else list(range(len(labels.classes)))
-        self._folds = [
-            (self.train[inside], self.train[outside])
-            for inside, outside in _folds(labels.label[self.train], labels.group[self.train], seed)
-        ]
+        self._seed = seed
+
+    @cached_property
+    def _folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The documents inside and outside of each fold."""
+        pairs = _folds(self.labels.label[self.train], self.labels.group[self.train], self._seed)
+        return [(self.train[inside], self.train[outside]) for inside, outside in pairs]
 
     def sparse_probes(self, features: Features, ks: Sequence[int]) -> dict[int, Probe]:
         """{k: the probe on the k features of the largest |difference of class means|}, with C by cross-validation.
