@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import campaign, comparing, looking, plugins, records, run, steer, train
+from saebench.commands import campaign, comparing, dashboard, looking, plugins, records, run, steer, train
 from saebench.commands.shell import echo, warn
 from saebench.commands.terminal import guard_streams
 from saebench.text import printable
@@ -61,6 +61,7 @@ def main() -> None:
     saebench compare A B             what differs, on the same contexts
     saebench stability A B           do seeds of one recipe find the same latents?
     saebench steer --sae PATH …      what the model writes with a latent's direction added
+    saebench dashboard --sae PATH …  every latent on one offline page
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = warn
@@ -69,8 +70,8 @@ def main() -> None:
 
 
 for _command in (
-    run.run, campaign.campaign, steer.steer, train.train, records.leaderboard, records.compare, comparing.stability,
-    records.submit, looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
+    run.run, campaign.campaign, steer.steer, dashboard.dashboard, train.train, records.leaderboard, records.compare,
+    comparing.stability, records.submit, looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)
 
