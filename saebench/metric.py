@@ -21,7 +21,7 @@ from saebench.batch import Edited as Edited
 from saebench.batch import TokenLosses as TokenLosses
 from saebench.batch import Truth as Truth
 from saebench.judge import Calls, Session
-from saebench.lens import Lens
+from saebench.lens import Lens, LensWork
 from saebench.presentation import Axis, Figure
 from saebench.sae import SAE
 from saebench.stats import Kind
@@ -178,6 +178,7 @@ class Metric:
             that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         figures: pictures of the scores, beside the default of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
+        truth: the score that `saebench audit` holds other metrics against, for a metric that reads planted features.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -204,6 +205,7 @@ class Metric:
     smallest: ClassVar[Mapping[str, float]] = {}
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
+    truth: ClassVar[str | None] = None
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False
@@ -247,6 +249,18 @@ class Metric:
     def judge_calls(cls, d_sae: int) -> list[Calls]:
         """The calls that one SAE of so many latents costs at most, for `--dry-run`; of metrics that ask a judge."""
         return []
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork | None:
+        """The experiments that one SAE costs at most, for `--dry-run`; of metrics that use the lens.
+
+        Args:
+            length: tokens of a context of the task at most.
+
+        Returns:
+            None: not declared, and left out of the estimated time.
+        """
+        return None
 
     def details(self) -> dict[str, Any]:
         """Further plain values for the record: chosen latents, fitted parameters. Called last."""

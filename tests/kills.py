@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import saebench
 from saebench.testing import random_sae, tiny_llama
 
 METRICS = ("effects_small", "steering_small")
+# Sizes at which a run lasts seconds: enough units for a kill to fall among them.
+FEW = ("effects_small.latents=5", "steering_small.latents=3", "steering_small.contexts=4", "steering_small.length=8")
 
 
-def prepare(folder: Path) -> dict[str, Any]:
+def prepare(folder: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     """A tiny model, an SAE and token ids; returns the arguments of `saebench.run` that measure them."""
     model = tiny_llama(folder / "tiny-llama")
     saebench.save_sae(
@@ -30,7 +33,8 @@ def prepare(folder: Path) -> dict[str, Any]:
     )
     np.save(folder / "ids.npy", np.random.default_rng(0).integers(3, 97, (64, 40)))
     tokens = str(folder / "ids.npy")
-    return {"saes": str(folder / "sae"), "model": str(model), "tokens": tokens, "metrics": METRICS, "batch_size": 32}
+    return {"saes": str(folder / "sae"), "model": str(model), "tokens": tokens, "metrics": METRICS, "batch_size": 32,
+            "settings": list(settings)}  # fmt: skip
 
 
 def run_killed(arguments: dict[str, Any], results: Path, kills: int, seed: int = 0) -> int:
@@ -52,7 +56,7 @@ def run_killed(arguments: dict[str, Any], results: Path, kills: int, seed: int =
 
 def scores(results: Path) -> Any:
     """Scores, errors, states and units of the one record, as they are written."""
-    [path] = [p for p in results.rglob("tokens@1.json") if ".state" not in p.parts]
+    [path] = [p for p in results.rglob("tokens@1*.json") if ".state" not in p.parts]
     record = json.loads(path.read_text())
     units = {p.name: p.read_bytes() for p in sorted(path.parent.glob("*.parquet"))}
     return record["scores"], record["errors"], record["metrics"], units

@@ -31,9 +31,13 @@ class PlantedModel:
         self.bias = torch.zeros(len(unembedding)) if bias is None else bias
         self.vocabulary = len(unembedding)
 
+        self.work = {"whole": 0, "above": 0, "logits": 0}  # as `LensWork` counts
+
     def require(self, hook: HookPoint) -> None: ...
 
     def logits(self, hidden: Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
+        if isinstance(tokens, slice):
+            self.work["logits"] += hidden[..., 0].numel()
         return hidden @ self.unembedding[tokens].T + self.bias[tokens]
 
     def hidden(self, token_ids: Tensor) -> Tensor:
@@ -50,7 +54,10 @@ class PlantedModel:
         self, token_ids: Tensor, read: HookPoint, write: HookPoint, splice: Splice, copies: int | Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         x = self.embedding[token_ids]
-        return self._finish(x), [self._finish(copy.rows) for copy in splice(x, x)]
+        copies = splice(x, x)
+        self.work["whole"] += token_ids.numel()
+        self.work["above"] += sum(copy.rows[..., 0].numel() for copy in copies)
+        return self._finish(x), [self._finish(copy.rows) for copy in copies]
 
     def differentiate(self, token_ids: Tensor, write: HookPoint, scalar: Callable[[Tensor], Tensor]) -> Tensor:
         raise NotImplementedError
@@ -64,6 +71,7 @@ class PlantedModel:
         change: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Any]:
         assert not self.remembers
+        self.work["whole"] += token_ids.numel()
         x = self.embedding[token_ids]
         return change(x, x), cache
 

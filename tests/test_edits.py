@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM
 
 import saebench
 from saebench import SAE, Batch, Env, Metric, Score
+from saebench.lens import LensWork
 from saebench.metric import Edit, Rows
+from saebench.models import load_config
 from saebench.registry import installed
+from saebench.running.cost import model_size
 from saebench.running.dry_run import dry_runs
 from saebench.running.request import Request
 from saebench.testing import check_metric
@@ -85,7 +88,7 @@ def test_an_edit_that_changes_nothing_gives_the_clean_losses_bit_for_bit(hook, l
         assert (units.none_kl == 0).all()
         if hook in (INSIDE, "blocks.1.hook_resid_mid"):
             assert (units.zeroed == units.zero).all()
-        else:  # the harness runs one row for all contexts and takes its softmax at once
+        else:  # the shared row of forward/ablation.py: equal up to the rounding of one matrix product
             assert units.zeroed.to_numpy() == pytest.approx(units.zero.to_numpy(), rel=1e-6)
 
 
@@ -169,6 +172,33 @@ def test_a_bad_edit_fails_its_metric_alone(problem, llama, tokens, two_saes, tmp
     assert set(record.errors) == {"edits"}
     assert problem in record.errors["edits"]
     assert record.score("explained_variance", "fidelity")["value"] is not None
+
+
+def test_a_dry_run_counts_experiments(llama, tokens, two_saes, monkeypatch):
+    class Declared(Edits):
+        name, edit_rows, uses_lens = "declared", 0, True
+
+        @classmethod
+        def lens_work(cls, d_sae: int, length: int) -> LensWork:
+            return LensWork(whole=10 * length, above=20, logits=30)
+
+    class Undeclared(Edits):
+        name, edit_rows, uses_lens = "undeclared", 0, True
+
+    for kind in (Declared, Undeclared):
+        monkeypatch.setitem(installed().metrics, kind.name, kind)
+    plan, alone = (
+        dry_runs(Request(two_saes, model=str(llama), tokens=tokens, hook=HOOK, metrics=metrics))[0]
+        for metrics in (["declared", "undeclared", "fidelity"], ["fidelity"])
+    )
+    size = model_size(load_config(str(llama)))
+    layers, length = 4, np.load(tokens).shape[1]
+    expected = 10 * length * layers * size.block + 20 * (layers - 2) * size.block + 30 * size.head
+    assert plan.groups[0].cost.stages["experiments: declared"] == pytest.approx(2 * expected)
+    assert plan.groups[0].seconds > alone.groups[0].seconds
+    assert plan.undeclared == ["undeclared"]
+    assert "experiments: declared" in "\n".join(plan.lines())
+    assert "undeclared does not declare" in "\n".join(plan.lines())
 
 
 def test_a_dry_run_counts_edits(llama, tokens, two_saes):

@@ -117,6 +117,14 @@ def test_batches_merging_lens_batches_and_decoder_scale_change_nothing():
             assert other[key] == pytest.approx(value, rel=1e-5), key
 
 
+def test_the_declared_work_bounds_the_work_done():
+    model, sae, ids = world()
+    measured(model, sae, ids)
+    declared = vars(Few.lens_work(sae.d_sae, ids.shape[1]))
+    # Some latents fire less often than the sample takes, and contexts end with the horizon.
+    assert all(0.6 * declared[key] < model.work[key] <= declared[key] for key in declared)
+
+
 @pytest.mark.parametrize("transform", [None, LayerNorm(), TokenScale()])
 def test_a_contribution_is_what_the_reconstruction_loses_without_the_latent(transform):
     plain = random_sae(16, 48, k=None, seed=3)
@@ -165,7 +173,7 @@ def test_the_metric_keeps_its_contract():
 
 
 def test_a_run_that_is_killed_among_its_experiments_ends_with_the_same_record(tmp_path: Path):
-    arguments = kills.prepare(tmp_path)
+    arguments = kills.prepare(tmp_path, kills.FEW)
     assert kills.run_killed(arguments, tmp_path / "killed", 1) == 1
     saebench.run(**arguments, results=tmp_path / "whole")
     whole = kills.scores(tmp_path / "whole")

@@ -104,10 +104,21 @@ def test_company_changes_nothing(llama, tokens, two_saes, tmp_path):
     same(alone, together[0])
 
 
+# Metrics of the pass, and metrics whose experiments the first rank runs after it.
+_METRICS = ["fidelity", "sparsity", "effects_small", "steering_small"]
+_SETTINGS = [
+    "effects_small.latents=3", "effects_small.horizon=4", "steering_small.latents=3", "steering_small.contexts=4",
+    "steering_small.length=4", "steering_small.fewest=2",
+]  # fmt: skip
+
+
 def test_two_ranks_equal_one(llama, tokens, two_saes, tmp_path):
-    one = measure(two_saes, llama, tokens, tmp_path / "one")
+    one = measure(two_saes, llama, tokens, tmp_path / "one", metrics=_METRICS, settings=_SETTINGS)
+    assert all({s["metric"] for s in record.scores} == set(_METRICS) for record in one)
+    more = [part for name in _METRICS for part in ("--metric", name)]
+    more += [part for setting in _SETTINGS for part in ("--set", setting)]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saebench"]
-    done = subprocess.run([sys.executable, *command, *arguments(two_saes, llama, tokens, tmp_path / "two")],
+    done = subprocess.run([sys.executable, *command, *arguments(two_saes, llama, tokens, tmp_path / "two"), *more],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=250)  # fmt: skip
     assert done.returncode == 0, done.stderr
     two = saebench.load_records([tmp_path / "two"])

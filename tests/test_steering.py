@@ -119,6 +119,12 @@ def test_target_tokens_follow_the_latent_and_not_the_language():
     assert target_tokens(own * 0 + (np.arange(6) == 3) * 20, every, 20) == [3]
 
 
+def test_the_declared_work_is_the_work_done():
+    model, sae, ids = world()
+    run(model, sae, ids)
+    assert model.work == vars(Small.lens_work(sae.d_sae, ids.shape[1]))
+
+
 def test_documents_have_one_role():
     roles = collect.role(0, np.arange(4000))
     shares = np.bincount(roles, minlength=3) / 4000

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from saebench.plugins.metrics.steering import rating
-from saebench.plugins.metrics.steering.judged import SteeringJudged
+from saebench.plugins.metrics.steering.judged import PROMPT_TOKENS, SteeringJudged
 from saebench.plugins.metrics.steering.settings import JudgedSettings
 
 from saebench.errors import SaebenchError, UsageError
@@ -43,6 +43,7 @@ class Tokenizer:
         return "".join(f"t{i} " for i in ids)
 
 
+WORLD = world()
 Answer = Callable[[str, dict[str, str]], str]
 
 
@@ -50,7 +51,7 @@ def measured(
     answer: Answer, kind: type[SteeringJudged] = Few, sae: Any = None, **lens: Any
 ) -> tuple[dict, SteeringJudged, Any]:
     """Scores by key, the metric and its judge; `answer` gives the rating of (aspect, the request's data)."""
-    model, plain, ids = world()
+    model, plain, ids = WORLD
     sae = plain if sae is None else sae
     metric = kind(sae)
     metric.update(batch_of(model, sae, ids, list(range(120))))
@@ -151,6 +152,15 @@ def test_latents_and_concepts_named_by_the_user():
     _, sae, _ = world()
     with raises(SaebenchError, "latent 99", N + 1):
         configure(Few, {"concepts": ["99: birds"]})(sae)
+
+
+def test_the_declared_work_bounds_the_work_done():
+    WORLD[0].work = dict.fromkeys(WORLD[0].work, 0)
+    measured(lambda aspect, data: "2")
+    declared = vars(Few.lens_work(N + 1, 13))
+    per_prompt = PROMPT_TOKENS - 2 + 1  # prompts of two tokens here, and the last new token runs nowhere
+    prompts = (4 * len(SETTINGS.factors) + 1) * SETTINGS.instructions
+    assert WORLD[0].work == {**declared, "whole": declared["whole"] - per_prompt * prompts}
 
 
 def test_a_factor_that_breaks_the_model_is_left_out():

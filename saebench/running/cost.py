@@ -2,6 +2,7 @@
 
 One pass = one full forward + (K + edits + ablations) × the layers above the hook point + K × SAE + calibration. On the residual
 stream the two ablations cost two contexts in all (forward/ablation.py); elsewhere two more copies, until they are cached.
+Experiments after the pass cost the tokens that their metrics declare (`Metric.lens_work`).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from saebench.forward.calibration import CONTEXTS
 from saebench.hookpoint import HookPoint
+from saebench.lens import LensWork
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class ModelSize:
 
     def above(self, hook: HookPoint) -> float:
         return self.full - self.below(hook)
+
+    def experiments(self, work: LensWork, hook: HookPoint) -> float:
+        """Multiply-adds of a metric's experiments."""
+        layers = self.n_layers * self.block
+        return work.whole * layers + work.above * (layers - self.below(hook)) + work.logits * self.head
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class DryRun:
     """The plan of a run: its text, passes, failures and judge calls.
 
     Attributes:
+        undeclared: metrics whose experiments have no declared cost, so that `seconds` leaves them out.
         without_model: SAEs of a task that brings its own activations, or reads weights alone; their cost is not estimated.
     """
 
@@ -76,6 +77,7 @@ class DryRun:
     groups: list[Group]
     failures: list[Failure]
     judge: JudgePlan | None = None
+    undeclared: Sequence[str] = ()
     without_model: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -89,20 +91,25 @@ class DryRun:
         judge = {"judge": self.judge.to_json()} if self.judge else {}
         free = {"without_model": list(self.without_model)} if self.without_model else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures, **free, **judge}  # fmt: skip
+                "groups": groups, "failures": failures, "undeclared": list(self.undeclared), **free, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
         out = [f"task {self.task}: {self.text}; metrics {', '.join(self.metrics)}"]
         for g in self.groups:
             out.append(f"{g.model}, {g.hook}: {len(g.saes)} SAE(s) in {g.passes} pass(es): {', '.join(g.saes)}")
+            wide = max(30, *map(len, g.cost.stages))
             for stage, macs in g.cost.stages.items():
-                out.append(f"  {stage:<30} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
-            out.append(f"  {'total':<30} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
+                out.append(f"  {stage:<{wide}} {macs / g.cost.forward:6.2f} forwards  {2 * macs / 1e12:10.2f} TFLOP")
+            out.append(f"  {'total':<{wide}} {g.cost.forwards:6.2f} forwards of {g.cost.tokens:,} tokens each")
             out.append(
                 f"  time at least about {duration(g.seconds)}: all of it at the speed of this machine's matrix products"
             )
             out.append(f"  memory about {g.memory / 2**30:.1f} GiB; records that exist already are not computed again")
+        out += [
+            f"metric {name} does not declare the cost of its experiments: time leaves them out"
+            for name in self.undeclared
+        ]
         if self.without_model:
             out.append(f"no language model: {len(self.without_model)} SAE(s): {', '.join(self.without_model)}")
         if self.judge:
@@ -143,7 +150,13 @@ def _dry_run(
     if task.kind in MODEL_FREE:
         judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
         return DryRun(
-            task.label, list(wanted), _samples(request, task), [], failures, judge, [job.name for job in jobs]
+            task.label,
+            list(wanted),
+            _samples(request, task),
+            [],
+            failures,
+            judge,
+            without_model=[job.name for job in jobs],
         )
     text, groups, failures = _text(request, task, None), [], list(failures)
     streams = Streams(any("token_losses" in m.needs for m in wanted.values()), edit_rows(wanted.values()))
@@ -164,11 +177,12 @@ def _dry_run(
             if not mine:
                 continue
             try:
-                groups.append(_group(request, model, mine, size, config, text, streams))
+                groups.append(_group(request, model, mine, size, config, text, streams, list(wanted.values())))
             except UsageError as error:
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
-    return DryRun(task.label, list(wanted), text, groups, failures, judge)
+    undeclared = [name for name, m in wanted.items() if m.uses_lens and m.lens_work(1, text.length) is None]
+    return DryRun(task.label, list(wanted), text, groups, failures, judge, undeclared=undeclared)
 
 
 def _misfit(job: Job, model: str, width: int) -> UsageError:
@@ -221,6 +235,7 @@ def _group(
     config: Any,
     text: Text,
     streams: Streams,
+    metrics: Sequence[type[Metric]],
 ) -> Group:
     if not text.bound:
         require_length(config, text.length, model)
@@ -237,6 +252,10 @@ def _group(
     ]
     stages = {name: sum(p.stages[name] for p in parts) for name in parts[0].stages}
     stages["calibration"] = parts[0].stages["calibration"]
+    for metric in metrics:
+        works = [metric.lens_work(d_sae, text.length) for _, d_sae in shapes] if metric.uses_lens else []
+        if declared := [work for work in works if work is not None]:
+            stages[f"experiments: {metric.name}"] = sum(size.experiments(work, write) for work in declared)
     copies = min(len(jobs), lanes) * (streams.losses + streams.edits)
     batch = request.batch_size or default_batch(device, copies, text.length)
     nbytes = DTYPES[request.dtype or default_dtype(device)].itemsize

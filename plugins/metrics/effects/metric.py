@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
+from saebench.lens import LensWork
 
 from ..autointerp.tables import Table, joined, rank_within, rows, size
 from ..latents import fired, firings, hashed, lens_of, sampled
@@ -169,6 +170,13 @@ class Effects(Metric):
             mean("sparsity_gap", "gap", share),
             Score.ratio("coverage", "scored", "sampled", unit=share, count="sampled", within=(0, 1)),
         ]
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork:
+        """Each firing's context once, with two copies, whose logits and clean logits are compared over the horizon."""
+        s = cls.settings
+        once = LensWork(s.firings * length, 2 * s.firings * length, 4 * s.firings * s.horizon)
+        return once.times(min(s.latents, d_sae))
 
     def units(self) -> pd.DataFrame:
         """One row per sampled latent: its means over firings, and whether it has them."""

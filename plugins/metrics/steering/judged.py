@@ -17,6 +17,7 @@ import pandas as pd
 
 from saebench import SAE, Env, Metric, SaebenchError, Score, hookimpl
 from saebench.judge import Calls, Reply, Request
+from saebench.lens import LensWork
 
 from ..autointerp.text import Decoder
 from ..latents import lens_of
@@ -36,6 +37,8 @@ from .rating import (
 from .settings import JudgedSettings
 from .writing import Writer, prompts
 
+# About the length of an instruction in a chat template, for the estimate of the cost.
+PROMPT_TOKENS = 48
 # Target tokens in the concept of a latent that nobody named.
 _SHOWN = 10
 # Units are latents; these columns are 0 for a latent without a score.
@@ -227,6 +230,18 @@ class SteeringJudged(SteeringPass):
             Calls(f"steering-{aspect}@1", count, len(read_text(f"steering-{aspect}@1")) + characters + 100, 40)
             for aspect, count in counts.items()
         ]
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork:
+        """Answers of full length at every factor, and the output score on half of the neutral contexts."""
+        s, half = cls.settings, cls.settings.contexts // 2
+        answers = len(s.factors) * s.instructions
+        once = LensWork(
+            answers * (PROMPT_TOKENS + s.tokens) + half * s.length, half * s.length, answers * s.tokens + 2 * half
+        )
+        clean = LensWork(s.instructions * (PROMPT_TOKENS + s.tokens), 0, s.instructions * s.tokens)
+        work = once.times(len(s.named()) or min(s.latents, d_sae))
+        return LensWork(work.whole + clean.whole, work.above, work.logits + clean.logits)
 
     def units(self) -> pd.DataFrame:
         """One row per latent: its ratings at its best factor, on the instructions that did not choose it, and its floors."""

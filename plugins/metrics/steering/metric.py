@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from saebench import SAE, Env, Metric, SaebenchError, Score, hookimpl
+from saebench.lens import LensWork
 
 from ..latents import lens_of
 from .measure import CEILING, LATENT, RANDOM, REVERSED, measure
@@ -100,6 +101,15 @@ class Steering(SteeringPass):
             mean("kl", "kl", "scored", "nats", None),
             Score.ratio("coverage", "scored", "sampled", unit="fraction", count="sampled", within=(0, 1)),
         ]
+
+    @classmethod
+    def lens_work(cls, d_sae: int, length: int) -> LensWork:
+        """Of three directions every strength on half of the contexts; of four, one strength on the other half."""
+        s, half = cls.settings, cls.settings.contexts // 2
+        choose, score = 3 * len(s.strengths) * half, 4 * half  # copies
+        # A KL takes two logits a copy, the rise of each of two token sets two more.
+        once = LensWork(4 * half * s.length, (choose + score) * s.length, 2 * choose + 6 * score)
+        return once.times(min(s.latents, d_sae))
 
     def units(self) -> pd.DataFrame:
         """A row per sampled latent: effect and gain of each direction (means over held-out contexts), and whether it has them."""
