@@ -10,8 +10,17 @@ import click
 
 from saebench import __version__
 from saebench.commands import (
-    audit, campaign, comparing, dashboard, looking, plugins, records, run, steer, train,
-)  # fmt: skip
+    audit,
+    campaign,
+    comparing,
+    dashboard,
+    looking,
+    plugins,
+    records,
+    run,
+    steer,
+    train,
+)
 from saebench.commands.shell import echo, warn
 from saebench.commands.terminal import guard_streams
 from saebench.text import printable
