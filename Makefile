@@ -44,9 +44,10 @@ leaderboard: $(VENV)/.installed
 results-readme: $(VENV)/.installed
 	$(BIN)/python docs/make_results.py
 
-# A page for each metric, from its docstrings.
+# A page for each metric, from its docstrings, and the options of `saebench train`.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_metrics.py
+	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_reliability.py
 
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
