@@ -61,12 +61,13 @@ are told apart in 53 % of the cases, at 5 in 91 %, at 10 in all.
 
 # Written by hand after the small audit of 2026-11.
 _READING = """In words: explained variance and the cosine separate most recipes at matched L0 and see 2 % noise on the decoder,
-but among trained recipes they agree with planted F1 only by a τ of .5: a better reconstruction is no proof of a better dictionary.
-Planted F1 and MCC follow training, and separate two thirds of the pairs; 10 % noise on the decoder, which leaves the latents as they
-are, is smaller than their interval at 64 contexts. The scores of `geometry` have no direction, and the card shows why: noise on the
-decoder moves effective rank and neighbours less than another training seed does. `dead_fraction` reports the health of a run, not the
-quality of a dictionary; few latents die on this panel. No headline is demoted on this evidence: the small panel trains on 300,000
-samples, a tenth of the design's, so its recipes are under-trained.
+but among trained recipes they agree with planted F1 only by a τ of .5: a better reconstruction is no proof of a
+better dictionary. Planted F1 and MCC follow training, and separate two thirds of the pairs; 10 % noise on the
+decoder, which leaves the latents as they are, is smaller than their interval at 64 contexts. The scores of
+`geometry` have no direction, and the card shows why: noise on the decoder moves effective rank and neighbours by
+less than two standard deviations between training seeds. `dead_fraction` reports the health of a run, not the
+quality of a dictionary; few latents die on this panel. No headline is demoted on this evidence: the small panel
+trains on 300,000 samples, a tenth of the design's, so its recipes are under-trained.
 """
 
 
