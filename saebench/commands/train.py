@@ -243,6 +243,11 @@ class TrainProgress:
             self.live = Live(console=self.console, refresh_per_second=2)
             self.live.start()
 
+    def stepped(self, step: int) -> None:
+        if not self.quiet and self.live is None and time.monotonic() - self.spoke >= self._SILENCE:
+            self.spoke = time.monotonic()
+            self.message(f"step {step:,} of {self.steps:,}")
+
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None:
         from rich.table import Table
 

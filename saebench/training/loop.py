@@ -42,6 +42,10 @@ class Reporter(Protocol):
 
     def begin(self, steps: int, done: int) -> None: ...
 
+    def stepped(self, step: int) -> None:
+        """A step is done; lines of numbers come less often."""
+        ...
+
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None: ...
 
     def end(self) -> None: ...
@@ -138,6 +142,7 @@ class TrainingRun:
                 self._step(batch)
                 self.step += 1
                 self._snapshot(reporter)
+                reporter.stepped(self.step)
                 if self.step % self.request.log_every == 0 or self.step == self.steps:
                     self._log(clock, reporter)
                 self.interrupt.check()
