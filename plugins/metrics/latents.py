@@ -45,7 +45,7 @@ def _mix(h: np.ndarray) -> np.ndarray:
 
 
 def sampled(metric: str, seed: int, live: np.ndarray, n: int) -> np.ndarray:
-    """The n live latents with the smallest hashes, in that order. A latent that leaves the sample never comes back."""
+    """The n live latents with the smallest hashes, in that order. A latent that leaves the sample never returns."""
     order = np.argsort(hashed(f"{metric}/latents", seed, np.arange(len(live))), kind="stable")
     found: np.ndarray = order[live[order]][:n]
     return found
