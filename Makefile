@@ -48,6 +48,7 @@ results-readme: $(VENV)/.installed
 # A page for each metric, from its docstrings.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_metrics.py
+	$(BIN)/python docs/make_reliability.py
 
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.
 bench: $(VENV)/.installed

@@ -7,14 +7,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, replace
+from io import BytesIO
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from saebench.board.charts import Picture
 from saebench.board.leaderboard import boards
 from saebench.board.plots import scatter
 from saebench.board.selection import sort_boards
 from saebench.registry import installed
 from saebench.report import Board, Column
 from saebench.results import load_records
+from saebench.text import clean
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/leaderboard.png"
@@ -102,8 +108,21 @@ def draw(found: Sequence[Board]) -> None:
     best = _best(found)
     if best is None or (column := _pictured(best)) is None:
         return
-    figure = scatter(best, column)
-    figure.savefig(ROOT / PICTURE, dpi=160, facecolor="white", metadata={"Comment": digest(best)})
+    chosen = _picture(best, column)
+    about = PngInfo()
+    about.add_text("Comment", digest(best))
+    Image.open(BytesIO(chosen.draw("png"))).save(ROOT / PICTURE, pnginfo=about)
+
+
+def _picture(board: Board, column: Column) -> Picture:
+    """The score over the sparsity axis, with a title that names the question and the good direction."""
+    spec = scatter(board, column, size=(620, 380)).spec
+    title = {
+        "text": "How much of the activations does an SAE explain, with how few latents?",
+        "subtitle": f"Up and to the left is better. {clean(board.model, 40)}, {clean(board.hook, 40)}; 95 % intervals.",
+        "anchor": "start", "fontSize": 16, "subtitleFontSize": 13, "offset": 12,
+    }  # fmt: skip
+    return Picture(spec | {"title": title})
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -15,8 +16,17 @@ _DIGEST = hashlib.sha256().digest_size
 
 def cache_folder() -> Path:
     """The folder of files kept between runs: $SAEBENCH_CACHE, else `saebench` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SAEBENCH_CACHE") or Path(base) / "saebench")
+    return Path(os.environ.get("SAEBENCH_CACHE") or user_cache() / "saebench")
+
+
+def user_cache() -> Path:
+    """The user's cache folder: $XDG_CACHE_HOME, else `.cache` in the home folder, else (no home) one of temporary files."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
 
 
 def seal(data: bytes) -> bytes:

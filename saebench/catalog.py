@@ -28,6 +28,7 @@ from saebench.task import (
     PromptSpec,
     Task,
     TextContent,
+    WeightsContent,
     announced,
     builtin_tasks,
 )
@@ -93,7 +94,15 @@ class _PlantedFile(_File):
         return PlantedContent(self.planted, self.samples)
 
 
-_FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile, _PlantedFile)
+class _WeightsFile(_File):
+    kind: ClassVar[Kind] = "weights"
+    weights: Annotated[dict[str, Any], Field(max_length=0)]
+
+    def content(self) -> Content:
+        return WeightsContent()
+
+
+_FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile, _PlantedFile, _WeightsFile)
 
 
 def known_tasks() -> dict[str, Task]:

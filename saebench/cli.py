@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import comparing, looking, plugins, records, run, steer, train
+from saebench.commands import audit, campaign, comparing, looking, plugins, records, run, steer, train
 from saebench.commands.shell import echo, warn
+from saebench.commands.terminal import guard_streams
 from saebench.text import printable
 
 
@@ -26,6 +27,10 @@ def _printable_errors() -> Iterator[None]:
 
 class _Group(click.Group):
     """The group of commands: suggests the nearest to an unknown one; click's errors are printable."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        guard_streams()
+        return super().main(*args, **more)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with _printable_errors():
@@ -51,9 +56,11 @@ def main() -> None:
 
     \b
     saebench run --sae PATH          every metric of a task, with intervals, in one pass
+    saebench campaign FILE           SAEs × layers × models × tasks from one file, whole or in shards
     saebench train RECIPE            an SAE of your own, or all of a file's from one pass
     saebench compare A B             what differs, on the same contexts
     saebench stability A B           do seeds of one recipe find the same latents?
+    saebench audit --metric M        how far a metric's own scores can be trusted
     saebench steer --sae PATH …      what the model writes with a latent's direction added
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
@@ -63,8 +70,8 @@ def main() -> None:
 
 
 for _command in (
-    run.run, steer.steer, train.train, records.leaderboard, records.compare, comparing.stability, records.submit,
-    looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
+    run.run, campaign.campaign, steer.steer, train.train, records.leaderboard, records.compare, comparing.stability,
+    audit.audit, records.submit, looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)
 

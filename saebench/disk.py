@@ -4,13 +4,18 @@ import errno
 import os
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from saebench.errors import SaebenchError, one_line
 
 # Temporary files end in this, so that those of killed writes are told apart from everything else and removed later.
 _ENDING = ".saebench-tmp"
+# Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
+_PATIENCE = 600
 # Seconds after which a temporary file belongs to no living write: the largest take minutes.
 _ABANDONED = 24 * 3600
 
@@ -78,3 +83,26 @@ def require_writable(folder: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         raise SaebenchError(f"--results {folder} cannot be written: {one_line(error)}; name another folder") from error
+
+
+@contextmanager
+def writing(results: Path) -> Iterator[None]:
+    """Alone in writing records below `results`: other processes, here or on a host that shares the folder, wait.
+
+    Raises:
+        SaebenchError: the folder cannot be written, or somebody holds it for ten minutes.
+    """
+    lock = FileLock(results / ".lock", timeout=_PATIENCE)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise SaebenchError(
+            f"{results} is locked by another process: let it end, or remove {results / '.lock'} if there is none"
+        ) from error
+    except OSError as error:
+        raise SaebenchError(f"{results} could not be written: {one_line(error)}; name another --results") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -103,7 +103,7 @@ class HookPoint:
     # Whether it was named as a module: on Gemma 2 and 3 a module of that name lies elsewhere than the site (see Subject.require).
     as_module: bool = field(default=False, compare=False, repr=False)
 
-    SITES = tuple(_PRINTED)
+    SITES = tuple(site for site in _PRINTED if site != "activations")
 
     def __str__(self) -> str:
         return _PRINTED[self.site].format(self.layer)

@@ -178,6 +178,7 @@ class Metric:
             that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
         figures: pictures of the scores, beside the default of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
+        truth: the score that `saebench audit` holds other metrics against, for a metric that reads planted features.
         paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
             differences between SAEs are made of independent samples.
 
@@ -204,6 +205,7 @@ class Metric:
     smallest: ClassVar[Mapping[str, float]] = {}
     figures: ClassVar[tuple[Figure, ...]] = ()
     sparsity: ClassVar[Axis | None] = None
+    truth: ClassVar[str | None] = None
     paired: ClassVar[bool] = True
     edit_rows: ClassVar[int] = 0
     uses_lens: ClassVar[bool] = False
@@ -368,3 +370,8 @@ def set_state(metric: Metric, state: Mapping[str, Any]) -> None:
         )
     for owner, value in rows.items():
         setattr(metric, owner, value)
+
+
+def reads_weights_only(metric: type[Metric]) -> bool:
+    """Whether a metric needs nothing of a batch, adds no stream, and neither experiments on a language model nor asks a judge."""
+    return not (metric.needs or metric.edit_rows or metric.uses_lens or metric.asks)

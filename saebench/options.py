@@ -24,12 +24,13 @@ class Option:
 
     Attributes:
         name: of the field and the Python parameter.
-        flag: on the command line.
+        flag: on the command line; "" where only a file or Python sets it.
         help: one or two sentences.
         kind: of its value; "many" is text that may be given several times.
         choices: of a choice.
         default: None also where there is none; `required` tells them apart.
         metavar: placeholder of the value in the command's help.
+        key: whether a TOML file may set it, under its name.
     """
 
     name: str
@@ -40,19 +41,27 @@ class Option:
     default: Any
     required: bool
     metavar: str | None
+    key: bool = False
 
 
 def option(
-    default: Any = MISSING, *, help: str, flag: str | None = None, metavar: str | None = None, **more: Any
+    default: Any = MISSING,
+    *,
+    help: str,
+    flag: str | None = None,
+    metavar: str | None = None,
+    key: bool = False,
+    **more: Any,
 ) -> Any:
     """A dataclass field that is an option.
 
     Args:
         help: for the command and for Python; flags in it are shown to Python as parameters.
-        flag: where it differs from the field's name.
+        flag: where it differs from the field's name; "": none. `--no-NAME` sets the field NAME to false.
+        key: whether a TOML file may set it.
         more: passed on to `dataclasses.field`.
     """
-    return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar}, **more)
+    return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar, "key": key}, **more)
 
 
 def options_of(request: type) -> list[Option]:
@@ -60,17 +69,26 @@ def options_of(request: type) -> list[Option]:
 
     The request's module must postpone the evaluation of annotations (`from __future__ import annotations`).
     """
+    return [found for found in _declared(request) if found.flag]
+
+
+def keys_of(request: type) -> list[Option]:
+    """The options that a TOML file may set, in order."""
+    return [found for found in _declared(request) if found.key]
+
+
+def _declared(request: type) -> list[Option]:
     return [_option(declared) for declared in fields(request) if "help" in declared.metadata]
 
 
 def _option(declared: Field[Any]) -> Option:
     kind, choices = _kind(declared)
-    flag = declared.metadata["flag"] or "--" + declared.name.replace("_", "-")
+    flag = declared.metadata["flag"]
+    flag = "--" + declared.name.replace("_", "-") if flag is None else flag
     required = declared.default is MISSING
     default = None if required else declared.default
-    return Option(
-        declared.name, flag, declared.metadata["help"], kind, choices, default, required, declared.metadata["metavar"]
-    )
+    about = declared.metadata
+    return Option(declared.name, flag, about["help"], kind, choices, default, required, about["metavar"], about["key"])
 
 
 def _kind(declared: Field[Any]) -> tuple[Kind, tuple[str, ...]]:

@@ -30,6 +30,8 @@ TABLE_BYTES = 2**29
 CELLS = 2**27
 COLUMNS = 10_000
 UNPACKED_BYTES = 2**31
+# Cells of a metric's units: a million latents with a hundred sums each.
+UNIT_CELLS = 10**8
 # Of JSON and TOML: levels, values, the longest text, and the largest number, whose square and cube are finite too.
 DEPTH = 32
 VALUES = 2_000_000
@@ -185,9 +187,7 @@ def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
         _require_cells(rows, columns)
         if rows * columns > cells:
             raise ValueError(f"{rows:,} rows of {columns} columns; at most {cells:,} cells are read")
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        if sum(group.total_byte_size for group in groups) > UNPACKED_BYTES:
-            raise ValueError(f"more than {UNPACKED_BYTES:,} bytes once it is unpacked")
+        require_unpacked(file.metadata)
         schema = file.schema_arrow
         if nested := [field.name for field in schema if pa.types.is_nested(field.type)]:
             raise ValueError(f"column {nested[0]!r} holds lists or tables; flat columns are read")
@@ -202,6 +202,14 @@ def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
     except Exception as error:  # a damaged file may raise whatever pyarrow's decoders raise
         raise ValueError(f"no parquet file ({type(error).__name__}: {error})") from error
     return frame
+
+
+def require_unpacked(about: pq.FileMetaData) -> None:
+    """Raise ValueError where a parquet file's metadata states more bytes, or values in lists, than are read."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    if max(8 * values, sum(group.total_byte_size for group in groups)) > UNPACKED_BYTES:
+        raise ValueError(f"more than {UNPACKED_BYTES:,} bytes once it is unpacked")
 
 
 def _is_text(kind: pa.DataType) -> bool:

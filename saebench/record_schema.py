@@ -128,8 +128,8 @@ class RecordFile(BaseModel):
 def problem(body: Any) -> str | None:
     """Why this is not the content of a record; None if it is."""
     try:
+        RecordFile.model_validate(body)  # first, since its errors name the place
         require_plain(body)
-        RecordFile.model_validate(body)
     except ValidationError as error:
         return explain(error, RecordFile)
     except ValueError as error:

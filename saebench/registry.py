@@ -101,6 +101,19 @@ def _misspelt(host: pluggy.PluginManager, module: Any) -> str | None:
     return None
 
 
+def _require_code(host: pluggy.PluginManager, module: Any) -> None:
+    """Raise ImportError for a module without hooks: most often a folder of the plugin's name that shadows it."""
+    if getattr(module, "__file__", None) is None and getattr(module, "__path__", None) is not None:
+        folders = ", ".join(map(str, module.__path__))
+        raise ImportError(f"the folder {folders} shadows it: run the command from another folder, or rename that one")
+    if not any(
+        hasattr(module, hook) and host.parse_hookimpl_opts(module, hook) is not None for hook, _ in KINDS.values()
+    ):
+        raise ImportError(
+            f"{getattr(module, '__file__', module)} implements no hook of saebench: mark one with @hookimpl"
+        )
+
+
 def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
     """(kind, object) for everything that one registered plugin returns, checked."""
     found: list[tuple[str, Any]] = []
@@ -128,9 +141,9 @@ def _check_metric_class(metric: Any) -> None:
     """What records and file names rely on."""
     from saebench.metric import NEEDS
 
-    if not re.fullmatch("[A-Za-z0-9_-]+", metric.name):
-        raise TypeError(f"metric name '{metric.name}' may hold letters, digits, '-' and '_' only")
-    if type(metric.version) is not int or metric.version < 1:
+    if not re.fullmatch("[A-Za-z0-9_-]{1,80}", metric.name):
+        raise TypeError(f"metric name '{metric.name}' may hold letters, digits, '-' and '_' only, at most 80 of them")
+    if type(metric.version) is not int or not 1 <= metric.version < 2**31:
         raise TypeError(f"metric '{metric.name}' has version {metric.version!r}, expected a whole number from 1")
     about = getattr(metric, "about", {})
     if not isinstance(about, Mapping) or not all(isinstance(said, str) for said in about.values()):
@@ -174,6 +187,7 @@ def build(points: Iterable[EntryPoint]) -> Registry:
             module = point.load()
             if problem := _misspelt(host, module):
                 raise TypeError(problem)
+            _require_code(host, module)
             host.register(module, name=f"{about[2]}:{point.name}")
             items = _collect(host, module)
             for kind, item in items:

@@ -92,6 +92,8 @@ class Board:
         asked: the scores requested by name; empty: tables show the headlines.
         presentations: captions and figures of each metric and version.
         sparsity: the score that rows are drawn, sorted and filtered by; None where no metric declares one.
+        better: for each ranked score, which SAE is better than which by size and significance: boolean, from (index) name to
+            (column) name.
     """
 
     model: str
@@ -109,6 +111,7 @@ class Board:
     asked: list[Column] = field(default_factory=list)
     presentations: Mapping[tuple[str, int], Presentation] = field(default_factory=dict)
     sparsity: Axis | None = None
+    better: dict[Column, pd.DataFrame] = field(default_factory=dict, compare=False)
 
     def presentation(self, column: Column) -> Presentation:
         """How the column's metric is shown."""

@@ -10,30 +10,33 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from saebench.disk import remove_abandoned
 from saebench.disk import require_writable as require_writable
 from saebench.disk import write_atomically as write_atomically
+from saebench.disk import writing as writing
 from saebench.errors import MissingScore, SaebenchError, one_line
 from saebench.notebook import scores_html
-from saebench.reading import RECORD_BYTES, TABLE_BYTES, parquet_frame, read_bytes, read_json, require_numbers
+from saebench.reading import (
+    RECORD_BYTES,
+    TABLE_BYTES,
+    UNIT_CELLS,
+    parquet_frame,
+    read_bytes,
+    read_json,
+    require_numbers,
+)
 from saebench.record_schema import Group as Group
 from saebench.record_schema import problem
 from saebench.text import clean
 
 SCHEMA = 1
-# Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
-_PATIENCE = 600
-# Cells of a metric's units: a million latents with a hundred sums each.
-_UNIT_CELLS = 10**8
 
 
 class RecordError(SaebenchError):
@@ -143,7 +146,7 @@ class Record:
         if entry is None or self.path is None:
             return None
         try:
-            frame = parquet_frame(self.beside(entry, "units"), _UNIT_CELLS)
+            frame = parquet_frame(self.beside(entry, "units"), UNIT_CELLS)
             require_numbers(frame, {row[c] for row in self.scores if row["metric"] == metric for c in ("num", "den")})
         except ValueError as error:
             raise RecordError(f"{self.path}: its units of {clean(metric)}: {one_line(error)}") from error
@@ -190,6 +193,20 @@ class Record:
         del body["path"]
         return body
 
+    def dump(self) -> bytes:
+        """The content of the record's file.
+
+        Raises:
+            RecordError: `read_record` would not accept it.
+        """
+        body = self.to_json()
+        if found := problem(body):
+            raise RecordError(found)
+        data = (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
+        if len(data) > RECORD_BYTES:
+            raise RecordError(f"a record of {len(data):,} bytes; at most {RECORD_BYTES:,} are read")
+        return data
+
     def write(
         self, path: Path, units: Mapping[str, pd.DataFrame], files: Mapping[str, Mapping[str, bytes]] | None = None
     ) -> None:
@@ -214,34 +231,12 @@ class Record:
                 name = f"{path.stem}.{metric}.{suffix}"
                 entries[suffix] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
                 write_atomically(path.with_name(name), data)
-        if found := problem(self.to_json()):  # only what can be read back is written
-            raise RecordError(f"{path}: not written: {found}")
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        write_atomically(path, (text + "\n").encode())
+        try:
+            data = self.dump()
+        except RecordError as error:
+            raise RecordError(f"{path}: not written: {error}") from error
+        write_atomically(path, data)
         self.path = path
-
-
-@contextmanager
-def writing(results: Path) -> Iterator[None]:
-    """Alone in writing records below `results`: other processes, here or on a host that shares the folder, wait.
-
-    Raises:
-        SaebenchError: the folder cannot be written, or somebody holds it for ten minutes.
-    """
-    lock = FileLock(results / ".lock", timeout=_PATIENCE)
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise SaebenchError(
-            f"{results} is locked by another process: let it end, or remove {results / '.lock'} if there is none"
-        ) from error
-    except OSError as error:
-        raise SaebenchError(f"{results} could not be written: {one_line(error)}; name another --results") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def add_to_record(

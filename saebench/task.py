@@ -21,9 +21,9 @@ from saebench.planting import PlantedSpec, SampleSpec
 from saebench.schema import CLOSED, Count, Flag, Real, Text, Whole
 from saebench.text import clean
 
-Kind = Literal["contexts", "labels", "prompts", "activations", "planted"]
+Kind = Literal["contexts", "labels", "prompts", "activations", "planted", "weights"]
 # Kinds that bring their activations and run no language model.
-MODEL_FREE: tuple[Kind, ...] = ("activations", "planted")
+MODEL_FREE: tuple[Kind, ...] = ("activations", "planted", "weights")
 Table = Annotated[Mapping[Text, Text], Field(min_length=1)]
 # After its suite and '/' if the task has one.
 NAME = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?"
@@ -241,7 +241,18 @@ class PlantedContent:
         return {"planted": asdict(self.planted), "samples": asdict(self.samples)}
 
 
-Content = TextContent | LabelContent | PromptContent | ActivationContent | PlantedContent
+@dataclasses.dataclass(frozen=True)
+class WeightsContent:
+    """Nothing but the SAE: for metrics of the weights alone."""
+
+    kind: ClassVar[Kind] = "weights"
+
+    def hashed(self) -> dict[str, Any]:
+        """Nothing changes it."""
+        return {"weights": {}}
+
+
+Content = TextContent | LabelContent | PromptContent | ActivationContent | PlantedContent | WeightsContent
 Spec = CorpusSpec | ContextSpec | LabelSpec | PromptSpec | ActivationSpec
 
 
@@ -301,6 +312,8 @@ class Task:
             return ContextSpec(0, False, 0, self.content.activations.max_norm)
         if isinstance(self.content, PlantedContent):
             return ContextSpec(self.content.samples.length, False, self.content.samples.contexts)
+        if isinstance(self.content, WeightsContent):
+            return ContextSpec(0, False, 0, None)
         return self.content.contexts
 
     @property

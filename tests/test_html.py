@@ -6,18 +6,18 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+import vl_convert
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
+from saebench.board.charts import COLOURS, MARKERS, Picture, scatter_spec
 from saebench.board.leaderboard import boards
-from saebench.board.plots import inline_svg, pareto_front, plots, write_plots
+from saebench.board.plots import plots, write_plots
 from saebench.cli import main
 from saebench.registry import registry
 from saebench.report import Board
@@ -97,7 +97,10 @@ def test_nothing_is_fetched_and_every_number_is_there(make: Make) -> None:
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
             if attributes.get(name):
                 assert re.match(r"(#|data:,$)", str(attributes[name])), (tag, attributes)
-    assert not re.search(r"@import|url\((?!#)", text)
+    own = text[: text.index('<script type="application/json"')] + text[text.rindex("<script>") :]
+    assert not re.search(r"@import|url\((?!#)|https?://(?!www.w3.org/2000/svg)", own), (
+        "Vega has addresses; a browser test sees that it asks for none"
+    )
     values = {float(str(a["data-v"])) for tag, a in reader.tags if tag == "td" and "data-v" in a}
     for row in board.rows:
         value = row.record.score("explained_variance")["value"]
@@ -115,11 +118,11 @@ def test_names_are_text(make: Make) -> None:
     board.notes.append(EVIL)
     text = page([board])
     reader = read(text)
-    assert [tag for tag, _ in reader.tags].count("script") == 2, "the data and our own"
+    assert [tag for tag, _ in reader.tags].count("script") == 3, "the data, Vega and our own"
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     assert "alert(1)" in reader.text
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert json.loads(data)[0]["rows"][0]["name"].startswith("<script>alert(1)")
+    assert json.loads(data)["boards"][0]["rows"][0]["name"].startswith("<script>alert(1)")
 
 
 def test_a_thousand_saes_fit_in_three_megabytes(large: str) -> None:
@@ -130,7 +133,7 @@ def test_a_thousand_saes_fit_in_three_megabytes(large: str) -> None:
 def test_details_say_what_made_the_numbers(make: Make) -> None:
     text = page([example(make)])
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    details = json.loads(data)[0]
+    details = json.loads(data)["boards"][0]
     about = details["common"] | details["rows"][0]["about"]
     assert set(about) == set(details["facts"])
     assert "commit" in details["common"]
@@ -240,6 +243,14 @@ def test_no_records_are_a_page_too() -> None:
     assert "No records" in page([])
 
 
+def lines_of(picture: Picture) -> dict[str, list[tuple[float | None, float]]]:
+    """The points of each line of a curve, by its series, else by its row."""
+    found: dict[str, list[tuple[float | None, float]]] = {}
+    for value in picture.spec["data"]["values"]:
+        found.setdefault(value.get("series") or f"sae {value['row']}", []).append((value.get("x"), value["y"]))
+    return found
+
+
 # --- the pictures ----------------------------------------------------------------------------------------------------
 
 
@@ -247,9 +258,12 @@ def test_plots_show_each_sae_once_and_write_files(make: Make, tmp_path: Path) ->
     board = example(make)
     drawn = plots(board)
     assert list(drawn) == ["pareto-explained_variance", "curve-dead_fraction_curve"]
-    svg = inline_svg(drawn["pareto-explained_variance"], "title", "salt")
-    assert sorted(re.findall(r'<[a-z:]*use [^>]*data-row="(\d)"', svg)) == ["0", "1", "2", "3"]
-    assert "currentColor" in svg
+    points = drawn["pareto-explained_variance"].spec["data"]["values"]
+    assert [(p["row"], p["arch"], p["y"]) for p in points] == [
+        (i, row.record.sae["architecture"], row.record.score("explained_variance")["value"])
+        for i, row in enumerate(board.rows)
+    ]
+    assert b"currentColor" in drawn["pareto-explained_variance"].draw("svg")
     written = write_plots([board], tmp_path / "plots")
     assert sorted(p.suffix for p in written) == [".pdf", ".pdf", ".png", ".png", ".svg", ".svg"]
     assert all(p.stat().st_size > 1000 for p in written)
@@ -267,16 +281,15 @@ def test_what_explanations_are_worth_is_drawn(make: Make) -> None:
     [board] = boards([load_records([p])[0] for p in sorted(make.args[0].glob("*.json"))])  # type: ignore[attr-defined]
     drawn = plots(board)
     assert list(drawn) == ["pareto-detection_gain", "control-detection"]
-    [axes] = drawn["control-detection"].axes
-    lines = {line.get_label(): line for line in axes.get_lines()}
     by_name = {row.name: row.record for row in board.rows}
-    assert sorted(lines["topk"].get_ydata()) == sorted(r.score("detection")["value"] for r in by_name.values())
-    assert sorted(lines["topk"].get_xdata()) == [20, 21, 22]
-    below = lines["with another latent's"]
-    assert sorted(below.get_ydata()) == sorted(r.score("detection_shuffled")["value"] for r in by_name.values())
-    [axes] = drawn["pareto-detection_gain"].axes
-    assert "no better than the control" in [line.get_label() for line in axes.get_lines()]
-    assert 'data-row="2"' in inline_svg(drawn["control-detection"], "t", "s")
+    values = drawn["control-detection"].spec["data"]["values"]
+    found = {kind: [(v["x"], v["y"]) for v in values if v["kind"] == kind] for kind in ("sae", "ref")}
+    for kind, key in (("sae", "detection"), ("ref", "detection_shuffled")):
+        assert sorted(y for _, y in found[kind]) == sorted(r.score(key)["value"] for r in by_name.values())
+        assert sorted(x for x, _ in found[kind]) == [20, 21, 22]
+    assert {v["series"] for v in values if v["kind"] == "ref"} == {"with another latent's"}
+    levels = [v for v in drawn["pareto-detection_gain"].spec["data"]["values"] if v["kind"] == "level"]
+    assert [(v["series"], v["y"]) for v in levels] == [("no better than the control", 0)]
 
 
 def test_probing_stands_between_ceiling_and_floor(make: Make) -> None:
@@ -291,15 +304,13 @@ def test_probing_stands_between_ceiling_and_floor(make: Make) -> None:
          metrics={"probing": {"version": 1, "units": None}})  # fmt: skip
     found = load_records([make.args[0]])  # type: ignore[attr-defined]
     [board] = boards(sorted(found, key=lambda r: r.sae["name"] == "probed"))
-    [axes] = plots(board)["curve-mean_sae_accuracy"].axes
-    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
-    for label, key in (("topk, random weights", "mean_random_sae_accuracy"), ("k principal directions", "mean_pca_accuracy"),
+    lines = lines_of(plots(board)["curve-mean_sae_accuracy"])
+    for label, key in (("random weights", "mean_random_sae_accuracy"), ("k principal directions", "mean_pca_accuracy"),
                        ("k random directions", "mean_random_accuracy")):  # fmt: skip
-        assert lines[label] == (list(points[key]), list(points[key].values()))
-    assert lines["all of x (dense probe)"][1] == [0.9, 0.9], "a level: the ceiling"
-    assert lines["majority class"][1] == [0.15, 0.15], "and the floor"
-    drawn = [line for container in axes.containers for line in container.lines[:1]]
-    assert [list(line.get_ydata()) for line in drawn if len(line.get_ydata())] == [[0.4, 0.6, 0.7]]
+        assert lines[label] == list(points[key].items())
+    assert lines["all of x (dense probe)"] == [(None, 0.9)], "a level: the ceiling"
+    assert lines["majority class"] == [(None, 0.15)], "and the floor"
+    assert lines["sae 1"] == [(1, 0.4), (16, 0.6), (64, 0.7)]
 
 
 def test_the_dead_latent_curve_is_the_records(make: Make) -> None:
@@ -319,22 +330,54 @@ def test_the_dead_latent_curve_is_the_records(make: Make) -> None:
     assert sorted(drawn) == ["curve-use-dead_fraction_curve-v1", "curve-use-dead_fraction_curve-v2"], (
         "never in one line"
     )
-    [axes] = drawn["curve-use-dead_fraction_curve-v1"].axes
-    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines() if len(line.get_xdata())]
-    assert lines == [([1000.0, 4000.0, 32000.0], [0.5, 0.4, 0.2])]
+    assert lines_of(drawn["curve-use-dead_fraction_curve-v1"]) == {"sae 0": [(1000, 0.5), (4000, 0.4), (32000, 0.2)]}
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), st.booleans())
-def test_the_front_is_what_no_other_beats(points: list[tuple[int, int]], higher: bool) -> None:
-    x, y = [float(p[0]) for p in points], [float(p[1]) for p in points]
-    sign = 1 if higher else -1
+def marks(scene: Any, kind: str) -> list[Any]:
+    """The marks of a type in a Vega scenegraph that have items."""
+    own = [scene] if scene.get("marktype") == kind and scene.get("items") else []
+    return own + [found for item in scene.get("items", []) for found in marks(item, kind)]
 
-    def beaten(i: int) -> bool:
-        return any((x[j] <= x[i] and sign * y[j] >= sign * y[i]) and points[j] != points[i] for j in range(len(points)))
 
-    front = pareto_front(x, y, higher=higher)
-    assert {points[i] for i in front} == {points[i] for i in range(len(points)) if not beaten(i)}
-    assert all(x[a] < x[b] for a, b in pairwise(front))
+def drawn_front(points: list[tuple[int, int]], y_sign: int) -> list[tuple[float, float]]:
+    """The points of the front as Vega draws it, by their places in pixels."""
+    values = [{"kind": "sae", "row": i, "arch": "a", "x": x, "y": y} for i, (x, y) in enumerate(points)]
+    spec = scatter_spec(values, "x", "y", ["a"], y_sign=y_sign, log=False)
+    scene = vl_convert.vegalite_to_scenegraph(spec)["scenegraph"]
+    [line] = marks(scene, "line")
+    at = {(i["x"], i["y"]): i for i in line["items"]}
+    symbols = {(i["x"], i["y"]): p for i, p in zip(marks(scene, "symbol")[0]["items"], points, strict=True)}
+    return sorted(symbols[place] for place in at)
+
+
+@pytest.mark.parametrize("y_sign", [1, -1])
+def test_the_front_is_what_no_other_beats(y_sign: int) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 4, 12):
+        points = list(dict.fromkeys((int(x), int(y)) for x, y in rng.integers(0, 7, (size, 2))))
+
+        def beaten(i: int, points: list[tuple[int, int]] = points) -> bool:
+            (x, y), others = points[i], points[:i] + points[i + 1 :]
+            return any(a <= x and y_sign * b >= y_sign * y for a, b in others)
+
+        assert drawn_front(points, y_sign) == sorted(p for i, p in enumerate(points) if not beaten(i))
+
+
+def test_floors_do_not_squash_the_trained() -> None:
+    """Twelve architectures and a floor far below: the trained keep most of the height; colours and markers are distinct."""
+    values: list[dict[str, Any]] = [
+        {"kind": "sae", "row": i, "arch": f"a{i}", "x": 30 + i, "y": 0.8 + i / 100} for i in range(12)
+    ]
+    values.append({"kind": "sae", "row": 12, "arch": "random", "floor": True, "x": 32, "y": -3.0})
+    spec = scatter_spec(values, "x", "y", [*(f"a{i}" for i in range(12)), "random"])
+    scene = vl_convert.vegalite_to_scenegraph(spec)["scenegraph"]
+    items = marks(scene, "symbol")[0]["items"]
+    heights = [item["y"] for item in items[:12]]
+    assert max(heights) - min(heights) > spec["height"] / 2
+    assert items[12]["y"] > max(heights)
+    texts = [item["text"] for found in marks(scene, "text") for item in found["items"]]
+    assert "off the scale: random −3 ↓" in texts
+    assert len(set(COLOURS)) == len(set(MARKERS)) == 12
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
@@ -345,7 +388,7 @@ BROWSER = next(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chromium() -> Any:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if BROWSER is None:
@@ -356,58 +399,176 @@ def chromium() -> Any:
         browser.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_sorts_filters_hovers_and_opens(
-    make: Make, tmp_path: Path, chromium: Any, scheme: str, width: int
-) -> None:
-    board = example(make)
+def board_files(make: Make, tmp_path: Path) -> Path:
+    """A board with a floor, an SAE with a hostile name and pages, written as the command writes it."""
+    found = [make(f"sae-{i}", 0.02 * i, i) for i in range(4)]
+    for i, record in enumerate(found):
+        record.sae |= {"architecture": ("topk", "jumprelu", "topk", "random")[i], "d_sae": 64 * (i + 1)}
+    [board] = boards(found)
     board.rows[0].name = EVIL
-    file = tmp_path / "page.html"
-    report = registry().get("reports", "html")
+    report, file = registry().get("reports", "html"), tmp_path / "page.html"
     file.write_text(report.render([board], "saes"), encoding="utf-8")
     (tmp_path / "saes").mkdir()
     for name, text in report.pages([board], "page.html").items():
         (tmp_path / "saes" / name).write_text(text, encoding="utf-8")
+    return file
+
+
+def visit(chromium: Any, address: str, problems: list[str], width: int = 1440, scheme: str = "light") -> Any:
+    """A tab on the page, its large chart drawn; problems and requests beyond the file are collected."""
     tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    problems: list[str] = []
     tab.on("console", lambda message: problems.append(message.text))
     tab.on("pageerror", lambda error: problems.append(str(error)))
     tab.on("dialog", lambda dialog: (problems.append("alert"), dialog.dismiss()))
-    tab.goto(file.as_uri())
+    tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or problems.append(request.url))
+    tab.goto(address)
+    tab.wait_for_selector("#chart .plot[data-drawn]")
+    return tab
+
+
+# Every shown element with text of its own: its size in pixels, and the contrast of its colour to what lies behind it.
+TEXTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = colours => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const c of colours) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = c => {
+    const [r, g, b] = c.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (!node.getClientRects().length || node.closest("script, option, optgroup")) continue;
+    if (![...node.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const style = getComputedStyle(node), behind = [];
+    for (let at = node; at; at = at.parentElement) behind.unshift(getComputedStyle(at).backgroundColor);
+    const back = rgb(behind), svg = node instanceof SVGElement, paint = svg ? style.fill : style.color;
+    const [a, b] = [light(rgb([`rgb(${back})`, paint])), light(back)];
+    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    found.push([node.textContent.trim().slice(0, 30), parseFloat(style.fontSize), contrast]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_a_browser_reads_filters_hovers_and_opens(
+    make: Make, tmp_path: Path, chromium: Any, scheme: str, width: int
+) -> None:
+    problems: list[str] = []
+    tab = visit(chromium, board_files(make, tmp_path).as_uri(), problems, width, scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
+    assert (tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)") == (scheme == "dark")
+    texts = tab.evaluate(TEXTS)
+    assert len(texts) > 50
+    assert [text for text in texts if text[1] < 11 or text[2] < 4.5] == []
+    plot, legend = tab.locator("#chart .plot svg").bounding_box(), tab.locator("#legend").bounding_box()
+    assert legend["x"] >= plot["x"] + plot["width"] or legend["y"] >= plot["y"] + plot["height"], "no overlap"
+    assert tab.locator("#best").bounding_box()["y"] < 300, "scores first"
 
     for descending in (True, False):  # the best first: higher explained variance is better
         tab.locator("table.board thead button").nth(3).click()
         values = tab.eval_on_selector_all("table.board tbody tr", SORTED)
         assert values == sorted(values, reverse=descending)
-    tab.locator("select.kind").select_option("topk")
-    assert tab.locator("table.board tbody tr:visible").count() == 2
-    assert tab.locator("svg use[data-row]:visible").count() == 2
-    assert tab.locator("output").inner_text() == "2 SAEs"
-    tab.locator("select.kind").select_option("")
-    tab.locator('use[data-row="1"]').first.hover()
+    points = tab.locator('#chart .plot .mark-symbol path[aria-roledescription="point"]')
+    assert points.count() == 4
+    tab.evaluate("scrollTo(0, document.querySelector('#chart').offsetTop)")
+    points.nth(1).hover()
     tip = tab.locator("#tip").inner_text()
     assert tip.startswith("sae-1\n")
     assert "commit: c0ffeec0ffee" in tip
+    points.nth(1).click()
+    assert tab.locator("#details-name").inner_text() == "sae-1"
+    tab.keyboard.press("Escape")
 
-    tab.locator(".open").first.focus()
+    tab.locator("#heat .open").first.focus()
     tab.keyboard.press("Enter")
     assert tab.locator("#details").is_visible()
     assert tab.locator("#details tbody tr").count() == 3
+    value, interval = tab.locator("#details tbody tr").first.locator("td").all_inner_texts()[1:3]
+    shown = tab.locator('table.board tr[data-row="0"] td[data-v]').nth(1).inner_text().split()
+    assert value == shown[0], "the script writes numbers as the tables do"
+    assert interval.split() == shown[-3:]
     tab.keyboard.press("Escape")
     assert not tab.locator("#details").is_visible()
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself does not scroll sideways"
-    dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)"
-    assert dark == (scheme == "dark")
-
     tab.locator("table.board tbody a").first.focus()
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/saes/*.html")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert (tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)") == (scheme == "dark")
     assert "c0ffeec0ffee" in tab.locator("main").inner_text()
     tab.locator("header a").click()
     tab.wait_for_url("**/page.html")
+    assert problems == []
+
+
+def test_filters_act_on_everything_and_are_in_the_address(make: Make, tmp_path: Path, chromium: Any) -> None:
+    problems: list[str] = []
+    address = board_files(make, tmp_path).as_uri()
+    tab = visit(chromium, address, problems)
+    points = '#chart .plot .mark-symbol path[aria-roledescription="point"]'
+
+    def expect(shown: int, front: int) -> None:
+        tab.wait_for_function(f"document.querySelectorAll('{points}').length === {shown}")
+        assert tab.locator("#count").inner_text() == f"{shown} of 4 SAEs"
+        assert tab.locator("#heat tbody tr").count() == shown
+        assert tab.locator("table.board tbody tr:visible").count() == shown
+        assert tab.locator("#chart .plot .mark-line path").count() == front, (
+            "a front for each architecture that is trained"
+        )
+
+    expect(4, 2)
+    tab.locator('#legend [data-arch="jumprelu"]').focus()
+    tab.keyboard.press("Space")
+    expect(3, 1)
+    assert "hide=jumprelu" in tab.url
+    assert tab.evaluate("document.activeElement.dataset.arch") == "jumprelu", "the focus stays for the keyboard"
+    tab.locator('[name="trained"]').select_option("trained")
+    expect(2, 1)
+    tab.locator('[name="high"]').fill("64")
+    expect(1, 1)
+    linked = tab.url
+    tab.locator("#filters button[type=reset]").click()
+    expect(4, 2)
+    tab.locator('[name="from"]').fill("31")
+    tab.locator('[name="to"]').fill("35")
+    expect(2, 1 + 1)
+    tab.locator("#filters button[type=reset]").click()
+    tab.locator('#chart [name="x"]').select_option(label="dead fraction, fraction ↓")
+    tab.wait_for_function("document.querySelector('#chart .plot').textContent.includes('dead fraction')")
+    other = visit(chromium, linked, problems)
+    assert other.locator("#count").inner_text() == "1 of 4 SAEs"
+    assert other.locator('[name="high"]').input_value() == "64"
+    other.locator("#heat .open").first.click()
+    opened = visit(chromium, other.url, problems)
+    assert opened.locator("#details").is_visible()
+    assert problems == []
+
+
+def test_the_overview_answers(make: Make, tmp_path: Path, chromium: Any) -> None:
+    """Which SAE is best at L0 32, whether that is real, and where the random one stands, without scrolling."""
+    found = [
+        make(name, shift, i) for i, (name, shift) in enumerate([("a", 0.0), ("b", 0.0001), ("c", 0.02), ("r", 0.06)])
+    ]
+    for record, architecture in zip(found, ("topk", "jumprelu", "topk", "random"), strict=True):
+        record.sae["architecture"] = architecture
+    [board] = boards(found)
+    [ev] = [c for c in board.columns if c.key == "explained_variance"]
+    assert [row.cells[ev].rank for row in board.rows] == [1, 1, 3, 4]
+    assert board.better[ev].to_numpy().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    file = tmp_path / "page.html"
+    file.write_text(page([board]), encoding="utf-8")
+    problems: list[str] = []
+    tab = visit(chromium, file.as_uri(), problems)
+    line = tab.locator("#best tbody tr", has_text="32")
+    texts = line.locator("th, td").all_inner_texts()
+    best = max(board.rows[:2], key=lambda row: row.cells[ev].value or 0)
+    other = "b" if best.name == "a" else "a"
+    assert texts[1].startswith(best.name)
+    assert texts[2] == f"no, not from {other}; yes, from 1 others"
+    assert re.fullmatch(r"r: 0\.\d+ \(significantly worse\)", texts[3])
+    assert line.bounding_box()["y"] < 900
     assert problems == []
 
 
@@ -423,5 +584,5 @@ def test_a_browser_sorts_a_thousand_quickly(large: str, tmp_path: Path, chromium
     click = """() => { const start = performance.now(); document.querySelectorAll("table.board thead button")[3].click();
         document.body.offsetHeight; return performance.now() - start; }"""
     assert tab.evaluate(click) < 600
-    tab.locator(".all").click()
+    tab.locator("details.board .all").click()
     assert tab.locator("table.board tbody tr:visible").count() == 1000

@@ -1,11 +1,14 @@
 """A metric that misbehaves fails alone, by name: its neighbours' numbers are those of a run without it."""
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -145,6 +148,67 @@ def test_it_fails_alone(deed, expected, llama, tokens, two_saes, tmp_path, monke
     assert all("\n" not in message for record in records for message in record.errors.values())
 
 
+def _scores_of(*values: float, key: str = "s", **more: Any) -> list[Score]:
+    return [Score.plain(f"{key}{i}", value, n=1, no_interval="exact", **more) for i, value in enumerate(values)]
+
+
+def _units(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"unit_id": [0, 1], "cluster_id": [0, 1], **columns})
+
+
+# Parts of a metric that no record can hold.
+UNFIT: dict[str, dict[str, Any]] = {
+    "4,001 scores": {"scores": lambda *_: _scores_of(*range(4001))},
+    "a long key": {"scores": lambda *_: _scores_of(1, key="k" * 2000)},
+    "a NUL in a key": {"scores": lambda *_: _scores_of(1, key="a\0b")},
+    "half a character": {"scores": lambda *_: _scores_of(1, key="\ud800")},
+    "deep details": {"details": lambda _: {"a": json.loads("[" * 40 + "]" * 40)}},
+    "a large whole number": {"details": lambda _: {"a": 2**70}},
+    "large details": {"details": lambda _: {str(i): "x" * 2**20 for i in range(3)}},
+    "lists in units": {"units": lambda _: _units(a=[[1], [2]])},
+    "units without clusters": {"units": lambda _: pd.DataFrame({"unit_id": [0]})},
+    "a long suffix": {"files": lambda _: {"s" * 300: b""}},
+}
+
+
+@pytest.mark.parametrize("part", UNFIT)
+def test_parts_that_no_record_can_hold_cost_their_metric_only(part, llama, tokens, two_saes, tmp_path, monkeypatch):
+    monkeypatch.setattr("saebench.results.RECORD_BYTES", 2**21)
+    for name, method in UNFIT[part].items():
+        monkeypatch.setattr(Bad, name, method)
+    [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["bad", "sparsity"])
+    assert set(record.errors) == {"bad"}
+    check_message(record.errors["bad"])
+    assert {s["metric"] for s in saebench.load_records(tmp_path)[0].scores} == {"sparsity"}
+
+
+def test_a_score_that_no_record_can_hold_is_undefined_alone(llama, tokens, two_saes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bad, "scores", lambda *_: _scores_of(1e101, 2, float("nan"), -1e200, 1e100))
+    [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["bad", "sparsity"])
+    assert set(record.errors) == {"bad.s0", "bad.s2", "bad.s3"}
+    assert [s["value"] for s in record.scores if s["metric"] == "bad"] == [2, 1e100]
+
+
+def test_metrics_that_fit_alone_but_not_together_cost_the_last_only(llama, tokens, two_saes, tmp_path, monkeypatch):
+    class Other(Bad):
+        name = "other"
+
+    monkeypatch.setitem(installed().metrics, "other", Other)
+    monkeypatch.setattr(Bad, "scores", lambda *_: _scores_of(*range(2500)))
+    [record] = measure(two_saes[0], llama, tokens, tmp_path, metrics=["bad", "sparsity", "other"])
+    assert set(record.errors) == {"other"}
+
+
+def test_an_sae_that_no_record_can_hold_fails_before_the_pass(llama, tokens, two_saes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Bad, "update", lambda *_: pytest.fail("ran the pass"))
+    sae = saebench.load_sae(two_saes[0])
+    sae = replace(sae, metadata=replace(sae.metadata, declared_l0=1e300))
+    with pytest.raises(RunError) as caught:
+        measure([sae, two_saes[1]], llama, tokens, tmp_path, metrics=["sparsity"], names=["odd", "fine"])
+    assert [record.sae["name"] for record in caught.value.records] == ["fine"]
+    check_message(str(caught.value.failures[0].error), "declared_l0", "1e+300")
+
+
 def test_without_a_deed_it_scores(expected, llama, tokens, two_saes, tmp_path):
     records = measure(two_saes, llama, tokens, tmp_path)
     assert [record.errors for record in records] == [{}, {}]
@@ -174,7 +238,7 @@ def test_the_exit_code_is_1_and_the_record_is_kept(llama, tokens, two_saes, tmp_
 
 def test_a_format_that_exits_costs_its_sae_only(llama, tokens, two_saes, tmp_path, monkeypatch):
     def load(path: Path, **options: Any) -> SAE:
-        return sys.exit(0) if path.name == "second" else saebench.load_sae(path, **options)
+        return sys.exit(0) if Path(path).name == "second" else saebench.load_sae(path, **options)
 
     monkeypatch.setattr("saebench.running.plan.load_sae", load)
     with pytest.raises(RunError) as caught:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from saebench.corpus import Contexts
 from saebench.errors import SaebenchError
-from saebench.forward.knowledge import with_knowledge
+from saebench.forward.knowledge import with_filter, with_knowledge
 from saebench.prompts import Prompts
 from saebench.subject import Subject
-from saebench.task import Prompt
+from saebench.task import ContextSpec, CorpusSpec, Prompt, PromptContent, PromptSpec, Task
 from tests.raising import raises
 from tests.tiny_models import VOCABULARY, tiny
 
@@ -77,3 +78,22 @@ def test_a_model_that_knows_nothing_is_an_error_of_one_line(tmp_path: Path):
     wrong = replace(prompts, answer=tuple((*a[:-1], (a[-1] + 2) % VOCABULARY) for a in prompts.answer))
     with raises(SaebenchError, "cities@1", f"none of the {N}", "--model", "--task"):
         with_knowledge(subject, wrong, tmp_path, "cities@1")
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_task_of_known_prompts_runs_no_other(only: bool, tmp_path: Path):
+    subject = tiny("llama")
+    prompts, right = prompts_for(subject)
+    special = np.zeros(prompts.token_ids.shape, dtype=bool)
+    contexts = Contexts(
+        prompts.token_ids, prompts.entity, special, prompts.entities, available=N, lengths=prompts.lengths, prompts=prompts
+    )  # fmt: skip
+    task = Task(
+        "cities", 1, ("sparsity",), PromptContent(CorpusSpec("x"), ContextSpec(N, True, 0), PromptSpec(known=only))
+    )
+    found = with_filter(subject, contexts, task, tmp_path)
+    assert found.prompts is not None
+    expected = np.flatnonzero(right) if only else np.arange(N)
+    assert found.document_id.tolist() == found.prompts.entity.tolist() == expected.tolist()
+    assert found.prompts.about()["left_out"].get("not known", 0) == N - len(expected)
+    assert (found.fingerprint() == contexts.fingerprint()) is not only

@@ -76,17 +76,15 @@ def test_a_strangers_figures_captions_and_axis_are_drawn_without_the_plugin(make
     assert (board.sparsity, board.rows[0].sparsity and board.rows[0].sparsity.value) == (Charm.sparsity, 7.0)
     drawn = plots(board)
     assert list(drawn) == ["control-charm", "curve-charm_by_place"]
-    [axes] = drawn["control-charm"].axes
-    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
-    assert axes.get_xlabel() == "busy latents"
-    assert lines["topk"] == [pytest.approx(66 / 144)]
-    assert lines["worst case"] == [pytest.approx(66 / 288)]
-    assert lines["chance"] == [0.5, 0.5]
-    [axes] = drawn["curve-charm_by_place"].axes
-    lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
-    assert lines["best there is"] == [0.9, 0.9]
-    [bars] = axes.containers
-    assert list(bars.lines[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.4])
+    spec = drawn["control-charm"].spec
+    lines = {value.get("series", "score"): value["y"] for value in spec["data"]["values"]}
+    assert "busy latents" in str(spec["layer"])
+    assert lines == {
+        "score": pytest.approx(66 / 144), "worst case": pytest.approx(66 / 288), "chance": 0.5,
+    }  # fmt: skip
+    values = drawn["curve-charm_by_place"].spec["data"]["values"]
+    assert [v["y"] for v in values if v.get("series") == "best there is"] == [0.9]
+    assert [v["y"] for v in values if v["kind"] == "sae"] == pytest.approx([0.1, 0.2, 0.4])
     captions = list(record_table(again).columns[3].cells)
     assert str(captions[0]) == "how charming, over 12"
 

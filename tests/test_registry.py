@@ -71,6 +71,44 @@ def test_the_example_metric_keeps_the_contract():
     check_metric(scope["LastToken"], identity={"kl": 0}, reads_text=True)
 
 
+@pytest.mark.parametrize("command", [["-m", "saebench"], ["-c", "from saebench.cli import main; main()"]])
+def test_a_folder_of_a_plugins_name_does_not_hide_the_plugin_in_silence(site: Path, tmp_path: Path, command: list[str]):
+    """A checkout beside the working folder; -c puts that folder first on the path, too, and -m must not."""
+    (tmp_path / "shadowed").mkdir()
+    (tmp_path / "site").mkdir()
+    # As an editable install does: a finder behind those of the path.
+    (tmp_path / "site" / "sitecustomize.py").write_text(FINDER)
+    (tmp_path / "site" / "shadowed_source").mkdir()
+    (tmp_path / "site" / "shadowed_source" / "shadowed.py").write_text(
+        "from saebench import hookimpl\n@hookimpl\ndef saebench_reports(): return []\n"
+    )
+    info = tmp_path / "site" / "shadowed-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shadowed\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[saebench]\nshadowed = shadowed\n")
+    done = subprocess.run(
+        [sys.executable, *command, "plugins"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if "shadowed" in line.split()]
+    assert ("BROKEN" in line) == (command[0] == "-c"), done.stdout
+
+
+FINDER = """
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "shadowed":
+            return PathFinder.find_spec(name, [str(Path(__file__).parent / "shadowed_source")])
+
+sys.meta_path.append(Finder)
+"""
+
 # --- every way to be broken ------------------------------------------------------------------------------------------
 
 
@@ -118,6 +156,8 @@ def saebench_metrics() -> list[object]:
         ("def (", "SyntaxError"),
         ("raise RuntimeError('line one\\nline two')", "RuntimeError: line one line two"),
         ("raise Exception", "Exception: Exception"),
+        ("def saebench_metrics(): return []", "ImportError: "),  # not marked as a hook
+        ("", "ImportError: "),
     ],
 )
 def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, module, text: str, reason: str):

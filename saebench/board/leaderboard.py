@@ -19,7 +19,7 @@ from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Group, Record, with_metrics
-from saebench.stats import Ratio, ranks
+from saebench.stats import Ratio, standing
 from saebench.text import clean
 
 # Two runs of one fingerprint may differ by rounding inside the model (metrics.md: 1e-5, more where a score is a small
@@ -221,7 +221,7 @@ def _rank(board: Board) -> None:
         able = [i for i, row in enumerate(board.rows) if row.ratios.get(column) == declared and frames[i] is not None]
         try:
             paired = all(is_paired(board.rows[i].record, column.metric) for i in able)
-            places = ranks(
+            places, better = standing(
                 [f for i in able if (f := frames[i]) is not None], declared, column.direction, paired=paired,
                 smallest=board.presentation(column).smallest.get(column.key), scores=shown,
             )  # fmt: skip
@@ -230,6 +230,8 @@ def _rank(board: Board) -> None:
             continue
         for i, place in zip(able, places, strict=True):
             board.rows[i].cells[column] = replace(board.rows[i].cells[column], rank=place)
+        names = [board.rows[i].name for i in able]
+        board.better[column] = pd.DataFrame(better, index=names, columns=names)
 
 
 def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from saebench.results import Record
+    from saebench.running.reporting import Outcome
 
 
 @click.command()
@@ -51,22 +52,28 @@ def _run(request: Request, as_json: bool) -> None:
 
     rank, _ = ranks.start()
     console = console_on()
-    outcome = execute(request, _Progress(console, quiet=rank > 0))
+    outcome = execute(request, RunProgress(console, quiet=rank > 0))
     if rank == 0:
         if as_json:
             echo(json.dumps([record.to_json() for record in outcome.records], indent=1, allow_nan=False))
         else:
             _show(outcome.records, console)
+    bad = report_failures(outcome, quiet=rank > 0)
+    end_with(bad, some=bool(outcome.records))
+
+
+def report_failures(outcome: "Outcome", quiet: bool = False) -> list[int]:
+    """Print each SAE and metric that failed; returns their exit codes."""
+    if not quiet:
         for failure in outcome.failures:
             echo(f"error: {failure.name}: {one_line(failure.error, 1000)}", err=True)
         for record in outcome.records:
             for metric, message in record.errors.items():
                 echo(f"error: {record.sae['name']}: metric {metric}: {message}", err=True)
-    bad = [f.error.exit_code for f in outcome.failures] + [1 for r in outcome.records if r.errors]
-    _exit(bad, some=bool(outcome.records))
+    return [f.error.exit_code for f in outcome.failures] + [1 for r in outcome.records if r.errors]
 
 
-def _exit(bad: list[int], some: bool) -> None:
+def end_with(bad: list[int], some: bool) -> None:
     """End with 0 where nothing is bad, with 2 where the command itself is all that is wrong, else with 1.
 
     Args:
@@ -77,7 +84,7 @@ def _exit(bad: list[int], some: bool) -> None:
         raise click.exceptions.Exit(1 if some or 1 in bad else 2)
 
 
-class _Progress:
+class RunProgress:
     """A progress bar on a terminal, a line per stage on anything else."""
 
     def __init__(self, console: "Console", quiet: bool) -> None:
@@ -136,7 +143,7 @@ def _show(records: "list[Record]", console: "Console") -> None:
 def _dry_run(request: Request, as_json: bool) -> None:
     from saebench.running.dry_run import dry_runs, over_limit
 
-    plans = dry_runs(request, _Progress(console_on(), quiet=False))
+    plans = dry_runs(request, RunProgress(console_on(), quiet=False))
     if as_json:
         bodies = [plan.to_json() for plan in plans]
         echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, indent=1))
@@ -146,4 +153,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
                 echo(line)
     if over := over_limit(plans, request.max_cost):
         echo(over, err=as_json)
-    _exit([f.error.exit_code for plan in plans for f in plan.failures], some=any(plan.groups for plan in plans))
+    end_with(
+        [f.error.exit_code for plan in plans for f in plan.failures],
+        some=any(plan.groups or plan.without_model for plan in plans),
+    )

@@ -81,18 +81,23 @@ def errors(debug: bool) -> Iterator[None]:
             ranks.stop()
 
 
-def options(request: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The command-line options of a request, as a decorator of the command."""
+def options(request: type, unset: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The command-line options of a request, as a decorator of the command.
+
+    Args:
+        unset: give None for options that are not on the command line, because a file may set them.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for found in reversed(options_of(request)):
-            command = _click_option(found)(command)
+            command = (_unset_option if unset else _click_option)(found)(command)
         return command
 
     return decorate
 
 
-def _click_option(found: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _kind(found: Option) -> dict[str, Any]:
+    """An option's kind as click's parameters."""
     kinds: dict[str, dict[str, Any]] = {
         "text": {},
         "int": {"type": int},
@@ -102,11 +107,23 @@ def _click_option(found: Option) -> Callable[[Callable[..., Any]], Callable[...,
         "flag": {"is_flag": True},
         "many": {"multiple": True},
     }
-    more = dict(kinds[found.kind])
+    return dict(kinds[found.kind])
+
+
+def _click_option(found: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    more = _kind(found)
     shown = found.kind != "flag" and found.default not in (None, ())
     if not found.required:
         more |= {"default": found.default, "show_default": shown}
     return click.option(found.flag, found.name, required=found.required, metavar=found.metavar, help=found.help, **more)
+
+
+def _unset_option(found: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    more = _kind(found)
+    if found.kind == "flag":
+        more = {"flag_value": not found.flag.startswith("--no-")}
+    shown = "" if found.kind == "flag" or found.default is None or found.required else f" Default: {found.default}."
+    return click.option(found.flag, found.name, default=None, metavar=found.metavar, help=found.help + shown, **more)
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.commands.shell import console_on, debug_option, echo, errors
+from saebench.commands.shell import console_on, debug_option, echo, errors, options
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.training.request import TrainRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from saebench.training.checkpoints import RunFolder
-    from saebench.training.plan import TrainRequest
 
 _OF_ONE_SAE = ("width", "k", "sets")
 _OF_A_TOY = ("seed", "k", "sets")
@@ -24,55 +24,16 @@ _OF_A_TOY = ("seed", "k", "sets")
 @click.command()
 @click.argument("what", required=False, metavar="RECIPE|FILE.toml")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; the same command again goes on in it.")
-@click.option("--model", help="Alias, hub id, folder or .gguf.")
-@click.option("--planted", metavar="NAME", help="Train on a planted model, whose features are known (planted-1k).")
-@click.option(
-    "--activations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Train on these activations, [N, d] or [items, positions, d] (.npy, .safetensors, .parquet).",
-)
-@click.option("--hook", help="Where to train, e.g. blocks.15.hook_resid_post.")
+@options(TrainRequest, unset=True)
 @click.option("--width", type=int, help="Latents.")
 @click.option("--k", type=int, help="Active latents per token, for recipes that have a k.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Another setting of the recipe; repeatable.")
-@click.option("--tokens", type=int, help="Activations to train on. Default: all of the text, --epochs times.")
-@click.option("--epochs", type=int, help="How often the text may be read. Default: 1.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text of your own: .parquet, .csv, .jsonl (column text), .txt or a folder of .txt, or token ids .npy. "
-    "Default: saebench's training text.",
-)
-@click.option("--context-length", type=int, help="Tokens a context. Default: 128.")
-@click.option(
-    "--no-bos",
-    "bos",
-    flag_value=False,
-    default=None,
-    help="Contexts without BOS. Default: BOS if the tokenizer has one.",
-)
-@click.option("--batch-size", type=int, help="Activations a step, over all processes. Default: 2048.")
-@click.option(
-    "--seed", type=int, help="Of the order of text, and of weights unless a file's [[saes]] gives theirs. Default: 0."
-)
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Keep activations there for other runs over the same text with the same --seed.",
-)
-@click.option("--device", help="cpu, cuda, cuda:1 … Default: a GPU if there is one.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the model. Default: the fastest."
-)
 @click.option("--toy", is_flag=True, help="Recover the planted features of a small network instead: seconds, no model.")
 @click.option("--dry-run", is_flag=True, help="Say tokens, steps, memory and time; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: as JSON on stdout.")
 @debug_option
 def train(
-    what: str | None, out: Path | None, toy: bool, dry_run: bool, as_json: bool, debug: bool, **options: Any
+    what: str | None, out: Path | None, toy: bool, dry_run: bool, as_json: bool, debug: bool, **given: Any
 ) -> None:
     """Train SAEs on a model's activations, all of a file's from one forward pass.
 
@@ -89,9 +50,9 @@ def train(
         if as_json and not dry_run:
             raise UsageError("--json goes with --dry-run: a run writes its log into --out")
         if toy:
-            _toy(what or "topk", out, dry_run, options)
+            _toy(what or "topk", out, dry_run, given)
             return
-        requests = _requests(what, options)
+        requests = _requests(what, given)
         if dry_run:
             _dry_run(requests, as_json)
             return
@@ -100,9 +61,9 @@ def train(
         _train(requests, out)
 
 
-def _requests(what: str | None, options: dict[str, Any]) -> "list[TrainRequest]":
+def _requests(what: str | None, options: dict[str, Any]) -> list[TrainRequest]:
     """One run, or one for each hook point of a file."""
-    from saebench.training.plan import OF_A_MODEL, TrainRequest, expand, read_requests, with_options
+    from saebench.training.plan import OF_A_MODEL, expand, read_requests, with_options
 
     if what is None:
         raise UsageError("name a recipe (saebench list recipes) or a TOML file (tasks/train/ has some)")
@@ -165,7 +126,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
+def _dry_run(requests: list[TrainRequest], as_json: bool) -> None:
     from saebench.models import load_config
     from saebench.training.budget import budget
     from saebench.training.estimate import estimate
@@ -190,7 +151,7 @@ def _dry_run(requests: "list[TrainRequest]", as_json: bool) -> None:
             echo(line)
 
 
-def _train(requests: "list[TrainRequest]", out: Path) -> None:
+def _train(requests: list[TrainRequest], out: Path) -> None:
     from saebench import ranks
     from saebench.models import default_device, load_config
     from saebench.training.run import train as run_training
@@ -204,7 +165,7 @@ def _train(requests: "list[TrainRequest]", out: Path) -> None:
     folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
     paths: list[Path] = []
     for request, folder in zip(requests, folders, strict=True):
-        paths += run_training(request, folder, _Progress(console, quiet=rank > 0))
+        paths += run_training(request, folder, TrainProgress(console, quiet=rank > 0))
     if rank > 0:
         return
     for path in paths:
@@ -217,7 +178,7 @@ def _train(requests: "list[TrainRequest]", out: Path) -> None:
 def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) -> None:
     from saebench.recipe import make_settings
     from saebench.registry import registry
-    from saebench.training.plan import require_whole
+    from saebench.training.request import require_whole
     from saebench.training.toy import toy
 
     given = [key for key, value in options.items() if key not in _OF_A_TOY and value is not None]
@@ -242,7 +203,7 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     console_on().print(f"latents against features: {picture}", markup=False, soft_wrap=True)
 
 
-class _Progress:
+class TrainProgress:
     """A live table on a terminal; elsewhere a line per SAE every twentieth of the run, and at least every half minute."""
 
     _SILENCE = 30.0  # seconds

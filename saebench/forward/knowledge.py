@@ -1,13 +1,16 @@
 """The knowledge filter: which prompts a language model answers right, by its likeliest tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from saebench.corpus import Contexts
 from saebench.errors import SaebenchError
 from saebench.prompts import Prompts, load_known, save_known
 from saebench.subject import Subject
+from saebench.task import PromptContent, Task
 
 # Prompts whose logits over the whole vocabulary exist at once.
 _PROMPTS = 16
@@ -29,6 +32,24 @@ def with_knowledge(subject: Subject, prompts: Prompts, cache: Path, task: str) -
             f"task {task}: {subject.name} answers none of the {len(prompts)} prompts right: choose another --model or --task"
         )
     return found
+
+
+def with_filter(subject: Subject, contexts: Contexts, task: Task, cache: Path) -> Contexts:
+    """The contexts with the knowledge filter of their prompts; only the known ones where the task asks for that.
+
+    Raises:
+        SaebenchError: see `with_knowledge`.
+    """
+    if contexts.prompts is None:
+        return contexts
+    prompts = with_knowledge(subject, contexts.prompts, cache, task.label)
+    contexts = replace(contexts, prompts=prompts)
+    if prompts.known is None or not (isinstance(task.content, PromptContent) and task.content.prompts.known):
+        return contexts
+    kept = contexts.take(np.flatnonzero(prompts.known))
+    assert kept.prompts is not None
+    left_out = (*prompts.dropped, ("not known", len(prompts) - len(kept)))
+    return replace(kept, prompts=replace(kept.prompts, dropped=left_out), left_out=dict(left_out))
 
 
 @torch.no_grad()

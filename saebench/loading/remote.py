@@ -4,7 +4,6 @@ Both become files on this machine, which are then read like any others.
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from posixpath import basename, dirname, join, normpath
 
+from saebench.cache import user_cache
 from saebench.errors import SaebenchError, UsageError, one_line, unknown
 from saebench.format import Format, Layout
 from saebench.loading.hf import Address, Listing, fetch_files, is_url, listing, pinned
@@ -207,8 +207,7 @@ def size_text(nbytes: int) -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "saebench" / "saelens"
+    return user_cache() / "saebench" / "saelens"
 
 
 def _refuse_misread(release: str, identity: str) -> None:

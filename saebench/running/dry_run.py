@@ -17,7 +17,8 @@ from saebench.running.passes import default_batch, edit_rows, together
 from saebench.running.plan import Job, all_wanted, make_jobs, named_by_checkpoint, read_tasks
 from saebench.running.reporting import Failure, Reporter, Silent
 from saebench.running.request import Request, check_request
-from saebench.task import Task
+from saebench.sources.open import open_source
+from saebench.task import MODEL_FREE, ActivationContent, Task
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class DryRun:
 
     Attributes:
         undeclared: metrics whose experiments have no declared cost, so that `seconds` leaves them out.
+        without_model: SAEs of a task that brings its own activations, or reads weights alone; their cost is not estimated.
     """
 
     task: str
@@ -76,6 +78,7 @@ class DryRun:
     failures: list[Failure]
     judge: JudgePlan | None = None
     undeclared: Sequence[str] = ()
+    without_model: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: costs in multiply-adds, memory in bytes, time in seconds."""
@@ -86,8 +89,9 @@ class DryRun:
         ]  # fmt: skip
         failures = [{"name": f.name, "error": str(f.error)} for f in self.failures]
         judge = {"judge": self.judge.to_json()} if self.judge else {}
+        free = {"without_model": list(self.without_model)} if self.without_model else {}
         return {"task": self.task, "metrics": self.metrics, "contexts": self.text.contexts, "length": self.text.length,
-                "groups": groups, "failures": failures, "undeclared": list(self.undeclared), **judge}  # fmt: skip
+                "groups": groups, "failures": failures, "undeclared": list(self.undeclared), **free, **judge}  # fmt: skip
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -106,6 +110,8 @@ class DryRun:
             f"metric {name} does not declare the cost of its experiments: time leaves them out"
             for name in self.undeclared
         ]
+        if self.without_model:
+            out.append(f"no language model: {len(self.without_model)} SAE(s): {', '.join(self.without_model)}")
         if self.judge:
             out.append(self.judge.line())
         return out + [f"cannot be measured: {f.name}: {f.error}" for f in self.failures]
@@ -123,7 +129,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
     check_request(request)
     tasks = read_tasks(request)
     wanted = all_wanted(request, tasks)
-    jobs, failures = make_jobs(request, (reporter or Silent()).message)
+    jobs, failures = make_jobs(request, (reporter or Silent()).message, tasks)
     return [_dry_run(request, *each, jobs, failures) for each in zip(tasks, wanted, strict=True)]
 
 
@@ -141,6 +147,17 @@ def over_limit(plans: Sequence[DryRun], max_cost: float | None) -> str | None:
 def _dry_run(
     request: Request, task: Task, wanted: dict[str, type[Metric]], jobs: list[Job], failures: list[Failure]
 ) -> DryRun:
+    if task.kind in MODEL_FREE:
+        judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
+        return DryRun(
+            task.label,
+            list(wanted),
+            _samples(request, task),
+            [],
+            failures,
+            judge,
+            without_model=[job.name for job in jobs],
+        )
     text, groups, failures = _text(request, task, None), [], list(failures)
     streams = Streams(any("token_losses" in m.needs for m in wanted.values()), edit_rows(wanted.values()))
     for model in dict.fromkeys(job.model for job in jobs):
@@ -165,7 +182,7 @@ def _dry_run(
                 failures += [Failure(job.name, error) for job in mine]
     judge = plan_judge(request, wanted, [job.about["d_sae"] for job in jobs])
     undeclared = [name for name, m in wanted.items() if m.uses_lens and m.lens_work(1, text.length) is None]
-    return DryRun(task.label, list(wanted), text, groups, failures, judge, undeclared)
+    return DryRun(task.label, list(wanted), text, groups, failures, judge, undeclared=undeclared)
 
 
 def _misfit(job: Job, model: str, width: int) -> UsageError:
@@ -185,6 +202,14 @@ def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
         return model_size(config), config
     except (ValueError, OSError, KeyError, AttributeError, StopIteration) as error:
         raise SaebenchError(f"model '{model}': its config cannot be read: {one_line(error)}") from error
+
+
+def _samples(request: Request, task: Task) -> Text:
+    """The contexts of a task that brings its own activations."""
+    contexts, length = task.contexts.count, task.contexts.length
+    if isinstance(task.content, ActivationContent) and (source := open_source(task)) is not None:
+        contexts, length = len(source.contexts()), source.contexts().length
+    return Text(min(contexts, request.limit or contexts), length, length)
 
 
 def _text(request: Request, task: Task, model: str | None) -> Text:

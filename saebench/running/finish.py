@@ -1,6 +1,7 @@
 """From a finished pass to a record on disk: scores, intervals, units and files of each metric."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from saebench.cache import cache_folder
 from saebench.forward.lane import Lane
 from saebench.lens import Lens
 from saebench.metric import Env, Metric
-from saebench.results import Record, add_to_record, with_metrics
+from saebench.results import Record, RecordError, add_to_record, with_metrics
 from saebench.running.identify import Work
 from saebench.running.passes import Passed
 from saebench.running.scoring import Measured, finish_metric
@@ -24,11 +25,16 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
     Raises:
         SaebenchError: the record cannot be written.
     """
-    found, seconds, judged = {}, {}, {}
+    found: dict[str, Measured] = {}
+    seconds, judged = {}, {}
     for name, metric in work.missing.items():
         begin = time.perf_counter()
         env = _env(setting, work, lane, metric)
         found[name] = _finish_one(lane, metric, env)
+        try:
+            with_metrics(work.record, _record_of(work, found), list(found)).dump()
+        except RecordError as problem:
+            found[name] = finish_metric(metric, f"does not fit into a record: {problem}", env)
         if metric.asks and setting.judge is not None:
             judged[name] = setting.judge.ledger.about()
         seconds[name] = round(time.perf_counter() - begin, 3)
@@ -38,12 +44,9 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
         run["judged"] = judged
         timings["judge"] = setting.judge.ledger.timings()
     measured = replace(
-        work.record,
+        _record_of(work, found),
         corpus=work.record.corpus | _tokens(passed),
         calibration=_calibration(passed) or work.record.calibration,
-        metrics={name: part.entry for name, part in found.items()},
-        scores=[row for part in found.values() for row in part.scores],
-        errors={key: message for part in found.values() for key, message in part.errors.items()},
         runs=[*work.record.runs, run],
     )
     record = replace(
@@ -59,6 +62,16 @@ def finish(setting: Setting, work: Work, lane: Lane, passed: Passed) -> Record:
         if name not in part.errors and work.missing[name].uses_lens:
             setting.state.drop_units(record.fingerprint, _label(work.missing[name]))
     return written
+
+
+def _record_of(work: Work, found: Mapping[str, Measured]) -> Record:
+    """The work's record with these metrics only."""
+    return replace(
+        work.record,
+        metrics={name: part.entry for name, part in found.items()},
+        scores=[row for part in found.values() for row in part.scores],
+        errors={key: message for part in found.values() for key, message in part.errors.items()},
+    )
 
 
 def _finish_one(lane: Lane, metric: type[Metric], env: Env) -> Measured:

@@ -8,7 +8,7 @@ from saebench import ranks
 from saebench.errors import UsageError
 from saebench.hookpoint import HookPoint
 from saebench.metric import Metric
-from saebench.results import Record, fingerprint, read_record, record_path
+from saebench.results import Record, RecordError, fingerprint, read_record, record_path
 from saebench.running.judge import judge_settings
 from saebench.running.plan import Job
 from saebench.running.setting import Setting
@@ -96,6 +96,10 @@ def _new_record(setting: Setting, job: Job) -> Record:
         settings=settings,
     )
     record.fingerprint = fingerprint(record.identity)
+    try:
+        record.dump()
+    except RecordError as error:  # found here, not after the pass
+        raise UsageError(f"no record can hold this SAE: {error}") from error
     return record
 
 
@@ -118,6 +122,8 @@ def _corpus(setting: Setting) -> dict[str, Any]:
 
 def _habits(setting: Setting, job: Job) -> list[str]:
     """Warnings where training and measurement differ: BOS, model, hook point."""
+    if setting.task.kind == "weights":
+        return []
     about, read, out = job.about, job.read, []
     bos = setting.contexts.bos
     if setting.request.tokens is None and about["prepend_bos"] not in (None, bos):

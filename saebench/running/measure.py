@@ -59,6 +59,9 @@ def measure(setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result
 
 def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterator[tuple[Work, Result]]:
     """The records of SAEs at one hook point."""
+    if setting.task.kind == "weights":
+        yield from _without_activations(setting, works, None)
+        return
     device = setting.subject.device.type
     wanted = [metric for work in works for metric in work.missing.values()]
     losses = setting.subject.predicts and any("token_losses" in metric.needs for metric in wanted)
@@ -121,12 +124,13 @@ def _unasked(setting: Setting, record: Record) -> bool:
 
 
 def _without_activations(
-    setting: Setting, works: Sequence[Work], error: SaebenchError
+    setting: Setting, works: Sequence[Work], error: SaebenchError | None
 ) -> Iterator[tuple[Work, Result]]:
-    """Records with the error in place of every metric that reads activations; the others are still measured."""
+    """Records of metrics of the weights; the error, if any, stands in place of every metric that reads activations."""
     lanes = [make_lane(setting, work) for work in works]
-    for lane in lanes:
-        lane.fail(one_line(error), NEEDS)
+    if error is not None:
+        for lane in lanes:
+            lane.fail(one_line(error), NEEDS)
     run = {"provenance": provenance(setting.subject.device), "timings": dict(setting.clock.seconds)}
     yield from _finish_all(setting, works, Passed(lanes, Tally(), run, None))
 

@@ -13,7 +13,7 @@ from saebench.catalog import activation_task, data_task, load_task, load_tasks
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.hookpoint import ACTIVATIONS, HookPoint
 from saebench.loading.checkpoint import check_sae, load_sae
-from saebench.metric import Metric
+from saebench.metric import NEEDS, Metric, reads_weights_only
 from saebench.registry import registry
 from saebench.running.names import default_names
 from saebench.running.reporting import Failure
@@ -109,9 +109,17 @@ def read_tasks(request: Request) -> list[Task]:
         labelled = [name for name, metric in registry(request.strict).metrics.items() if "labels" in metric.needs]
         return [data_task(Path(request.data), labels, labelled)]
     if request.tokens is None:
-        return load_tasks(request.task)
+        return load_tasks("weights" if _of_weights_only(request) else request.task)
     default = load_task(request.task)
     return [Task("tokens", 1, default.metrics, TextContent(CorpusSpec(), ContextSpec(0, False, 0)))]
+
+
+def _of_weights_only(request: Request) -> bool:
+    """Whether nothing but metrics of the weights is requested, of no particular task, model or hook point."""
+    if not request.metrics or (request.task, request.model, request.hook) != ("fidelity", None, None):
+        return False
+    known = registry(request.strict).metrics
+    return all(name in known and reads_weights_only(known[name]) for name in request.metrics)
 
 
 def _source_task(request: Request) -> Task:
@@ -166,6 +174,7 @@ _LACKING: dict[Kind, set[str]] = {
     "prompts": {"labels", "token_losses", "truth"},
     "activations": {"token_losses", "truth"},
     "planted": {"labels", "token_losses"},
+    "weights": set(NEEDS),
 }
 
 
@@ -192,7 +201,8 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
                 f"metric '{name}' experiments on a language model, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
             )
-        if lacking := _LACKING[task.kind] & (metric.needs - metric.optional):
+        optional = frozenset() if task.kind == "weights" else metric.optional
+        if lacking := _LACKING[task.kind] & (metric.needs - optional):
             raise UsageError(
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"

@@ -13,6 +13,7 @@ import pyarrow as pa
 from saebench.errors import SaebenchError, one_line
 from saebench.metric import Env, Metric, Score
 from saebench.presentation import Presentation
+from saebench.reading import LARGEST, TABLE_BYTES, UNIT_CELLS, require_numbers
 from saebench.stats import ratio_interval
 
 
@@ -56,16 +57,19 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
         shown = Presentation.of(type(metric)).to_json()
         scores = metric.scores(env)  # first: a metric that fits makes its units there
         units = metric.units()
-        pa.Table.from_pandas(units, preserve_index=False)  # values that parquet cannot hold fail here, not at the write
         rows, undefined = score_rows(metric, scores, units)
+        if len(units):
+            _require_readable(units, rows)
         details = metric.details()
         json.dumps([rows, details], allow_nan=False)
         files = metric.files()
         for suffix, data in files.items():
-            if not re.fullmatch("[a-z]+", suffix) or suffix in ("json", "parquet") or not isinstance(data, bytes):
+            if not re.fullmatch("[a-z]{1,20}", suffix) or suffix in ("json", "parquet") or not isinstance(data, bytes):
                 raise SaebenchError(
-                    f"file '{suffix}': it should be bytes, under a suffix of small letters, not json or parquet"
+                    f"file '{suffix}': expected bytes, under a suffix of 1 to 20 small letters, not json or parquet"
                 )
+            if len(data) > TABLE_BYTES:
+                raise SaebenchError(f"file '{suffix}': {len(data):,} bytes; a record keeps at most {TABLE_BYTES:,}")
     except KeyboardInterrupt:
         raise
     except BaseException as problem:  # whatever a metric does, sys.exit too, costs the others nothing
@@ -76,6 +80,16 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
     if details:
         entry["details"] = details
     return Measured(entry, rows, undefined, units if len(units) else None, files)
+
+
+def _require_readable(units: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError unless a record's reader accepts these units: here the metric fails alone, at the write its record."""
+    table = pa.Table.from_pandas(units, preserve_index=False)
+    if nested := [field.name for field in table.schema if pa.types.is_nested(field.type)]:
+        raise ValueError(f"units: column {nested[0]!r} holds lists or tables; use flat columns")
+    if units.size > UNIT_CELLS or table.nbytes > TABLE_BYTES:
+        raise ValueError(f"units: {len(units):,} rows of {len(units.columns)} columns are more than a record keeps")
+    require_numbers(units, {row[column] for row in rows for column in ("num", "den")})
 
 
 class Named(Protocol):
@@ -108,14 +122,17 @@ def _row(metric: Named | Metric, score: Score, units: pd.DataFrame) -> dict[str,
         if score.value is None or score.n is None:
             raise SaebenchError(f"score '{score.key}' has neither columns nor a value")
         value, n = float(score.value), int(score.n)
-    for number in (value, low, high):
+    at = None if score.at is None else float(score.at)
+    for number in (at, value, low, high):
         if number is not None and not math.isfinite(number):
             raise SaebenchError(f"score '{score.key}' is not finite")
+        if number is not None and abs(number) > LARGEST:
+            raise SaebenchError(f"score '{score.key}' is {number:g}; a record holds numbers up to {LARGEST:g}")
     return {
         "metric": metric.name,
         "version": metric.version,
         "key": score.key,
-        "at": None if score.at is None else float(score.at),
+        "at": at,
         "value": value,
         "low": low,
         "high": high,

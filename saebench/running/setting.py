@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from saebench import ranks
 from saebench.cache import cache_folder
 from saebench.corpus import Contexts, special_ids, task_contexts, token_contexts
-from saebench.forward.knowledge import with_knowledge
+from saebench.forward.knowledge import with_filter
 from saebench.judging.session import JudgeSession
 from saebench.metric import Metric
 from saebench.models import default_device, default_dtype, load_model
@@ -106,8 +106,7 @@ def make_setting(
         contexts = _contexts(request, task, subject)
     if contexts.prompts is not None and isinstance(subject, Subject):
         with clock.timed("knowledge"):
-            known = with_knowledge(subject, contexts.prompts, cache_folder(), task.label)
-        contexts = replace(contexts, prompts=known)
+            contexts = with_filter(subject, contexts, task, cache_folder())
     if task.contexts.bos is True and request.tokens is None and not contexts.bos and not request.no_bos:
         reporter.message(
             f"warning: {task.label} begins contexts with BOS and this model's tokenizer has none: measured without"

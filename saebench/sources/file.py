@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from saebench.catalog import file_sha256
@@ -14,6 +15,7 @@ from saebench.corpus import Contexts
 from saebench.errors import NonFiniteError, UsageError, one_line
 from saebench.hookpoint import HookPoint
 from saebench.labels import Labels
+from saebench.reading import require_regular, require_unpacked
 from saebench.sources.source import ArraySource
 
 _SUFFIXES = (".npy", ".safetensors", ".parquet")
@@ -72,11 +74,12 @@ class FileSource(ArraySource):
 def _read(path: Path) -> Any:
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--activations {path}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"--activations {path}: no such file")
     try:
+        require_regular(path)
         array = {".npy": _npy, ".safetensors": _safetensors, ".parquet": _parquet}[path.suffix](path)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except Exception as error:  # damaged files raise whatever the three decoders raise
         raise UsageError(f"--activations {path}: cannot be read: {one_line(error)}") from error
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise UsageError(f"--activations {path}: holds {array.dtype}, expected float16, float32 or float64")
@@ -84,7 +87,10 @@ def _read(path: Path) -> Any:
 
 
 def _npy(path: Path) -> Any:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("an archive of arrays (.npz), not one array")
+    return array
 
 
 def _safetensors(path: Path) -> Any:
@@ -96,17 +102,20 @@ def _safetensors(path: Path) -> Any:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def _parquet(path: Path) -> Any:
-    """The only column of lists."""
-    table = pq.read_table(path)
-    lists = [
-        name
-        for name, kind in zip(table.column_names, table.schema.types, strict=True)
-        if str(kind).startswith(("list", "fixed_size_list"))
-    ]
+    """The only column of lists of numbers; its size is checked in the file's metadata before any of it is read."""
+    file = pq.ParquetFile(path)
+    lists = [field.name for field in file.schema_arrow if _is_list(field.type)]
     if len(lists) != 1:
         raise ValueError(f"{len(lists)} columns of lists, expected one")
-    column = table[lists[0]].combine_chunks()
+    if not pa.types.is_floating(file.schema_arrow.field(lists[0]).type.value_type):
+        raise ValueError(f"column {lists[0]} holds {file.schema_arrow.field(lists[0]).type}, expected lists of floats")
+    require_unpacked(file.metadata)
+    column = file.read(columns=[lists[0]])[lists[0]].combine_chunks()
     lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
     if column.null_count or len(lengths) > 1:
         raise ValueError(f"column {lists[0]} is ragged: its lists are {', '.join(map(str, lengths[:4]))} long")

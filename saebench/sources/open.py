@@ -7,7 +7,8 @@ from saebench.sources.file import FileSource
 from saebench.sources.labels import read_labels
 from saebench.sources.planted_source import PlantedSource
 from saebench.sources.source import ArraySource
-from saebench.task import ActivationContent, PlantedContent, Task
+from saebench.sources.weights import WeightsSource
+from saebench.task import ActivationContent, PlantedContent, Task, WeightsContent
 
 
 def open_source(task: Task) -> ArraySource | None:
@@ -19,6 +20,8 @@ def open_source(task: Task) -> ArraySource | None:
     content = task.content
     if isinstance(content, PlantedContent):
         return PlantedSource(task.name, content.planted, content.samples)
+    if isinstance(content, WeightsContent):
+        return WeightsSource()
     if not isinstance(content, ActivationContent):
         return None
     spec = content.activations

@@ -21,7 +21,7 @@ from saebench.stats.intervals import (
     paired_difference,
     ratio_interval,
 )
-from saebench.stats.ranks import Verdict, holm, ranks, verdict
+from saebench.stats.ranks import Verdict, holm, ranks, standing, verdict
 from saebench.stats.units import Declared, Kind, Ratio
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "paired_difference",
     "ranks",
     "ratio_interval",
+    "standing",
     "verdict",
 ]

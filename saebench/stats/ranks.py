@@ -87,9 +87,25 @@ def ranks(
     smallest: float | None = None,
     scores: int = 1,
 ) -> list[int | None]:
-    """For each SAE, one plus the number of SAEs that are better by size and significance; see the module's text.
+    """The ranks of `standing`."""
+    return standing(units, score, direction, alpha, paired, smallest=smallest, scores=scores)[0]
 
-    None for all where `direction` is None (no side is better) or no interval can be made.
+
+def standing(
+    units: Sequence[pd.DataFrame],
+    score: Declared,
+    direction: Direction | None,
+    alpha: float = ALPHA,
+    paired: bool = True,
+    *,
+    smallest: float | None = None,
+    scores: int = 1,
+) -> tuple[list[int | None], np.ndarray]:
+    """Each SAE's rank, and which SAE is better than which by size and significance; see the module's text.
+
+    A rank is one plus the number of SAEs that are better, copies counted once. Entry (i, j) of the boolean matrix, [n, n], is
+    true where SAE i is better than SAE j. Where `direction` is None (no side is better) or no interval can be made, every rank is
+    None and every entry is false.
 
     Args:
         paired: whether SAEs share their units; otherwise differences are `independent_difference`.
@@ -99,12 +115,13 @@ def ranks(
     Raises:
         SaebenchError: as `paired_difference`.
     """
+    none = np.zeros((len(units), len(units)), dtype=bool)
     if direction is None or not units:
-        return [None] * len(units)
+        return [None] * len(units), none
     frames = [shared(units)] if paired else [[frame] for frame in units]
     found = [estimate(together, score) for together in frames]
     if any(est.no_interval() for est in found):
-        return [None] * len(units)
+        return [None] * len(units), none
     value = np.concatenate([est.value for est in found])
     gain = value * score.scale * (1 if direction == "higher" else -1)
     order = np.argsort(-gain, kind="stable")
@@ -126,7 +143,10 @@ def ranks(
         better &= (gain[kept][:, None] - gain[kept][None, :]) >= smallest
     rank = np.empty(len(units), dtype=np.int64)
     rank[kept] = 1 + better.sum(0)
-    return [int(r) for r in rank[same_as]]
+    position = np.empty(len(units), dtype=np.int64)
+    position[kept] = np.arange(size)
+    at = position[same_as]
+    return [int(r) for r in rank[same_as]], better[np.ix_(at, at)]
 
 
 def _distinct(est: Estimate, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from saebench.corpus import special_ids, token_contexts
 from saebench.errors import UsageError
 from saebench.models import load_config, load_tokenizer
 from saebench.training.baselines import BASELINES
-from saebench.training.plan import TrainRequest
+from saebench.training.request import TrainRequest
 from saebench.training.text import Text, training_text
 
 # Activations that are shuffled together, unless they would take more than this.

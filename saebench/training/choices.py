@@ -10,7 +10,7 @@ from typing import Any
 
 from saebench.arithmetic.precision import product_dtype
 from saebench.training.baselines import BASELINES
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 
 
 def settled(request: TrainRequest, device: str, begun: Mapping[str, Any] | None = None) -> TrainRequest:

@@ -13,7 +13,7 @@ from saebench.running.cost import ModelSize, model_size
 from saebench.training.baselines import BASELINES
 from saebench.training.budget import checkpoint_bytes, chunk_contexts
 from saebench.training.choices import settled
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.shapes import check_shapes
 
 # Python, torch and transformers themselves, in a process that uses no GPU.

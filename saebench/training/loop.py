@@ -21,7 +21,7 @@ from saebench.training.buffer import Buffer
 from saebench.training.checkpoints import RunFolder
 from saebench.training.interrupt import Interrupt, Stopped
 from saebench.training.meter import Meter
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.text import Text
 
 # Rows that recipes look at before the first step: input scale, b_dec.

@@ -34,7 +34,7 @@ from saebench.training.choices import settled
 from saebench.training.interrupt import Interrupt
 from saebench.training.loop import Lane, Reporter, TrainingRun
 from saebench.training.meter import Meter
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.shapes import check_saes
 from saebench.training.sourced import open_training_source, source_text, source_width
 from saebench.training.text import Text

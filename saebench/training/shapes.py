@@ -9,7 +9,7 @@ from saebench.recipe import make_settings
 from saebench.registry import registry
 from saebench.running.cost import hook_width, model_size
 from saebench.training.baselines import BASELINES, check_baseline
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 
 
 def check_shapes(request: TrainRequest, config: Any) -> int:

@@ -11,7 +11,7 @@ from saebench.sources.file import FileSource
 from saebench.sources.planted_source import PlantedSource
 from saebench.sources.source import ArraySource
 from saebench.task import PlantedContent
-from saebench.training.plan import TrainRequest
+from saebench.training.request import TrainRequest
 from saebench.training.text import Text
 
 # Samples of a planted model that an SAE sees unless --tokens is given (design: minutes a recipe on two cores).

@@ -28,6 +28,7 @@ from saebench.testing import check_metric, judge_session, random_sae, tiny_llama
 from tests.autointerp.world import SIZES, WORDS, World, env, judging, tokenizer, true_answer, word
 from tests.conftest import REPOSITORY, write_sae
 from tests.judges.server import JudgeServer, Status
+from tests.raising import raises
 
 
 class Tiny(AutoInterp):
@@ -275,10 +276,10 @@ def test_a_reply_that_fits_no_file_loses_nothing_and_stands_last() -> None:
 
 
 def test_no_judge_and_no_tokenizer_are_said(site: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(saebench.SaebenchError, match="pass --judge"):
+    with raises(saebench.SaebenchError, "--judge"):
         run(site, tmp_path)
     world = World()
-    with pytest.raises(saebench.SaebenchError, match="without a tokenizer"):
+    with raises(saebench.SaebenchError, "tokenizer"):
         world.seen().scores(Env(world.sae, judge=judge_session(digest)))
 
 

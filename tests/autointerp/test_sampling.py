@@ -18,6 +18,7 @@ from scipy import stats
 from saebench.errors import SaebenchError
 from saebench.metric import get_state, set_state
 from tests.autointerp.world import LATENTS, LENGTH, SIZES, Small, World
+from tests.raising import raises
 
 
 @pytest.fixture(scope="module")
@@ -258,13 +259,13 @@ def test_tokens_that_are_not_scored_are_in_no_window() -> None:
 def test_too_little_text_is_said_before_anybody_is_asked(world: World) -> None:
     few = Small(world.sae)
     few.update(world.batch(np.arange(8)))
-    with pytest.raises(SaebenchError, match=r"too small: 0 of 16 .* nothing was asked"):
+    with raises(SaebenchError, "0 of 16"):
         few._examples()
-    with pytest.raises(SaebenchError, match="no text was seen"):
+    with raises(SaebenchError, "no text"):
         Small(world.sae)._examples()
     mute = World(contexts=8)
     mute.z[...] = 0
-    with pytest.raises(SaebenchError, match="0 of 24 latents fire"):
+    with raises(SaebenchError, "0 of 24"):
         mute.seen()._examples()
 
 

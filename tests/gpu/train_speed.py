@@ -18,7 +18,7 @@ from speed import LLAMA_1B
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 
 LENGTH = 128
@@ -28,6 +28,8 @@ class Quiet:
     """Hears how training goes, and says nothing."""
 
     def message(self, text: str) -> None: ...
+
+    def capturing(self, done: int, total: int) -> None: ...
 
     def begin(self, steps: int, done: int) -> None: ...
 

@@ -15,6 +15,7 @@ from saebench.judging.choose import make_judge
 from saebench.judging.session import JudgeSession
 from saebench.testing import FunctionJudge, check_judge, tiny_llama
 from tests.judges.server import Coin, JudgeServer
+from tests.raising import raises
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
@@ -119,9 +120,9 @@ def test_its_identity_is_its_weights_and_names_no_folder(speaker):
 
 
 def test_it_has_no_address():
-    with pytest.raises(JudgeError, match="leave --judge-url out"):
+    with raises(JudgeError, "--judge-url"):
         make_judge("local:smollm2-135m-instruct", "http://localhost:8000")
-    with pytest.raises(UsageError, match="no model 'nobody'"):
+    with raises(UsageError, "nobody"):
         make_judge("local:nobody").identity  # noqa: B018
 
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
+from saebench.training.run import train
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -65,3 +66,16 @@ def request_for(llama: Path, ids: Path) -> Callable[..., TrainRequest]:
         return TrainRequest(**(settings | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(llama: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `request_for()` with three epochs, never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    spec = SaeSpec("topk-k4", "topk", 48, 0, {"k": 4, "dead_after": 500})
+    request = TrainRequest(
+        model=str(llama), hook=HOOK, saes=(spec,), data=ids, epochs=3, batch_size=32, chunk_contexts=30, context_batch=8,
+        checkpoint_every=15, log_every=5, dtype="float32", device="cpu",
+    )  # fmt: skip
+    train(request, out, Heard())
+    return out

@@ -1,11 +1,9 @@
 """A chunk's forward passes split over processes: the same rows on all of them; Ctrl-C between two passes stops all of them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -16,6 +14,7 @@ from saebench.hookpoint import HookPoint
 from saebench.training.activations import Activations
 from saebench.training.interrupt import Interrupt, Stopped
 from saebench.training.text import Text
+from tests.raising import raises
 
 
 class Numbered:
@@ -25,9 +24,9 @@ class Numbered:
 
     def __init__(self, interrupt: Interrupt | None = None) -> None:
         self.interrupt, self.passes = interrupt, 0
-        self.model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
+        self.dtype = "float32"
 
-    def capture(self, ids: torch.Tensor, hook: HookPoint) -> tuple[torch.Tensor, None]:
+    def capture(self, ids: torch.Tensor, read: HookPoint, write: HookPoint) -> tuple[torch.Tensor, None]:
         self.passes += 1
         if self.interrupt is not None:
             self.interrupt.noted = True
@@ -49,17 +48,17 @@ class Limited(Numbered):
         super().__init__()
         self.most = most
 
-    def capture(self, ids: torch.Tensor, hook: HookPoint) -> tuple[torch.Tensor, None]:
+    def capture(self, ids: torch.Tensor, read: HookPoint, write: HookPoint) -> tuple[torch.Tensor, None]:
         if len(ids) > self.most:
             torch.empty(2**50)
-        return super().capture(ids, hook)
+        return super().capture(ids, read, write)
 
 
 def test_forward_passes_shrink_until_they_fit_into_memory() -> None:
     made = source(Limited(1), Interrupt())
     torch.testing.assert_close(made.chunk(0), source(Numbered(), Interrupt()).chunk(0))
     assert made.batch == 1
-    with pytest.raises(SaebenchError, match=r"1 context\(s\) of 4 tokens do not fit.*set --dtype bfloat16"):
+    with raises(SaebenchError, "1 context", "4 tokens", "--dtype bfloat16"):
         source(Limited(0), Interrupt()).chunk(0)
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from saebench.cli import main
 from saebench.commands.train import _Progress
-from saebench.training.plan import TrainRequest, read_requests
+from saebench.training.plan import read_requests
+from saebench.training.request import TrainRequest
 from saebench.training.run import prepare
 from tests.raising import check_message
 

@@ -15,7 +15,8 @@ from saebench.recipe import Recipe
 from saebench.task import builtin_tasks
 from saebench.training.budget import budget, chunk_contexts
 from saebench.training.estimate import estimate
-from saebench.training.plan import SaeSpec, TrainRequest, expand, read_requests, with_options
+from saebench.training.plan import expand, read_requests, with_options
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.toy import ToyResult, compare
 from tests.raising import raises
 

@@ -16,7 +16,7 @@ from saebench.registry import installed
 from saebench.running.provenance import provenance
 from saebench.training.checkpoints import RunFolder
 from saebench.training.estimate import estimate
-from saebench.training.plan import SaeSpec, TrainRequest
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 from saebench.training.trainer import Trainer
 from tests.raising import raises

@@ -10,6 +10,7 @@ from saebench.errors import UsageError
 from saebench.recipe import make_settings
 from saebench.registry import installed
 from saebench.training.trainer import Trainer
+from tests.raising import raises
 
 RECIPES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 N, D, WIDTH, K = 64, 16, 96, 6
@@ -195,7 +196,7 @@ def test_thresholds_give_the_training_l0():
 )
 def test_bad_settings_are_refused(name, given, words):
     recipe = installed().recipes[name]
-    with pytest.raises(UsageError, match=words):
+    with raises(UsageError, words):
         Trainer(recipe, make_settings(recipe, given), D, width=WIDTH, seed=0, steps=5)
 
 
@@ -227,7 +228,7 @@ def test_bad_settings_are_refused(name, given, words):
     ],
 )
 def test_settings_out_of_range_are_named(name: str, given: dict) -> None:
-    with pytest.raises(UsageError, match=f"{next(iter(given))} is .*, expected"):
+    with raises(UsageError, f"{next(iter(given))} is ", "expected"):
         make_settings(installed().recipes[name], given)
 
 

@@ -11,7 +11,8 @@ from saebench.recipe import make_settings
 from saebench.registry import installed
 from saebench.streams import generator
 from saebench.training.checkpoints import RunFolder
-from saebench.training.plan import SaeSpec, TrainRequest, expand, read_requests
+from saebench.training.plan import expand, read_requests
+from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.run import train
 from saebench.training.toy import ToyNetwork
 from saebench.training.trainer import Trainer

@@ -13,7 +13,7 @@ from saebench.errors import SaebenchError, UsageError
 from saebench.running import setting
 from saebench.subject import Subject
 from saebench.training.budget import read_text
-from saebench.training.plan import TrainRequest
+from saebench.training.request import TrainRequest
 from tests.raising import raises
 
 Make = Callable[..., TrainRequest]

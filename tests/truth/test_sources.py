@@ -1,9 +1,13 @@
 """Runs on planted models and on files of activations, from the command line's request to the record."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -139,6 +143,7 @@ def test_blocks_of_patches_are_smooth_and_shuffled_ones_are_not(tmp_path: Path) 
     for image in grid:
         image[:, :4, random.integers(0, 4)] = 1
         image[:, 4:, random.integers(4, 8)] = 1
+    grid *= random.uniform(0.9, 1.1, grid.shape)  # images that were all alike would have no interval
     blocks = grid.reshape(30, 64, 8)
     shuffled = np.stack([image[random.permutation(64)] for image in blocks])
     found = {}
@@ -183,6 +188,41 @@ def test_files_that_are_no_activations_are_refused(tmp_path: Path) -> None:
             FileSource(tmp_path / name)
     with raises(UsageError, "absent.npy"):
         FileSource(tmp_path / "absent.npy")
+
+
+def bomb(path: Path) -> None:
+    """2.7 · 10^8 zeros in lists: 0.2 MB on disk, 1 GB in memory."""
+    lists = pa.array([np.zeros(1 << 16, np.float32)] * 64, pa.list_(pa.float32()))
+    with pq.ParquetWriter(path, pa.schema({"x": lists.type}), compression="zstd") as writer:
+        for _ in range(65):
+            writer.write_table(pa.table({"x": lists}))
+
+
+def absurd(path: Path) -> None:
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999999), }".ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+
+
+def test_hostile_files_of_activations_are_refused_at_once(tmp_path: Path) -> None:
+    cases: dict[str, Callable[[Path], object]] = {
+        "pipe.npy": os.mkfifo,
+        "pipe.parquet": os.mkfifo,
+        "device.npy": lambda p: p.symlink_to("/dev/zero"),
+        "device.parquet": lambda p: p.symlink_to("/dev/zero"),
+        "device.safetensors": lambda p: p.symlink_to("/dev/zero"),
+        "folder.npy": Path.mkdir,
+        "absurd.npy": absurd,
+        "archive.npy": lambda p: np.savez(p.open("wb"), x=np.zeros((2, 2), np.float32)),
+        "bomb.parquet": bomb,
+        "texts.parquet": lambda p: pd.DataFrame({"x": [["a"], ["b"]]}).to_parquet(p),
+        "short.safetensors": lambda p: p.write_bytes(b"\xff" * 40),
+    }
+    for name, make in cases.items():
+        make(tmp_path / name)
+        before = pa.total_allocated_bytes()
+        with raises(UsageError, name):
+            FileSource(tmp_path / name)
+        assert pa.total_allocated_bytes() - before < 2**24, name
 
 
 def test_nan_yields_no_number(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Planted(Metric):
         "features_found": "features whose nearest latent has F1 above 0.8",
         "absorption": "how much likelier a parent's latent is silent when a child is active",
     }
+    truth = "f1"
     headlines = ("f1", "mcc", "features_found", "absorption")
 
     def __init__(self, sae: SAE) -> None:
