@@ -35,8 +35,8 @@ def table(records: Sequence[Record]) -> str:
     cells = {(r.task["name"], s["key"], r.sae["name"]): s for r in ours for s in r.scores}
     lines = [f"| score | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for task in TASKS:
-        lines.append(f"| **{task}** |" + " |" * len(names))
         keys = dict.fromkeys(s["key"] for r in ours if r.task["name"] == task for s in r.scores)
+        lines += [f"| **{task}** |" + " |" * len(names)] if keys else []
         for key in keys:
             row = [cells.get((task, key, name)) for name in names]
             arrow = next(_ARROWS[s["direction"]] for s in row if s)
