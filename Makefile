@@ -45,9 +45,10 @@ results-readme: $(VENV)/.installed
 	$(BIN)/python docs/make_results.py
 	$(BIN)/python docs/make_steering.py
 
-# A page for each metric, from its docstrings.
+# A page for each metric, from its docstrings, and the options of `saebench train`.
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_metrics.py
+	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_reliability.py
 
 # SAEBench's core and ours on the same tokens; the peer gets an environment of its own.

@@ -1,25 +1,25 @@
-"""Run a request: from SAEs and a task to records on disk. The same from Python and from the command line."""
+"""Run a request: from SAEs and a task to records on disk, for Python and the command line alike."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
 
 from saebench import ranks
 from saebench.errors import SaebenchError
+from saebench.judging.session import JudgeSession
+from saebench.metric import Metric
 from saebench.options import takes
 from saebench.results import Record, require_writable
 from saebench.running.judge import open_session
-from saebench.running.measure import measure
-from saebench.running.plan import all_wanted, make_jobs, read_tasks
+from saebench.running.measure import Result, measure
+from saebench.running.plan import Job, all_wanted, make_jobs, read_tasks
 from saebench.running.reporting import Failure, Outcome, Reporter, Silent
 from saebench.running.request import Request, check_request
 from saebench.running.setting import load_source, make_setting
-
-T = TypeVar("T")
+from saebench.task import Task
 
 
 class RunError(SaebenchError):
-    """Some SAEs could not be measured; `records` holds the others' records."""
+    """Some SAEs could not be measured; `records` holds the records of the others."""
 
     def __init__(self, failures: list[Failure], records: list[Record]) -> None:
         super().__init__("; ".join(f"{f.name}: {f.error}" for f in failures))
@@ -61,24 +61,11 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
         outcome.fail(failure, reporter)
     for model in dict.fromkeys(job.model for job in jobs):
         mine = [job for job in jobs if job.model == model]
-        try:
-            subject, timings = _everywhere(partial(load_source, request, tasks, model, reporter))
-        except SaebenchError as error:
-            for job in mine:
-                outcome.fail(Failure(job.name, error), reporter)
-            continue
-        for task, metrics in zip(tasks, wanted, strict=True):
-            try:
-                setting = make_setting(request, task, metrics, subject, timings, reporter, judge)
-            except SaebenchError as error:
-                for job in mine:
-                    outcome.fail(Failure(job.name, error), reporter)
-                continue
-            for job, result in measure(setting, mine):
-                if isinstance(result, SaebenchError):
-                    outcome.fail(Failure(job.name, result), reporter)
-                elif rank == 0:
-                    outcome.records.append(result)
+        for job, result in _on_model(request, list(zip(tasks, wanted, strict=True)), model, mine, reporter, judge):
+            if isinstance(result, SaebenchError):
+                outcome.fail(Failure(job.name, result), reporter)
+            elif rank == 0:
+                outcome.records.append(result)
     if judge is not None:
         judge.close()
         if rank == 0:
@@ -88,18 +75,29 @@ def execute(request: Request, reporter: Reporter) -> Outcome:
     return outcome
 
 
-def _everywhere(load: Callable[[], T]) -> T:
-    """Load on each rank; where one rank fails, all do.
+def _on_model(
+    request: Request,
+    wanted: Sequence[tuple[Task, Mapping[str, type[Metric]]]],
+    model: str,
+    jobs: Sequence[Job],
+    reporter: Reporter,
+    judge: JudgeSession | None,
+) -> Iterator[tuple[Job, Result]]:
+    """The results of every task for the SAEs of one model, which is loaded once.
 
-    Raises:
-        SaebenchError: this rank's own, or the first that another had.
+    Args:
+        wanted: tasks, each with its metric classes by name.
     """
-    problem = None
+    tasks = [task for task, _ in wanted]
     try:
-        loaded = load()
+        source, seconds = ranks.everywhere(partial(load_source, request, tasks, model, reporter))
     except SaebenchError as error:
-        problem = error
-    message = ranks.first(None if problem is None else str(problem))
-    if message is not None:
-        raise problem or SaebenchError(message)
-    return loaded
+        yield from ((job, error) for job in jobs)
+        return
+    for task, metrics in wanted:
+        try:
+            setting = make_setting(request, task, metrics, source, seconds, reporter, judge)
+        except SaebenchError as error:
+            yield from ((job, error) for job in jobs)
+            continue
+        yield from measure(setting, jobs)

@@ -90,7 +90,9 @@ def test_a_cache_file_that_is_damaged_is_made_again(subject, contexts, tmp_path:
 
 def test_a_cache_that_cannot_be_written_is_no_error(subject, contexts, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    calibrate(subject, contexts, PLACE, PLACE, 1.1, 5, tmp_path / "file")
+    found = calibrate(subject, contexts, PLACE, PLACE, 1.1, 5, tmp_path / "file")
+    assert same(found, calibrate(subject, contexts, PLACE, PLACE, 1.1, 5, tmp_path / "folder"))
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_activations_that_are_not_finite_are_an_error_with_its_place(contexts, tmp_path: Path):

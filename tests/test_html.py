@@ -150,8 +150,11 @@ def test_details_say_what_made_the_numbers(make: Make) -> None:
 def test_runs_of_strangers_are_shown_or_left_out(make: Make, runs: list[Any]) -> None:
     board = example(make)
     board.rows[0].record.runs = runs
-    page([board])
-    registry().get("reports", "html").pages([board], "x.html")
+    value = board.rows[0].record.score("explained_variance")["value"]
+    pages = registry().get("reports", "html").pages([board], "x.html")
+    assert len(pages) == len(board.rows)
+    for shown in (page([board]), next(iter(pages.values()))):
+        assert f"{value:.3g}" in read(shown).text
 
 
 # --- the pages of the SAEs -------------------------------------------------------------------------------------------

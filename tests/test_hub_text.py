@@ -18,6 +18,7 @@ from saebench.corpus import Contexts, task_contexts
 from saebench.errors import SaebenchError, UsageError
 from saebench.loading.hf import hub_error
 from saebench.task import ContextSpec, CorpusSpec, LabelContent, LabelSpec, Task, TextContent
+from saebench.training.text import training_text
 from tests.hub import Hub
 from tests.raising import check_message, raises
 
@@ -62,6 +63,21 @@ def test_streamed_once_and_equal_to_the_text_on_the_disk(hub: Hub, monkeypatch: 
     assert same(first, again)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert same(first, task_contexts(made, tokenizer()))
+
+
+def test_training_text_is_streamed_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, spec = parquet(hub)
+    first = training_text(task(spec), tokenizer(), 200)
+    assert 200 <= first.tokens < 20 * 25
+    local = training_text(task(replace(spec, hub=str(folder), revision=None)), tokenizer(), 200)
+    before = len(hub.requests)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    again = training_text(task(spec), tokenizer(), 200)
+    assert len(hub.requests) == before
+    for text in (local, again):
+        assert (text.fingerprint(), text.facts()) == (first.fingerprint(), first.facts())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert training_text(task(spec), tokenizer(), 300).tokens > first.tokens
 
 
 @pytest.mark.parametrize("change", ["length", "count", "tokenizer", "documents"])

@@ -237,7 +237,7 @@ def test_the_exit_code_is_1_and_the_record_is_kept(llama, tokens, two_saes, tmp_
 
 
 def test_a_format_that_exits_costs_its_sae_only(llama, tokens, two_saes, tmp_path, monkeypatch):
-    def load(path: Path, **options: Any) -> SAE:
+    def load(path: Any, **options: Any) -> SAE:
         return sys.exit(0) if Path(path).name == "second" else saebench.load_sae(path, **options)
 
     monkeypatch.setattr("saebench.running.plan.load_sae", load)

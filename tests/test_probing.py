@@ -22,6 +22,7 @@ from saebench.running.state import StateFolder
 from saebench.sae import SAE, Latents
 from saebench.stats import ratio_interval
 from saebench.testing import identity_sae, random_sae
+from tests.raising import raises
 
 D, TOKENS = 6, 4
 
@@ -209,9 +210,10 @@ def test_auroc_equals_scikit_learn_and_its_interval_the_bootstrap() -> None:
     area, half = auroc(decision, label, np.arange(200))
     assert area == pytest.approx(roc_auc_score(label, decision[:, 0]), abs=1e-12)
     again = []
-    for _ in range(2000):
-        rows = rng.integers(0, 200, 200)
-        again.append(roc_auc_score(label[rows], decision[rows, 0]))
+    for rows in rng.integers(0, 200, (2000, 200)):
+        own, other = (decision[rows[label[rows] == c], 0] for c in (1, 0))
+        gap = own[:, None] - other
+        again.append(np.mean((gap > 0) + 0.5 * (gap == 0)))
     assert half == pytest.approx(1.96 * np.std(again), rel=0.1)
     assert auroc(decision, label, np.zeros(200))[1] is None
 
@@ -227,7 +229,7 @@ def test_batches_parts_and_saved_states_change_nothing(tmp_path: Path) -> None:
     first.update(batch_of(x, labels, sae, order[:25], scored))
     restored = Probing(sae)
     folder = StateFolder(tmp_path)
-    folder.save("g", {"lanes": {"a:": get_state(first)}})
+    folder.save("g", {"lanes": {"a:": get_state(first)}, "errors": {}})
     set_state(restored, folder.find("g", {"a:"})["lanes"]["a:"])
     second.update(batch_of(x, labels, sae, order[25:], scored))
     restored.merge(second)
@@ -281,9 +283,9 @@ def test_scale_of_a_latent_does_not_change_what_is_chosen() -> None:
     assert ours == pytest.approx(theirs, abs=0.03)
 
 
-def test_too_few_documents_are_said() -> None:
+def test_too_few_documents_are_an_error_or_counted() -> None:
     one_class = labels_of(np.zeros(30, np.int64), np.arange(30) % 3 == 0)
-    with pytest.raises(SaebenchError, match="fewer than two classes"):
+    with raises(SaebenchError, "two classes"):
         values(measured(noise(30), one_class))
     labels = two_sided(18)
     metric = measured(noise(18), labels, random_sae(D, 40, k=4))

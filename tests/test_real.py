@@ -1,8 +1,6 @@
 """End to end on the real model, the real text and a real SAE."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,8 +25,8 @@ def model():
 def test_the_demo_in_small(tmp_path):
     """The README's command, on 6 contexts; then again, which computes nothing."""
     command = ["run", "--sae", str(BUNDLED), "--limit", "6", "--json", "--results", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "saebench", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.stderr
     [record] = json.loads(done.stdout)
     scores = {s["key"]: s for s in record["scores"] if s["at"] is None}
     assert record["partial"]
@@ -101,8 +99,9 @@ def test_the_task_is_the_text_it_names(model):
     assert text.startswith("Fellow-Citizens")
 
 
-def test_probing_on_real_glosses(model, tmp_path):
+def test_probing_on_real_glosses(model, tmp_path, monkeypatch):
     """240 glosses of wordnet@1, end to end."""
+    monkeypatch.setattr("saebench.plugins.metrics.probing.metric.KS", (5, 16))  # each further k takes seconds
     [record] = saebench.run(BUNDLED, task="probing/wordnet", limit=240, results=tmp_path)
     assert record.errors == {}
     assert record.corpus["labels"]["groups"]["train"] > 100
@@ -113,7 +112,7 @@ def test_probing_on_real_glosses(model, tmp_path):
     for key in ("accuracy", "balanced_accuracy", "auroc"):
         assert 0 <= scores[key]["low"] < scores[key]["value"] < scores[key]["high"] <= 1
     at = {s["at"] for s in record.scores if s["key"] == "mean_sae_accuracy"}
-    assert at == {1, 2, 5, 16, 128, 2304}
+    assert at == {5, 16, 2304}
     chosen = [p for p in record.metrics["probing"]["details"]["probes"] if p["k"] == 5 and p["pool"] == "mean"]
     assert len(chosen) == 10
     assert all(len(p["latents"]) == len(p["weights"]) == 5 for p in chosen)

@@ -1,10 +1,10 @@
 """Named random streams: reproducible, independent of each other, and never the bare seed's numbers."""
 
 import numpy as np
-import pytest
 import torch
 
 from saebench.streams import generator, numpy_generator, stream_seed
+from tests.raising import raises
 
 
 def test_a_stream_is_pinned() -> None:
@@ -23,5 +23,5 @@ def test_streams_of_other_purposes_and_seeds_are_independent() -> None:
 
 
 def test_a_stream_without_a_purpose_is_refused() -> None:
-    with pytest.raises(ValueError, match="purpose"):
+    with raises(ValueError, "purpose"):
         generator("", 0)

@@ -137,7 +137,7 @@ def _print_boards(found: "list[Board]", output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("saes", nargs=-1, required=True, metavar="A B [C…]")
+@click.argument("saes", nargs=-1, metavar="A B [C…]")
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -149,21 +149,41 @@ def _print_boards(found: "list[Board]", output: Path | None) -> None:
 @click.option(
     "--score", "scores", multiple=True, help="Only this score (key or metric.key); repeatable. Default: the main ones."
 )
+@click.option(
+    "--by", type=click.Choice(["architecture"]), help="Compare architectures at matched L0, seeds as replicates."
+)
+@click.option("--l0", type=float, help="Of --by: the matched L0. Default: where most architectures have several seeds.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def compare(
-    saes: tuple[str, ...], results: Path, task: str | None, scores: tuple[str, ...], as_json: bool, debug: bool
+    saes: tuple[str, ...],
+    results: Path,
+    task: str | None,
+    scores: tuple[str, ...],
+    by: str | None,
+    l0: float | None,
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """What differs between SAEs, paired on the contexts that both were measured on.
 
-    A, B … are record files, or names of SAEs in the results folder.
+    A, B … are record files, or names of SAEs in the results folder. With --by architecture: all SAEs in the
+    folder, unless some are named.
 
     \b
     Examples:
       saebench compare first-sae second-sae
       saebench compare a.json b.json --score explained_variance
+      saebench compare --by architecture --task fidelity --l0 32
     """
     with errors(debug):
+        if by is not None:
+            _compare_architectures(saes, results, task, scores, l0, as_json)
+            return
+        if l0 is not None:
+            raise UsageError("--l0 goes with --by architecture")
+        if not saes:
+            raise UsageError("name two SAEs or record files, or pass --by architecture")
         from saebench.board.compare import compare as compare_records
         from saebench.board.find import find_records
 
@@ -177,6 +197,28 @@ def compare(
         for comparison in found:
             console.print(comparison_table(comparison))
             console.print(comparison.sentence, markup=False)
+
+
+def _compare_architectures(
+    saes: tuple[str, ...], results: Path, task: str | None, scores: tuple[str, ...], l0: float | None, as_json: bool
+) -> None:
+    from saebench.board.architectures import by_architecture
+    from saebench.board.find import find_records
+    from saebench.results import load_records
+
+    records = find_records(saes, results, task) if saes else load_records([results], skip_damaged=True)
+    kept = [r for r in records if task is None or task in (r.task["name"], r.task_label)]
+    found = by_architecture(kept, scores, l0)
+    if as_json:
+        echo(json.dumps([board.to_json() for board in found], indent=1, allow_nan=False))
+        return
+    from saebench.board.architecture_tables import architecture_tables
+
+    console = console_on(sys.stdout)
+    for board in found:
+        console.print(*architecture_tables(board))
+        for note in board.notes:
+            console.print(f"note: {note}", markup=False)
 
 
 @click.command()

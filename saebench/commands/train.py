@@ -10,6 +10,7 @@ import click
 
 from saebench.commands.shell import console_on, debug_option, echo, errors, options
 from saebench.errors import SaebenchError, UsageError, one_line
+from saebench.options import options_of
 from saebench.training.request import TrainRequest
 
 if TYPE_CHECKING:
@@ -52,13 +53,24 @@ def train(
         if toy:
             _toy(what or "topk", out, dry_run, given)
             return
+        command = _command(what, given)
         requests = _requests(what, given)
         if dry_run:
             _dry_run(requests, as_json)
             return
         if out is None:
             raise UsageError("--out DIR is missing: the folder of the run")
-        _train(requests, out)
+        _train(requests, out, command)
+
+
+def _command(what: str | None, given: dict[str, Any]) -> str:
+    """The command line that trains the same SAEs: options of where it runs are left out."""
+    flags = {one.name: one.flag for one in options_of(TrainRequest) if one.name not in ("device", "cache")}
+    parts = ["saebench", "train", str(what)]
+    for name, flag in {**flags, "width": "--width", "k": "--k"}.items():
+        if given[name] is not None:
+            parts += [flag] if isinstance(given[name], bool) else [flag, str(given[name])]
+    return shlex.join([*parts, *(part for text in given["sets"] for part in ("--set", text))])
 
 
 def _requests(what: str | None, options: dict[str, Any]) -> list[TrainRequest]:
@@ -151,7 +163,7 @@ def _dry_run(requests: list[TrainRequest], as_json: bool) -> None:
             echo(line)
 
 
-def _train(requests: list[TrainRequest], out: Path) -> None:
+def _train(requests: list[TrainRequest], out: Path, command: str) -> None:
     from saebench import ranks
     from saebench.models import default_device, load_config
     from saebench.training.run import train as run_training
@@ -165,7 +177,7 @@ def _train(requests: list[TrainRequest], out: Path) -> None:
     folders = [out] if len(requests) == 1 else [out / request.hook for request in requests]
     paths: list[Path] = []
     for request, folder in zip(requests, folders, strict=True):
-        paths += run_training(request, folder, TrainProgress(console, quiet=rank > 0))
+        paths += run_training(request, folder, TrainProgress(console, quiet=rank > 0), command)
     if rank > 0:
         return
     for path in paths:

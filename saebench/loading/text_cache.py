@@ -22,14 +22,15 @@ CACHE_VERSION = "1"
 _LABELS = ("label", "test", "group")
 
 
-def cached(kind: type[T], task: Task, tokenizer: Any, bos: int | None, make: Callable[[], T]) -> T:
+def cached(kind: type[T], task: Task, tokenizer: Any, bos: int | None, make: Callable[[], T], *further: str | int) -> T:
     """The cached contexts of a task under a tokenizer; those that `make` returns, then cached, where there are none.
 
     Args:
         kind: the dataclass of contexts: numpy arrays, `Labels`, and values that JSON holds.
         bos: the id that contexts begin with.
+        further: parts of the key, beside the task's and the tokenizer's.
     """
-    key = _key(task, tokenizer, bos)
+    key = _key(task, tokenizer, bos, further)
     if key is None:
         return make()
     path = cache_folder() / "text" / f"{key}.safetensors"
@@ -41,7 +42,7 @@ def cached(kind: type[T], task: Task, tokenizer: Any, bos: int | None, make: Cal
     return made
 
 
-def _key(task: Task, tokenizer: Any, bos: int | None) -> str | None:
+def _key(task: Task, tokenizer: Any, bos: int | None, further: tuple[str | int, ...]) -> str | None:
     """A hash; None for a tokenizer whose state cannot be hashed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -49,6 +50,7 @@ def _key(task: Task, tokenizer: Any, bos: int | None) -> str | None:
     body = [
         CACHE_VERSION, tokenizers.__version__, backend.to_str(), tokenizer.all_special_ids, bos,
         asdict(task.corpus), asdict(task.contexts), asdict(task.labels) if task.labels else None,
+        *further,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(body, default=dict).encode()).hexdigest()[:32]
 
@@ -72,7 +74,8 @@ def _tensors(made: Any) -> dict[str, Tensor]:
 def _restored(kind: type[T], tensors: dict[str, Tensor]) -> T:
     values: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
     values |= json.loads(values.pop("about").tobytes())
-    values["documents"] = tuple(values["documents"])
+    if isinstance(values["documents"], list):
+        values["documents"] = tuple(values["documents"])
     if "labels.classes" in values:
         parts = {part: values.pop(f"labels.{part}") for part in _LABELS}
         values["labels"] = Labels(tuple(values.pop("labels.classes")), **parts)

@@ -1,4 +1,4 @@
-"""Passes at one hook point: their SAEs and batch size, a saved state to continue from, and the merge over ranks."""
+"""Passes at one hook point: the SAEs and batch size of each, its saved state, and the merge over ranks."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import saebench
 from saebench import ranks
 from saebench.cache import cache_folder
-from saebench.errors import NonFiniteError, SaebenchError, one_line
+from saebench.errors import NonFiniteError, one_line
 from saebench.forward.ablation import Ablations
 from saebench.forward.calibration import Calibration
 from saebench.forward.fork import Ground
@@ -26,23 +26,23 @@ from saebench.running.setting import Setting
 from saebench.stream import Pass, Tally
 from saebench.subject import Subject
 
-# SAEs that go through one pass together; more of them run in further passes.
+# The most SAEs of one pass; more SAEs run in further passes.
 LANES = 16
-# Streams a batch (the model's own and one per SAE, for each context), before anything is known about memory. An accelerator
-# starts higher and halves until it fits. On a CPU this keeps a layer's temporaries below 32 MiB for a small model: larger ones
-# are mapped anew every time (with 16 contexts a batch, 8 SAEs together took as long per SAE as 4).
+# Streams of the first batch tried (per context the model's own and one per SAE). An accelerator starts high and halves until
+# the batch fits. On a CPU the number keeps a layer's temporaries below 32 MiB for a small model: larger ones are mapped anew
+# every time (with 16 contexts a batch, 8 SAEs together took as long per SAE as 4).
 STREAMS = {"cpu": 32, "cuda": 128}
-# Seconds between saves of a pass's state: the most work a killed run repeats.
+# Seconds between two saves of a pass's state: a killed run repeats at most so much work.
 SAVE_EVERY = 15.0
 
 
 def edit_rows(metrics: Iterable[type[Metric]]) -> int:
-    """Streams per context that one SAE's metrics add to its own."""
+    """Streams per context that the edits of one SAE's metrics add."""
     return sum(metric.edit_rows for metric in metrics)
 
 
 def together(device: str, edits: int) -> int:
-    """SAEs that go through one pass together.
+    """The number of SAEs that share one pass.
 
     Args:
         edits: streams per context that the metrics of one SAE add.
@@ -54,9 +54,9 @@ def default_batch(device: str, streams: int, length: int = 128) -> int:
     """Contexts per batch.
 
     Args:
-        streams: that fork for each context: one per SAE where losses are needed, and the edits; 0 where the model stops at
+        streams: forked streams per context: one per SAE where losses are needed, and the edits; 0 where the model stops at
             the hook point.
-        length: of the longest context; a batch holds more of shorter ones.
+        length: tokens of the longest context; a batch holds more contexts where they are short.
     """
     return max(1, _streams(device) * max(1, 128 // length) // (1 + streams))
 
@@ -82,7 +82,7 @@ class Passed:
     """A finished pass, merged over ranks.
 
     Attributes:
-        lanes: of the pass's works, in order, with all that their metrics saw.
+        lanes: one per SAE, in the order of the planned pass; the metrics hold their sums over all contexts.
         run: provenance and timings of the records' new entry in `runs`.
         calibration: None where the activations are not finite.
     """
@@ -105,7 +105,7 @@ def make_lane(setting: Setting, work: Work) -> Lane:
 
 
 def state_key(setting: Setting, place: Place) -> str:
-    """Identity of the passes at one place, apart from their SAEs; every rank has its own."""
+    """Identity of the passes at one place, without their SAEs; each rank has its own."""
     return fingerprint(
         {"saebench": saebench.__version__, "model": setting.subject.loaded.sha256, "read": str(place.read),
          "write": str(place.write), "rank": setting.rank, "world": setting.world,
@@ -114,7 +114,7 @@ def state_key(setting: Setting, place: Place) -> str:
 
 
 def plan_passes(setting: Setting, works: Sequence[Work], key: str, size: int) -> list[PlannedPass]:
-    """Passes of at most `size` SAEs; SAEs of an interrupted pass come first, together as they were."""
+    """Passes of at most `size` SAEs; the SAEs of an interrupted pass come first, together again."""
     by_key = {work.key: work for work in works}
     saved = (None if setting.request.force else setting.state.find(key, set(by_key))) or {"lanes": {}}
     begun = [by_key[lane] for lane in ranks.common(saved["lanes"]) if lane in by_key]
@@ -131,19 +131,17 @@ def run_pass(
     Raises:
         SaebenchError: a rank failed; on every rank.
     """
-    begin, start = time.perf_counter(), 0
-    problem = None
-    try:
+    begin = time.perf_counter()
+
+    def stream() -> tuple[Pass, int, int]:
         the_pass = _make_pass(setting, place, planned, calibration)
         if planned.saved and not _restored(the_pass, planned.saved):
             the_pass = _make_pass(setting, place, planned, calibration)
-        start = the_pass.done
-        batch = _stream(setting, the_pass, batch, key)
-    except SaebenchError as error:
-        problem = str(error)
+        begun = the_pass.done
+        return the_pass, begun, _stream(setting, the_pass, batch, key)
+
     # A rank that failed alone must not leave the others waiting for its sums.
-    if message := ranks.first(problem):
-        raise SaebenchError(message)
+    the_pass, start, batch = ranks.everywhere(stream)
     if the_pass.ground.ablations:
         the_pass.ground.ablations.keep()
     wall = max(time.perf_counter() - begin, 1e-9)  # a coarse clock may stand still
@@ -154,18 +152,18 @@ def run_pass(
 
 
 def _restored(the_pass: Pass, saved: Mapping[str, Any]) -> bool:
-    """Continue from a saved state; False where it does not fit these metrics, so that the pass must start over."""
+    """Restore a saved state; False where it does not fit these metrics, so that the pass must start over."""
     try:
         the_pass.restore(saved)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # whatever a metric does with a state of another version of itself
+    except BaseException:  # a metric may raise anything at the state of another version of itself
         return False
     return True
 
 
 def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration: Calibration) -> Pass:
-    """A pass over this rank's own contexts: every world-th of them; padded ones by length."""
+    """A pass over every world-th context, those of this rank; padded contexts are sorted by length."""
     subject, lanes = setting.subject, [make_lane(setting, work) for work in planned.works]
     mine = setting.contexts.by_length(np.arange(len(setting.contexts))[setting.rank :: setting.world])
     contexts = setting.contexts.take(mine)
@@ -179,7 +177,7 @@ def _make_pass(setting: Setting, place: Place, planned: PlannedPass, calibration
 
 
 def _stream(setting: Setting, the_pass: Pass, batch: int, key: str) -> int:
-    """Run the pass with progress, saving its state now and then and at its end; returns the batch size that fitted."""
+    """Run the pass with progress and saved states; returns the batch size that fitted."""
     if not any(metric.needs or metric.edit_rows for lane in the_pass.lanes for metric in lane.alive):
         return batch
     n = len(the_pass.lanes)
@@ -196,7 +194,7 @@ def _stream(setting: Setting, the_pass: Pass, batch: int, key: str) -> int:
 
 
 def _saver(setting: Setting, the_pass: Pass, key: str) -> Callable[[], None]:
-    """A function to call after each batch: progress, and the state every `SAVE_EVERY` seconds and at the end."""
+    """A callback for each finished batch: it reports progress, and saves the state every `SAVE_EVERY` seconds and at the end."""
     last = time.monotonic()
     shown = the_pass.done
 
@@ -212,9 +210,9 @@ def _saver(setting: Setting, the_pass: Pass, key: str) -> Callable[[], None]:
 
 
 def _run_entry(setting: Setting, wall: float, the_pass: Pass, batch: int, resumed: bool, start: int) -> dict[str, Any]:
-    """Provenance, which the same run repeats, and timings, which it does not."""
+    """The record's entry in `runs`: provenance, which a repeated run has again, and timings, which it has not."""
     own = {"batch_size": batch, "ranks": setting.world, "forked": setting.subject.forks}
-    share = 1 - start / max(1, len(the_pass.contexts))  # a resumed run did not do the rest
+    share = 1 - start / max(1, len(the_pass.contexts))  # the saved part took no time in this run
     timings: dict[str, Any] = {stage: round(seconds, 3) for stage, seconds in setting.clock.seconds.items()}
     timings |= {
         "pass": round(wall, 3),

@@ -167,7 +167,8 @@ def _grid(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-# Parts of a batch that each kind of task lacks; losses on short padded texts are no measure of a model.
+# Parts of a batch that each kind of task lacks. Labelled texts and prompts lack losses, although a language model runs: the
+# texts are short and padded, so that their losses measure no model.
 _LACKING: dict[Kind, set[str]] = {
     "contexts": {"labels", "truth"},
     "labels": {"token_losses", "truth"},
@@ -201,7 +202,7 @@ def wanted_metrics(request: Request, task: Task) -> dict[str, type[Metric]]:
                 f"metric '{name}' experiments on a language model, which a task of {task.kind} ({task.label}) has not: "
                 "choose another --task or --metric"
             )
-        optional = frozenset() if task.kind == "weights" else metric.optional
+        optional = metric.optional if task.kind in ("activations", "planted") else frozenset()
         if lacking := _LACKING[task.kind] & (metric.needs - optional):
             raise UsageError(
                 f"metric '{name}' needs {', '.join(sorted(lacking))}, which a task of {task.kind} ({task.label}) has not: "

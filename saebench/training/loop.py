@@ -13,16 +13,19 @@ from safetensors import SafetensorError
 from saebench.errors import NonFiniteError, SaebenchError, is_out_of_memory, one_line
 from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import save_sae
+from saebench.results import write_atomically
 from saebench.sae import SAE
 from saebench.source import Source
 from saebench.training.activations import Chunks
 from saebench.training.baselines import Trainable
 from saebench.training.buffer import Buffer
+from saebench.training.card import model_card
 from saebench.training.checkpoints import RunFolder
 from saebench.training.interrupt import Interrupt, Stopped
 from saebench.training.meter import Meter
 from saebench.training.request import SaeSpec, TrainRequest
 from saebench.training.text import Text
+from saebench.training.trainer import Trainer
 
 # Rows that recipes look at before the first step: input scale, b_dec.
 SAMPLE = 32_768
@@ -70,6 +73,7 @@ class TrainingRun:
     interrupt: Interrupt
     rank: int
     world: int
+    command: str = ""
     step: int = 0
     capture_seconds: float = 0.0
     train_seconds: dict[str, float] = field(default_factory=dict)
@@ -200,6 +204,7 @@ class TrainingRun:
                 failed.append(f"{lane.spec.name} ({one_line(problem, 200)})")
         ended = [{"step": self.step, "sae": "", "seconds": self.seconds()}]
         beside = {
+            "a model card": _problem(lambda: self._write_cards(paths)),
             "the last checkpoint": unsaved,
             "the end of the log": _problem(lambda: self.folder.append(ended)),
             "the picture of the curves": _problem(lambda: reporter.logged(self.folder)),
@@ -233,6 +238,15 @@ class TrainingRun:
 
     def _write(self, lane: Lane, path: Path) -> None:
         save_sae(self.named(lane.trainer.sae()), path)
+
+    def _write_cards(self, paths: list[Path]) -> None:
+        """Write the model card of every SAE whose folder was written."""
+        log = self.folder.read_log()
+        for lane, path in zip(self.lanes, paths, strict=True):
+            if path.is_dir():
+                settings = vars(lane.trainer.settings) if isinstance(lane.trainer, Trainer) else lane.spec.settings
+                card = model_card(lane.spec, self.named(lane.trainer.sae()), settings, log, self.command)
+                write_atomically(path / "README.md", card.encode())
 
     def _share(self) -> str:
         """How much of the time the language model took."""

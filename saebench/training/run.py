@@ -142,12 +142,15 @@ def _claim(
     folder.require_space(checkpoint_bytes(request, d_in) * 5 // 2)
 
 
-def train(request: TrainRequest, out: Path, reporter: Reporter) -> list[Path]:
-    """Train every SAE of a request into folders below `out`; goes on where an earlier run of it stopped.
+def train(request: TrainRequest, out: Path, reporter: Reporter, command: str = "") -> list[Path]:
+    """Train every SAE of a request into folders below `out`; resume an earlier run of it.
+
+    Args:
+        command: the command line, for the SAEs' model cards.
 
     Raises:
-        UsageError: the request makes no sense, or `out` holds something else.
-        SaebenchError: it could not be finished; what to do next.
+        UsageError: the request is invalid, or `out` holds something else.
+        SaebenchError: the run could not be finished; the message names the next step.
         KeyboardInterrupt: after a checkpoint.
     """
     folder = RunFolder(out)
@@ -160,4 +163,5 @@ def train(request: TrainRequest, out: Path, reporter: Reporter) -> list[Path]:
             )
         reporter.message(f"{out} is finished")
         return paths
+    run.command = command
     return run.go(reporter)

@@ -15,6 +15,7 @@ import numpy as np
 from saebench.corpus import documents, pack, special_ids
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.labels import read_table
+from saebench.loading.text_cache import cached
 from saebench.streams import numpy_generator
 from saebench.task import Task
 
@@ -110,6 +111,8 @@ class Text:
 def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = None) -> Text:
     """The contexts of a task's corpus, all of them or (from a hub, where text has no end) enough for `wanted` tokens.
 
+    Hub text is cached: a later run with the same tokenizer, lengths and number of tokens streams nothing.
+
     Args:
         own: a table whose texts are read in place of the corpus, all of them; see `own_texts`.
 
@@ -123,6 +126,14 @@ def training_text(task: Task, tokenizer: Any, wanted: int, own: Path | None = No
         raise SaebenchError(
             "contexts begin with BOS (bos = true) and this model's tokenizer has none: pass --no-bos, or set bos = false"
         )
+    if own is not None or task.corpus.hub is None or Path(task.corpus.hub).is_dir():
+        return _made(task, tokenizer, bos, wanted, own)
+    return cached(Text, task, tokenizer, bos, lambda: _made(task, tokenizer, bos, wanted, None), "train", str(wanted))
+
+
+def _made(task: Task, tokenizer: Any, bos: int | None, wanted: int, own: Path | None) -> Text:
+    """The contexts, read and tokenized; arguments and errors as of `training_text`."""
+    spec = task.contexts
     pieces: list[np.ndarray] = []
     lengths: list[int] = []
     found = 0

@@ -122,7 +122,7 @@ def test_its_identity_is_its_weights_and_names_no_folder(speaker):
 def test_it_has_no_address():
     with raises(JudgeError, "--judge-url"):
         make_judge("local:smollm2-135m-instruct", "http://localhost:8000")
-    with raises(UsageError, "nobody"):
+    with raises(UsageError, "'nobody'"):
         make_judge("local:nobody").identity  # noqa: B018
 
 
@@ -149,17 +149,17 @@ def bad(reply: Reply) -> Judge:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (Moody(), "another answer to the same question"),
-        (bad(Reply("ok")), "not every field is answered"),
-        (bad(Reply("ok", {"x": True})), "was not asked for"),
-        (bad(Reply("refused")), "does not say why"),
-        (bad(Reply("refused", problem="no")), "answers nothing"),
-        (bad(Reply("truncated", {"first": True}, problem="cut")), "yet it has data"),
-        (bad(Reply("fine")), "is no state"),  # type: ignore[arg-type]
-        (bad(Reply("malformed", {"first": "yes"}, problem="?")), "is no boolean"),
-        (bad(Reply("malformed", {}, problem="?", probabilities={"first": 2.0}, usage=Usage(1, 1))), r"is 2\.0"),
+        (Moody(), "another reply"),
+        (bad(Reply("ok")), "state ok"),
+        (bad(Reply("ok", {"x": True})), "field 'x'"),
+        (bad(Reply("refused")), "without a problem"),
+        (bad(Reply("refused", problem="no")), "no request is answered"),
+        (bad(Reply("truncated", {"first": True}, problem="cut")), "truncated"),
+        (bad(Reply("fine")), "'fine'"),  # type: ignore[arg-type]
+        (bad(Reply("malformed", {"first": "yes"}, problem="?")), "'first' is no boolean"),
+        (bad(Reply("malformed", {}, problem="?", probabilities={"first": 2.0}, usage=Usage(1, 1))), "P(first) is 2.0"),
     ],
 )
 def test_check_judge_finds(made, words):
-    with pytest.raises(AssertionError, match=words):
+    with raises(AssertionError, words):
         check_judge(made)

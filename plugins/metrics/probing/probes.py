@@ -9,6 +9,7 @@ scikit-learn and scipy.stats are imported where they are used: every command imp
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -57,7 +58,11 @@ class Documents:
         self.train, self.test = np.flatnonzero(~labels.test), np.flatnonzero(labels.test)
         n = len(labels.classes)
         self.targets = [labels.label == 1] if n == 2 else [labels.label == c for c in range(n)]
-        self.folds = _folds(labels.label[self.train], labels.group[self.train])
+
+    @cached_property
+    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pairs of training and held-out rows of `train`."""
+        return _folds(self.labels.label[self.train], self.labels.group[self.train])
 
     def rankings(self, features: Features, scale: np.ndarray | None = None) -> list[np.ndarray]:
         """For each problem, features by |difference of class means| over the training documents, the largest first.
