@@ -136,17 +136,18 @@ def _units(record: Record) -> Iterator[str]:
 
 
 def _declared(row: dict[str, Any]) -> Ratio:
-    """What a record says of a score.
+    """The ratio that a record declares for a score.
 
     Raises:
-        SaebenchError: limits that no share and no gap between two has, at which any interval could be cut.
+        SaebenchError: limits other than those of a share, of a gap between two, or of a gap between two gaps, at which any
+            interval could be cut.
     """
     within = row.get("within")
     if within is not None:
-        natural = [row["offset"] + row["scale"] * end for end in (-1, 0, 1)]
+        natural = [row["offset"] + row["scale"] * end for end in (-2, -1, 0, 1, 2)]
         if not all(any(math.isclose(end, x) for x in natural) for end in within):
             raise SaebenchError(
-                f"it says that it lies within {within[0]} and {within[1]}, which are no limits of a share"
+                f"its limits {within[0]} and {within[1]} are those of no share, and of no gap between shares"
             )
         within = (within[0], within[1])
     return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=within, kind=row.get("kind", "ratio"))
