@@ -139,8 +139,8 @@ def _declared(row: dict[str, Any]) -> Ratio:
     """The ratio that a record declares for a score.
 
     Raises:
-        SaebenchError: limits other than those of a share, a difference of shares or a gap between differences (2), which could cut off
-            an interval.
+        SaebenchError: limits other than those of a share, a difference of shares, or a difference of such differences (±2),
+            which could cut off an interval.
     """
     within = row.get("within")
     if within is not None:
