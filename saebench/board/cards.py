@@ -10,7 +10,7 @@ from saebench.text import clean
 
 
 def card_notes(board: Board, folders: Iterable[Path]) -> list[str]:
-    """One line per headline of the board that has a direction and a card of its version below one of the folders; damaged cards are named."""
+    """One line per headline that has a direction and a card of its version; damaged cards are named."""
     cards: dict[str, Card] = {}
     found = []
     for folder in folders:
