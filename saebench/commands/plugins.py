@@ -59,4 +59,4 @@ def new_plugin(name: str, kind: str, debug: bool) -> None:
 
         for path in write(name, kind, Path()):
             echo(str(path))
-        echo(f"next: cd {name} && pip install -e . && pytest; then try it as in README.md", err=True)
+        echo(f"next: cd {name} && pip install -e . pytest && pytest; then try it as in README.md", err=True)
