@@ -1,4 +1,4 @@
-"""The cache folder, and tensors kept in it under a checksum: a file that does not verify is absent."""
+"""The cache folder, and tensors cached there under a checksum; a file with a wrong checksum counts as missing."""
 
 import hashlib
 import os
@@ -35,13 +35,13 @@ def seal(data: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The data that `seal` was given; None if the checksum does not match."""
+    """The argument of `seal`; None if the checksum does not match."""
     body, digest = data[:-_DIGEST], data[-_DIGEST:]
     return body if hashlib.sha256(body).digest() == digest else None
 
 
 def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None:
-    """The cached tensors by name; None where the file is missing, damaged or truncated."""
+    """The cached tensors by name; None if the file is missing, damaged or truncated."""
     try:
         body = unseal(path.read_bytes()) if path.is_file() else None
         return None if body is None else {name: tensor.to(device) for name, tensor in load(body).items()}
