@@ -1,4 +1,4 @@
-"""The cache folder, and tensors kept in it under a checksum: a file that does not verify is absent."""
+"""The cache folder, and tensors cached in it under a checksum; a file that does not verify counts as missing."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """The folder of files kept between runs: $SAEBENCH_CACHE, else `saebench` in the user's cache folder."""
+    """The folder of cached files: $SAEBENCH_CACHE, else `saebench` in the user's cache folder."""
     return Path(os.environ.get("SAEBENCH_CACHE") or user_cache() / "saebench")
 
 
@@ -30,12 +30,12 @@ def user_cache() -> Path:
 
 
 def seal(data: bytes) -> bytes:
-    """Append the data's sha256, so that a flipped bit or a truncated file is noticed by `unseal`."""
+    """Append the data's sha256, so that `unseal` detects a flipped bit or a truncated file."""
     return data + hashlib.sha256(data).digest()
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The data that `seal` was given; None if the checksum does not match."""
+    """The data without its checksum; None if the checksum does not match."""
     body, digest = data[:-_DIGEST], data[-_DIGEST:]
     return body if hashlib.sha256(body).digest() == digest else None
 
@@ -50,7 +50,7 @@ def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None
 
 
 def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Cache tensors for later runs. A cache that cannot be written (full disk, no permission) is no error."""
+    """Cache tensors for later runs. A failed write (full disk, no permission) is no error."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

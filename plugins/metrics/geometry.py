@@ -1,4 +1,4 @@
-"""Geometry of the dictionary: numbers of the weights alone, the same whatever text is read."""
+"""Geometry of the dictionary: scores of the weights alone, independent of the text."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from saebench import SAE, Env, Metric, Score, hookimpl
 # Two latents whose decoder directions are closer than this count as duplicates.
 DUPLICATE = 0.9
 _WHY = "computed from the weights, nothing is sampled"
-# What each score says, in a few words.
+# Captions of the scores.
 _ABOUT = {
     "decoder_norm": "mean norm of decoder rows",
     "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder",

@@ -1,7 +1,7 @@
-"""What a probe on latents is held against: probes on x itself, on its principal directions and on random ones.
+"""Baselines of a probe on latents: probes on x itself, on its principal directions and on random directions.
 
-They do not depend on the SAE, so they are fitted once for a model, place and task, and kept in the cache, under the hash of
-what they were fitted on.
+They do not depend on the SAE, so they are fitted once for a model, hook point and task, and cached under the hash of their
+features and labels.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from saebench.cache import load_from_cache, save_in_cache
 
 from .probes import Documents, Probe, principal_directions, random_directions
 
-# Raised whenever a baseline would come out differently.
+# Raised whenever a number of a baseline changes.
 VERSION = 1
 
 
@@ -23,7 +23,7 @@ def baselines(x: np.ndarray, documents: Documents, ks: list[int], cache: Path | 
 
     Args:
         x: [N, d] pooled activations.
-        cache: None keeps nothing.
+        cache: the cache folder; None caches nothing.
     """
     key = hashlib.sha256(
         f"{VERSION}|{ks}|{x.shape}|".encode() + np.ascontiguousarray(x).tobytes() + documents.labels.digest()

@@ -1,4 +1,4 @@
-"""k-sparse probing: how well k latents tell the label of a document, between a floor and a ceiling on the same split.
+"""k-sparse probing: how well k latents predict the label of a document, beside baselines on the same split.
 
 Definitions: metrics.md, "k-sparse probing". Latents are pooled over a document's scored tokens in `update`; probes are
 fitted on the training documents in `scores`; the units are the test documents.
@@ -21,11 +21,11 @@ from .probes import C_ALL, Documents, Probe, auroc
 from .random_sae import RandomSAE
 
 KS = (1, 2, 5, 16, 128)
-# The place on the curves that the headline is read at, and the probes whose weights a record holds: up to that k.
+# Pool and k of the headline scores; a record holds the weights of probes up to that k.
 HEADLINE = ("mean", 16)
-# How many of the latents chosen for a class a record names.
+# The most latents per class that a record lists.
 NAMED = 128
-# What each score says, in a few words.
+# Captions of the scores.
 _ABOUT = {
     "accuracy": "test documents whose label 16 latents a class tell",
     "balanced_accuracy": "the same, every class counting alike",
@@ -169,7 +169,7 @@ class Probing(Metric):
         return ks
 
     def _make_units(self, documents: Documents, unit: np.ndarray, cluster: np.ndarray, ks: list[int]) -> pd.DataFrame:
-        """Right or wrong (1 or 0) of every probe on every test document, and what the gaps are made of."""
+        """One row per test document: 1 or 0 (right or wrong) for each probe, and the terms of the gaps."""
         label = documents.labels.label[documents.test]
         sizes = np.bincount(label, minlength=len(self.classes))
         present = int((sizes > 0).sum())
@@ -243,7 +243,7 @@ class Probing(Metric):
 
 
 def few_groups(labels: Labels) -> str | None:
-    """Why there can be no interval, if so: it is over groups, and a label with one group on the test side cannot vary."""
+    """The reason for no interval where a label has one group on the test side: the variance between groups is unknown."""
     for c, name in enumerate(labels.classes):
         groups = len(set(labels.group[labels.test & (labels.label == c)].tolist()))
         if groups == 1:

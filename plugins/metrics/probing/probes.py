@@ -1,7 +1,7 @@
-"""Logistic-regression probes on k chosen features, and what they score on documents they were not fitted on.
+"""Logistic-regression probes on k chosen features, fitted on training documents and evaluated on test documents.
 
-One probe for two classes, one against the rest for each of more; the class with the largest log-odds is the prediction. What is
-chosen and fitted (features, C, weights, means and scales) comes from the training side alone.
+Two classes have one probe, more classes one probe each against the rest; the class with the largest log-odds is predicted.
+Features, C, weights, means and scales are chosen and fitted on the training documents alone.
 
 scikit-learn and scipy.stats are imported where they are used: every command imports the metrics, and most fit nothing.
 """
@@ -33,7 +33,7 @@ Features = Any  # [N, F] a numpy array or a scipy CSR matrix; scipy has no types
 
 @dataclass(frozen=True)
 class Probe:
-    """What one kind of probe says of the test documents.
+    """The probes on one set of features, one for each problem, and their decisions on the test documents.
 
     Attributes:
         decision: [n_test, P] log-odds; P = 1 for two classes, else one column a class.
@@ -49,7 +49,7 @@ class Probe:
 
 
 class Documents:
-    """Which documents probes are fitted and tested on, and the folds that C is chosen with (whole groups)."""
+    """The documents that probes are fitted and tested on, and the folds of whole groups that choose C."""
 
     def __init__(self, labels: Labels) -> None:
         # Before anything is fitted: a limit of threads reaches only the libraries that are loaded when it is set.
@@ -69,7 +69,7 @@ class Documents:
 
         Args:
             features: [N, F]
-            scale: [F] what each feature counts, such as the norm of a latent's decoder row.
+            scale: [F] factor of each feature, such as the norm of a latent's decoder row.
         """
         rows = features[self.train]
         out = []
@@ -87,7 +87,7 @@ class Documents:
         Args:
             features: [N, F]
             rankings: see `rankings`; None reads every feature.
-            k: how many of the best to read.
+            k: number of features, the best first.
             C: fixed, or None for cross-validation.
         """
         decision, chosen, weights, found = [], [], [], []
@@ -118,7 +118,7 @@ class Documents:
         return model.decision_function(test).astype(np.float64), model.coef_[0], best
 
     def predicted(self, decision: np.ndarray) -> np.ndarray:
-        """[n_test] the class each test document is taken for."""
+        """[n_test] the predicted class of each test document."""
         return (decision[:, 0] > 0).astype(np.int64) if decision.shape[1] == 1 else decision.argmax(1)
 
 
@@ -200,7 +200,7 @@ def _model(C: float) -> Any:
 
 
 def _cross_validated(features: Features, target: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The C of the grid with the least held-out log-loss; each fold goes up the grid from where it was."""
+    """The C of the grid with the least held-out log-loss; within a fold each fit starts from the previous one."""
     losses = np.zeros(len(GRID))
     for inside, outside in folds:
         if target[inside].all() or not target[inside].any():

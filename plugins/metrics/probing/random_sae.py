@@ -10,9 +10,9 @@ _ELEMENTS = 2**24
 
 
 class RandomSAE:
-    """d_sae random unit directions; on a token where the SAE has L0 active latents, the L0 largest projections, if positive.
+    """d_sae random unit directions; on a token where the SAE has L0 active latents, the L0 largest positive projections.
 
-    It has the SAE's shape and sparsity and nothing that was learned, whatever the SAE's activation function is.
+    It has the SAE's shape and its sparsity on every token, for any activation function, and learned nothing.
     """
 
     def __init__(self, d_in: int, d_sae: int, device: torch.device, seed: int = 0) -> None:
@@ -24,7 +24,7 @@ class RandomSAE:
         """
         Args:
             x: [N, d_in] float32
-            centre: [d_in] is subtracted first: without it the same directions win everywhere.
+            centre: [d_in], subtracted first: otherwise the same directions fire on every token.
             counts: [N] the SAE's own L0 on each token.
         """
         d_sae = len(self.directions)
