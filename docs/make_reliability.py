@@ -43,6 +43,18 @@ is unknown.
 
 A score without units (read off the weights) has no interval; its copies count as told apart where they differ by two seed sd.
 The audit does not measure the score of a language model with random weights.
+
+## Architectures
+
+```
+saebench compare --by architecture --task fidelity --l0 32
+```
+
+An architecture is compared through its training seeds, never through one checkpoint. Its score is interpolated at the
+matched L0 between the two levels around it; the interval holds the noise of seeds and of documents, and Holm corrects
+over all scores and pairs shown. By simulation (six equal architectures, two levels of three seeds each, seeds that
+scatter unequally) 2.4 % of the boards have a false finding. Pairs that lie 3 standard deviations between seeds apart
+are told apart in 53 % of the cases, at 5 in 91 %, at 10 in all.
 """
 
 

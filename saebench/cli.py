@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from saebench import __version__
-from saebench.commands import audit, campaign, comparing, looking, plugins, records, run, steer, train
+from saebench.commands import (
+    audit,
+    campaign,
+    comparing,
+    dashboard,
+    looking,
+    plugins,
+    records,
+    run,
+    steer,
+    train,
+)
 from saebench.commands.shell import echo, warn
 from saebench.commands.terminal import guard_streams
 from saebench.text import printable
@@ -62,6 +73,7 @@ def main() -> None:
     saebench stability A B           do seeds of one recipe find the same latents?
     saebench audit --metric M        how far a metric's own scores can be trusted
     saebench steer --sae PATH …      what the model writes with a latent's direction added
+    saebench dashboard --sae PATH …  every latent on one offline page
     saebench leaderboard             everything in results/, ranked only where the data can tell
     """
     warnings.showwarning = warn
@@ -70,8 +82,8 @@ def main() -> None:
 
 
 for _command in (
-    run.run, campaign.campaign, steer.steer, train.train, records.leaderboard, records.compare, comparing.stability,
-    audit.audit, records.submit, looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
+    run.run, campaign.campaign, steer.steer, dashboard.dashboard, train.train, records.leaderboard, records.compare,
+    comparing.stability, audit.audit, records.submit, looking.list_, looking.inspect, plugins.plugins, plugins.new_plugin,
 ):  # fmt: skip
     main.add_command(_command)
 

@@ -1,4 +1,4 @@
-"""What a training recipe is: an architecture, its loss, and the settings it starts from.
+"""The recipe contract: an architecture, its loss, and its settings (hook `saebench_recipes`).
 
 A recipe is an object that the hook `saebench_recipes` returns. It states its loss in plain torch, as its paper does; the
 trainer (`saebench.training.trainer`) does what is common to all: scaling, schedule, clipping, the decoder's norm, counting
@@ -24,7 +24,7 @@ from saebench.sae import Activation
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every recipe lets one set; a recipe adds its own (k, a coefficient, …) and its own defaults.
+    """Settings of every recipe; a recipe adds its own (k, a coefficient, …) and its own defaults.
 
     Attributes:
         lr: Adam's learning rate after warm-up.
@@ -133,7 +133,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a recipe's loss gives back.
+    """The result of a recipe's loss.
 
     Attributes:
         total: 0-d, with gradient; a mean over this process's rows. Gradients are averaged over processes.
@@ -150,7 +150,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes, for `--dry-run`.
+    """Cost of a step, for `--dry-run`.
 
     Attributes:
         held: float32 tensors [batch, width] at its fullest, as torch's profiler counts them.
@@ -166,7 +166,7 @@ class StepCost:
 
 
 class Recipe(ABC):
-    """A way to train an SAE: parameters, loss, and what it becomes when trained."""
+    """A way to train an SAE: its parameters, its loss, and the trained SAE's activation."""
 
     name: ClassVar[str]
     architecture: ClassVar[str]

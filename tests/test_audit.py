@@ -15,11 +15,13 @@ from saebench.plugins.metrics.planted.metric import Planted
 from saebench import SAE, Batch, Env, Metric, Score
 from saebench.audit.audit import AuditRequest, Size, audit
 from saebench.audit.degrade import degraded_copies
+from saebench.board.cards import card_notes
 from saebench.cli import main
 from saebench.errors import UsageError
 from saebench.loading.checkpoint import save_sae
 from saebench.registry import installed
 from saebench.reliability import Card, ScoreCard, read_cards
+from saebench.report import Board, Column
 from saebench.running.reporting import Silent
 from saebench.testing import random_sae
 from tests.raising import check_message, raises
@@ -98,6 +100,8 @@ class Quiet:
     """Receives the progress of training and shows none."""
 
     def message(self, text: str) -> None: ...
+    def stepped(self, step: int) -> None: ...
+
     def capturing(self, done: int, total: int) -> None: ...
     def begin(self, steps: int, done: int) -> None: ...
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None: ...
@@ -195,6 +199,20 @@ def test_bad_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["audit", "--metric", "effects_small", *arguments])
     assert result.exit_code == 2
     check_message(result.output.strip().removeprefix("error: "), "--sae", "model a", "model")
+
+
+def test_a_board_shows_cards_of_its_metrics_versions(tmp_path: Path) -> None:
+    column = Column("m", 2, "s", None, "", "higher")
+    board = Board("model", None, "hook", "task", "corpus", "float32", headlines=[column])
+    short = ScoreCard("s", panel="p", discriminability=0.25, ladder="noise-5")
+    for version, shown in ((2, 1), (1, 0)):
+        Card("m", version, "saebench audit", 0, {}, (short,)).write(tmp_path)
+        notes = card_notes(board, [tmp_path])
+        assert len(notes) == shown
+        assert all("25%" in note and "5 %" in note for note in notes)
+    (tmp_path / "reliability" / "m.json").write_text("{}")
+    [note] = card_notes(board, [tmp_path])
+    assert "m.json" in note
 
 
 def test_the_page_is_written_from_the_cards() -> None:

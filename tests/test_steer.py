@@ -112,8 +112,8 @@ def test_latents_are_found_by_explanation_text_and_promoted_tokens(sae, model, t
     planted = Steerer(replace(sae, W_dec=torch.cat([sae.W_dec[:20], row[None], sae.W_dec[21:]])))
     assert next(f for f in find(planted, "w33", tmp_path, count=3) if f.by == "promoted tokens").latent == 20
     monkeypatch.setattr(
-        "saebench.steering.find._explanations",
-        lambda sha, results: iter([(4, "Music and w33"), (5, "law"), (6, "w33")]),
+        "saebench.steering.find.explanations",
+        lambda sha, results: iter([(4, "Music and w33", {}), (5, "law", {}), (6, "w33", {})]),
     )
     found = find(steerer, "W33 music", tmp_path, count=3)
     assert found[0] == Found(4, "explanation", "Music and w33")

@@ -1,8 +1,8 @@
 """A language model of this machine as a judge: it fills in a form, so that every reply has the shape that was asked for.
 
-What the reply's shape fixes is written for it; the model only chooses between true and false, by its own probabilities, and
+The fixed parts of the reply are written for it; the model only chooses between true and false, by its own probabilities, and
 writes strings greedily up to their closing quote. One request is answered at a time, its system text from a kept state: the
-same request gives the same bits whatever is asked before it or beside it.
+same request gives the same bits, independent of other requests.
 """
 
 import json
@@ -143,7 +143,9 @@ class Local(Judge):
         yes, no = self._ids(" true"), self._ids(" false")
         same = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
         if same is None:
-            raise JudgeError(f"the tokenizer of '{self.model}' does not tell true from false, so it cannot judge")
+            raise JudgeError(
+                f"the tokenizer of '{self.model}' has one first token for true and false, so the model cannot judge"
+            )
         return yes[:same], yes[same:], no[same:]
 
     def _state(self, text: str) -> tuple[Any, int]:

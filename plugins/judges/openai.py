@@ -45,7 +45,7 @@ _ALSO = {
 }
 # Statuses that refuse a parameter. OpenAI forbids log-probabilities with 403.
 _REFUSING = (400, 403, 422)
-# Words of errors about a parameter that the model lacks, whatever its value.
+# Words of errors about a parameter that the model lacks at any value.
 _UNKNOWN = re.compile(r"(unsupported|unknown) parameter|unrecognized (request )?argument|extra inputs", re.IGNORECASE)
 _OLD_LIKELY = 5  # alternatives to each token in sampling settings that were cached as `logprobs: true`
 _MARK = "saebench"  # the key of our own id in a batch's metadata
@@ -333,7 +333,7 @@ class OpenAI(Vendor):
                 key = item["custom_id"]
                 request = requests[key]
             except (ValueError, KeyError, TypeError):
-                continue  # not one of ours: what lacks a line has failed
+                continue  # not one of ours; requests without a line have failed
             response, error = item.get("response") or {}, item.get("error") or {}
             usage = None  # an answer that cannot be read was charged for all the same
             try:

@@ -20,9 +20,9 @@ class BatchTopKSettings(Settings):
     """
     Attributes:
         k: latents per token, on average over a batch.
-        auxk: how many dead latents reconstruct what is left over; 0 switches that off.
+        auxk: how many dead latents reconstruct the error; 0 switches that off.
         auxk_coefficient: its weight in the loss.
-        encoder_norm: below 1, because latents that overlap add up: from 1 the first steps only shrink what is too large
+        encoder_norm: below 1, because latents that overlap add up: from 1 the first steps only shrink them
             (at 300 steps explained variance 0.811 for 0.803, and fewer dead latents).
         threshold_decay: of the running mean of each batch's smallest kept activation, the threshold at inference.
     """
@@ -73,14 +73,14 @@ def threshold_buffer() -> dict[str, Tensor]:
 @torch.no_grad()
 def learn_threshold(sae: Dictionary, z: Codes, batch: Batch, decay: float) -> None:
     """Follow E[min of the activations kept in a batch] (the paper's eq. 4), from the first batch on."""
-    least = batch.least(z.values)  # infinite where nothing fired, which says nothing about a threshold
+    least = batch.least(z.values)  # infinite where nothing fired: no evidence of a threshold
     seen = sae.state["threshold"]
     known = torch.isfinite(least)
     seen.copy_(torch.where(known, torch.where(seen < 0, least, decay * seen + (1 - decay) * least), seen))
 
 
 def inference(sae: Dictionary, scale: float) -> JumpReLU:
-    """Latents above the learned threshold; it keeps what is at least the smallest that training kept, on average.
+    """Latents above the learned threshold; the threshold is the mean of the smallest value that each training batch kept.
 
     Raises:
         NonFiniteError: no latent ever fired, so there is no threshold.

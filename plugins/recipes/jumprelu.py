@@ -20,7 +20,7 @@ class JumpReLUSettings(Settings):
         sparsity: λ, the weight of (L0/k − 1)².
         bandwidth: ε, the width of the window in which a threshold sees a gradient, over the thresholds' first value.
         threshold_rate: learning rate of the log thresholds over `lr`. At 1 they lag behind the weights, and a short run ends
-            with a third too few latents whatever λ is.
+            with a third too few latents at any λ.
         sparsity_warmup: share of all steps over which λ rises linearly from 0.
     """
 

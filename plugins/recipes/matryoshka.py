@@ -39,7 +39,7 @@ class MatryoshkaSettings(BatchTopKSettings):
 
 
 def sizes(settings: MatryoshkaSettings, width: int) -> tuple[int, ...]:
-    """How many latents each group has; the last takes what rounding leaves."""
+    """How many latents each group has; the last takes the remainder of rounding."""
     edges = [0, *(round(share * width) for share in accumulate(settings.groups[:-1])), width]
     return tuple(b - a for a, b in pairwise(edges))
 

@@ -14,9 +14,9 @@ class TopKSettings(Settings):
     """
     Attributes:
         k: latents per token.
-        auxk: how many dead latents reconstruct what is left over; 0 switches that off.
+        auxk: how many dead latents reconstruct the error; 0 switches that off.
         auxk_coefficient: its weight in the loss.
-        encoder_norm: below 1, because latents that overlap add up: from 1 the first steps only shrink what is too large
+        encoder_norm: below 1, because latents that overlap add up: from 1 the first steps only shrink them
             (at 300 steps explained variance 0.811 for 0.803, and fewer dead latents).
     """
 

@@ -13,10 +13,10 @@ from saebench.streams import generator
 class Dictionary(nn.Module):
     """x̂ = z W_dec + b_dec with z a function of (x − b_dec) W_encᵀ + b_enc.
 
-    Both matrices have one row per latent, [width, d_in]: what one latent reads and writes lies together in memory.
+    Both matrices have one row per latent, [width, d_in]: a latent's reading and writing directions are contiguous in memory.
 
     Attributes:
-        dtype: of the dense products; parameters are float32 whatever it is.
+        dtype: of the dense products; parameters are always float32.
         extra: trained tensors that only one recipe has, by name.
         state: tensors that its loss updates itself, by name.
     """
@@ -56,7 +56,7 @@ class Dictionary(nn.Module):
         return self.W_dec.shape[0]
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """[n, width] of x [n, d_in], dense and with gradient: what relu, gated and jumprelu begin with."""
+        """[n, width] of x [n, d_in], dense and with gradient; the first step of relu, gated and jumprelu."""
         return kernels.linear(x - self.b_dec, self.W_enc, self.b_enc, self.dtype)
 
     def top_k(self, x: Tensor, k: int) -> Codes:

@@ -142,7 +142,7 @@ class PreActivations:
         centred: [n, d_in] x − b_dec.
         W_enc: [width, d_in]
         b_enc: [width]
-        dtype: in what precision the product runs. What is selected is computed again in the weights' own precision.
+        dtype: precision of the product. Selected values are computed again in the weights' own precision.
     """
 
     centred: Tensor
@@ -241,7 +241,7 @@ def _encode(x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, dtype: torch
 def _largest(pre: PreActivations, count: int) -> tuple[Layout, Tensor]:
     """The `count` largest positive pre-activations (times the number of processes, of all of them), with their values.
 
-    A bound that too few exceed is lowered until enough do; whatever the first guess, the result is the same.
+    A bound that too few exceed is lowered until enough do; the result does not depend on the first guess.
     """
     bound = _first_guess(pre, count)
     while True:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weightᵀ + bias, exactly what `F.linear` computes; x [..., d_in], weight [d_out, d_in]. No gradient to the weights."""
+    """x @ weightᵀ + bias, bit-identical to `F.linear`; x [..., d_in], weight [d_out, d_in]. No gradient to the weights."""
     operator = onednn()
     if (
         x.requires_grad

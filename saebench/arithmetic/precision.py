@@ -16,7 +16,7 @@ PRODUCTS = ("bfloat16", "float32")
 def product_dtype(device: str) -> Literal["bfloat16", "float32"]:
     """`bfloat16` where this device has units that multiply it, else `float32`.
 
-    On x86: AMX or AVX512_BF16. On other CPUs: what oneDNN reports. On a GPU of Nvidia: from compute capability 8.0.
+    On x86: AMX or AVX512_BF16. On other CPUs: as oneDNN reports. On a GPU of Nvidia: from compute capability 8.0.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1` …

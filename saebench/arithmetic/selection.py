@@ -1,4 +1,4 @@
-"""Which pre-activations are largest: exactly, and without sorting what cannot be among them."""
+"""The largest pre-activations, exactly, without sorting those that cannot be among them."""
 
 import numpy as np
 import torch

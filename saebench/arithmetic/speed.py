@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices, and times in words: what dry runs say of the time that work will take."""
+"""How fast this machine multiplies matrices, and times in words, for dry runs."""
 
 import time
 

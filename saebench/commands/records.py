@@ -59,7 +59,7 @@ def leaderboard(
     with errors(debug):
         found = _boards(folders, scores, sort, partial, filters)
         if format_ == "table":
-            _print_boards(found, output)
+            _print_boards(found, output, folders or (Path("results"),))
         else:
             _write_report(found, format_, output)
             _report_left_out(found)
@@ -119,7 +119,8 @@ def _report_left_out(found: "list[Board]") -> None:
             echo(f"note: {caption(board)}: {note}", err=True)
 
 
-def _print_boards(found: "list[Board]", output: Path | None) -> None:
+def _print_boards(found: "list[Board]", output: Path | None, folders: tuple[Path, ...]) -> None:
+    from saebench.board.cards import card_notes
     from saebench.board.tables import board_tables, caption, notes
     from saebench.results import write_atomically
 
@@ -130,7 +131,7 @@ def _print_boards(found: "list[Board]", output: Path | None) -> None:
             console.print(*board_tables(board, console.width))
         else:
             console.print(caption(board), markup=False, style="italic")
-        for note in notes(board):
+        for note in [*notes(board), *(card_notes(board, folders) if board.rows else [])]:
             console.print(f"note: {note}", markup=False)
     if output and isinstance(file, StringIO):
         write_atomically(output, file.getvalue().encode())

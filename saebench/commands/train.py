@@ -1,4 +1,4 @@
-"""`saebench train`: train SAEs, with progress, and say where they lie."""
+"""`saebench train`: train SAEs, with progress, and print their folders."""
 
 import json
 import shlex
@@ -30,7 +30,7 @@ _OF_A_TOY = ("seed", "k", "sets")
 @click.option("--k", type=int, help="Active latents per token, for recipes that have a k.")
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Another setting of the recipe; repeatable.")
 @click.option("--toy", is_flag=True, help="Recover the planted features of a small network instead: seconds, no model.")
-@click.option("--dry-run", is_flag=True, help="Say tokens, steps, memory and time; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print tokens, steps, memory and time; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: as JSON on stdout.")
 @debug_option
 def train(
@@ -82,9 +82,7 @@ def _requests(what: str | None, options: dict[str, Any]) -> list[TrainRequest]:
     own = {name: options.pop(name) for name in _OF_ONE_SAE}
     if what.endswith(".toml"):
         if given := [name for name, value in own.items() if value not in (None, ())]:
-            raise UsageError(
-                f"--{given[0].rstrip('s')} is of one SAE, and {what} says what is trained: change it there"
-            )
+            raise UsageError(f"--{given[0].rstrip('s')} sets one SAE, and {what} lists the SAEs: change it there")
         if given := [name for name in ("planted", "activations") if options[name]]:
             raise UsageError(f"--{given[0]} goes with a recipe, and {what} names its own source: change it there")
         found = read_requests(Path(what), options["seed"] or 0)
@@ -97,10 +95,10 @@ def _requests(what: str | None, options: dict[str, Any]) -> list[TrainRequest]:
         _fill_source(options)
     for name, value in (("model", options["model"]), ("hook", options["hook"]), ("width", own["width"])):
         if value is None:
-            raise UsageError(f"--{name} is missing (or name a TOML file that has it all)")
+            raise UsageError(f"--{name} is missing (or name a TOML file)")
     settings = dict(_setting(text) for text in own["sets"])
     if twice := settings.keys() & ({"recipe", "width"} | ({"k"} if own["k"] is not None else set())):
-        raise UsageError(f"--set {min(twice)}=… would say once more what the command says already: leave it out")
+        raise UsageError(f"--set {min(twice)}=… repeats an option of the command: leave it out")
     entry = {"recipe": what, "width": own["width"], "seed": options["seed"] or 0} | settings
     if own["k"] is not None:
         entry["k"] = own["k"]
@@ -196,14 +194,14 @@ def _toy(name: str, out: Path | None, dry_run: bool, options: dict[str, Any]) ->
     given = [key for key, value in options.items() if key not in _OF_A_TOY and value is not None]
     if given or dry_run:
         option = given[0].replace("_", "-") if given else "dry-run"
-        raise UsageError(f"--{option} means nothing with --toy: it takes a recipe, --seed, --k, --set and --out")
+        raise UsageError(f"--{option} does not go with --toy, which takes a recipe, --seed, --k, --set and --out")
     seed = options["seed"] or 0
     require_whole("--seed", seed, 0)
     recipe = registry().get("recipes", name)
     settings = dict(_setting(text) for text in options["sets"])
     if options["k"] is not None:
         settings["k"] = options["k"]
-    make_settings(recipe, settings)  # what the recipe does not have must not be taken for the toy's own
+    make_settings(recipe, settings)  # a setting that the recipe lacks must not pass as the toy's own
     found = toy(recipe, seed=seed, **settings)
     picture = (out or Path()) / "toy.png"
     try:
@@ -244,6 +242,11 @@ class TrainProgress:
         if not self.quiet and self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=2)
             self.live.start()
+
+    def stepped(self, step: int) -> None:
+        if not self.quiet and self.live is None and time.monotonic() - self.spoke >= self._SILENCE:
+            self.spoke = time.monotonic()
+            self.message(f"step {step:,} of {self.steps:,}")
 
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None:
         from rich.table import Table

@@ -13,7 +13,7 @@ from saebench.judging.ledger import Ledger
 
 # Single calls tried before a batch; if all of them fail, the batch would fail too.
 PROBES = 3
-# Requests a batch: below what every provider takes.
+# Requests a batch: below every provider's limit.
 BATCH_ITEMS = 10_000
 
 

@@ -1,4 +1,4 @@
-"""Every reply of every judge, in one SQLite file: a run that is repeated or goes on after a kill asks only what is missing.
+"""The reply cache, one SQLite file: repeated and resumed runs send only requests that have no cached reply.
 
 A reply lies under the hash of the whole request (`Request.key`), with the request beside it so that the file can be read.
 Neither holds a key: those never get as far as a request.
@@ -35,7 +35,7 @@ class HandedOver:
     Attributes:
         mark: our own word for it.
         batch: the provider's id; None: the run ended before it knew one.
-        requests: what is asked in it, by key; None: an earlier version noted the key alone.
+        requests: its requests by key; None where an earlier version stored the keys alone.
         sampling: see `Reply`.
     """
 
@@ -88,7 +88,7 @@ class ReplyCache:
     ) -> dict[str, Reply]:
         """Keep replies; returns those that the file now holds for these requests.
 
-        One that is there stays, so that what was made of it can be made again, unless it was a failure or these replace it.
+        Existing replies are kept so that records stay replayable, unless they failed or `replaces` is set.
         """
         now, only_failed = _now(), "WHERE replies.state = 'failed'"
         rows = []
@@ -132,7 +132,7 @@ class ReplyCache:
     def open_batch(
         self, judge: Mapping[str, Any], mark: str, requests: Mapping[str, Request], sampling: Mapping[str, Any]
     ) -> None:
-        """Note a batch before it is handed over, under a mark of our own; with what is asked, so that any run can read it."""
+        """Store a batch and its requests under our own mark before it is submitted, so that any later run can collect it."""
         asked = {key: asdict(request) for key, request in requests.items()}
         with self._guarded(), self._connection() as db:
             values = (mark, _text(judge), json.dumps(asked), _text(sampling), _now())
@@ -160,9 +160,7 @@ def _found(db: sqlite3.Connection, keys: list[str]) -> dict[str, Reply]:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(
-        value, sort_keys=True
-    )  # ASCII: half a surrogate pair, which a model may well say, fits no database
+    return json.dumps(value, sort_keys=True)  # ASCII: a model may emit half a surrogate pair, which SQLite cannot store
 
 
 def _plain(text: str | None) -> str | None:

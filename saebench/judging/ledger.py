@@ -1,4 +1,4 @@
-"""What a run knows of a judge's replies, what they cost, and what may still be spent."""
+"""The ledger of a session: known replies, their cost, and the budget left."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Listener(Protocol):
 
 @dataclass
 class Tally:
-    """What a session did.
+    """Counts of a session.
 
     Attributes:
         sent: calls that were answered in this run; replayed: found in the cache.
@@ -43,9 +43,9 @@ class Ledger:
     """Replies by the key of their request, in memory and in the file, and their cost.
 
     Attributes:
-        answers: what is known in this run.
-        settled: whether a call of this run was answered, so that what the provider takes is known.
-        tally: what this run did.
+        answers: replies known in this run, by key.
+        settled: whether a call of this run was answered, so that the accepted parameters are known.
+        tally: counts of this run.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Ledger:
         self.settled = not judge.sends
         self._touched: set[str] = set()
 
-    # --- what is known ------------------------------------------------------------------------------------------------
+    # --- replies ------------------------------------------------------------------------------------------------
 
     def want(self, keys: Sequence[str]) -> None:
-        """Count these requests as part of what `about` tells of."""
+        """Add these requests to those that `about` describes."""
         self._touched |= set(keys)
 
     def missing(self, wanted: dict[str, Request]) -> dict[str, Request]:
-        """What is not answered yet; replays what the cache knows."""
+        """Requests without a reply; cached replies are taken from the cache."""
         unknown = [key for key in wanted if key not in self.answers]
         if self.cache and self.mode != "live":
             found = self.cache.get(unknown)
@@ -84,7 +84,7 @@ class Ledger:
         return {key: request for key, request in wanted.items() if key not in self.answers}
 
     def keep(self, answered: Sequence[tuple[str, Request, Reply]]) -> None:
-        """What is in the file counts: another run may have been faster, and a replay will show its replies."""
+        """Prefer the cached reply: another run may have stored one first, and a replay returns that one."""
         if not answered:
             return
         self.settled = self.settled or any(reply.state != "failed" for _, _, reply in answered)
@@ -96,7 +96,7 @@ class Ledger:
             self.listener.advance(len(answered))
 
     def resume(self) -> None:
-        """Ask as was asked for what is kept of this score, so that one score is of one way of sampling."""
+        """Reuse the sampling settings of this score's cached replies; never mix two."""
         found = self._samplings()
         if len(found) == 1 and self.mode != "live":
             self.judge.resume(found[0])
@@ -107,17 +107,17 @@ class Ledger:
         found = {json.dumps(r.sampling, sort_keys=True): r.sampling for r in replies if r.sampling is not None}
         return [found[text] for text in sorted(found)]
 
-    # --- what it costs ------------------------------------------------------------------------------------------------
+    # --- costs ------------------------------------------------------------------------------------------------
 
     def charge(self, request: Request, reply: Reply | None, factor: float = 1.0) -> None:
-        """Count what an attempt cost: at most, where there is no reply to say it."""
+        """Add the cost of an attempt; its upper bound where no reply reports the usage."""
         if self.price and self.tally.cost is not None:
             headroom = self.judge.headroom
             cost = cost_of(self.price, request, reply, headroom) if reply else cost_bound(self.price, request, headroom)
             self.tally.cost += factor * cost
 
     def affords(self, request: Request, reserved: float, factor: float = 1.0) -> float | None:
-        """What one attempt at the request may cost, if the limit allows it; None if not."""
+        """Reserve the most that one attempt may cost; None where the limit does not allow it."""
         if not self.price:
             return 0.0
         bound = factor * cost_bound(self.price, request, self.judge.headroom)
@@ -126,13 +126,13 @@ class Ledger:
         return bound
 
     def limit_reached(self, left: int) -> JudgeError:
-        """What to raise when the next of `left` calls could pass the limit."""
+        """The error to raise when the next of `left` calls could exceed the limit."""
         return JudgeError(
             f"stopped before passing --max-cost {self.max_cost:g}: {left} calls are left, at most ${self.tally.cost:.4f} "
-            "were spent; what was answered is kept: run it again with a higher limit"
+            "were spent; replies so far are kept: run the command again with a higher limit"
         )
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- reports -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Count anew for `about`: before each metric of each SAE."""
@@ -153,11 +153,11 @@ class Ledger:
         }
 
     def timings(self) -> dict[str, Any]:
-        """What this run did of it so far: it differs from run to run."""
+        """Counts of this run alone; they differ from run to run."""
         return {"sent": self.tally.sent, "replayed": self.tally.replayed, "cost_usd": self.tally.cost}
 
     def spent(self) -> str:
-        """What this run did, in words."""
+        """This run's counts, in words."""
         cost = "price unknown" if self.tally.cost is None else f"at most ${self.tally.cost:.4f}"
         name = f"{self.judge.name}:{self.judge.model}"
         return f"judge {name}: {self.tally.sent} calls sent ({cost}), {self.tally.replayed} replayed"

@@ -1,4 +1,4 @@
-"""What judges cost: a dated file of prices per million tokens, and what a call costs at most before it is sent."""
+"""Prices of judges: a dated file of prices per million tokens, and the upper bound of a call's cost before it is sent."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from saebench.errors import UsageError, one_line
 from saebench.judge import Calls, Judge, Reply, Request
 
-# What providers put around a request that has a schema; generous, since it only bounds.
+# Tokens that providers add to a request with a schema; generous, since it only bounds.
 _AROUND = 600
 
 
@@ -21,7 +21,7 @@ class Price:
     """US dollars per million tokens.
 
     Attributes:
-        batch: what a batch costs as a share of that.
+        batch: price of a batch, as a share of that.
         date: when the price was looked up.
     """
 
@@ -49,13 +49,13 @@ def find_price(judge: Judge) -> Price | None:
 
 
 def cost_bound(price: Price, request: Request, headroom: int = 0) -> float:
-    """What a call costs at most: a token is at least one byte of text, and the reply has at most max_tokens and the headroom."""
+    """Upper bound of a call's cost: each byte of text is a token, and the reply has max_tokens and the headroom."""
     text = request.system + request.user + json.dumps(request.schema(), ensure_ascii=False)
     return price.cost(len(text.encode()) + _AROUND, request.max_tokens + headroom)
 
 
 def cost_of(price: Price, request: Request, reply: Reply, headroom: int = 0) -> float:
-    """What a call did cost; at most, where the provider did not count (it may have been charged for although it failed)."""
+    """Cost of a call; its upper bound where the provider reports no usage (a failed call may have been charged)."""
     if reply.usage is None:
         return cost_bound(price, request, headroom)
     return price.cost(reply.usage.input_tokens, reply.usage.output_tokens)

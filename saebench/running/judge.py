@@ -93,7 +93,7 @@ def chosen_judge(request: Request, wanted: Sequence[Wanted]) -> Judge | None:
         raise UsageError(f"judge {judge.name} takes no batches: leave --judge-batch out")
     if request.max_cost is not None and find_price(judge) is None:
         if judge.url is not None:
-            raise UsageError(f"--max-cost: what a call costs at {judge.url} is unknown: leave --max-cost out")
+            raise UsageError(f"--max-cost: the price of {judge.url} is unknown: leave --max-cost out")
         raise UsageError(
             f"--max-cost: the price of {request.judge} is unknown: add it to a copy of {Path(price_file()).name} that "
             "SAEBENCH_PRICES names, or leave --max-cost out"
@@ -137,7 +137,7 @@ class JudgePlan:
         dated = f" (prices of {self.date})" if self.date and self.cost is not None else ""
         return (
             f"judge {self.judge}: {self.calls:,} calls, about {self.input_tokens:,} tokens in and {self.output_tokens:,} "
-            f"out: {cost}{dated}; what was answered before costs nothing"
+            f"out: {cost}{dated}; cached replies cost nothing"
         )
 
 

@@ -1,6 +1,7 @@
 """Latents to steer with, by explanation, by activating text or by promoted tokens."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from saebench.errors import UsageError
 from saebench.lens import token_scale
 from saebench.results import Record, load_records
 from saebench.steering.steer import Steerer
+from saebench.text import clean
 
 # Sentences that words stand in: alone after BOS, every word fires the latents of a text's first token.
 _CARRIERS = ("They talked for a while about", "She wrote a long letter on", "We have heard much of")
@@ -56,14 +58,14 @@ def _by_explanation(steerer: Steerer, words: str, results: Path, count: int) -> 
     wanted = words.lower().split()
     matching = {
         latent: text
-        for latent, text in _explanations(steerer.sae.sha256(), results)
+        for latent, text, _ in explanations(steerer.sae.sha256(), results)
         if all(word in text.lower() for word in wanted)
     }
     return [Found(latent, "explanation", text) for latent, text in sorted(matching.items())[:count]]
 
 
-def _explanations(sha256: str, results: Path) -> Iterator[tuple[int, str]]:
-    """Latents and explanations in the JSON lines beside this SAE's records, whichever metric wrote them."""
+def explanations(sha256: str, results: Path) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """Latents, explanations and their scores in the JSON lines beside this SAE's records, whichever metric wrote them."""
     records = load_records(results) if results.exists() else []
     for record in records:
         if record.sae.get("sha256") == sha256 and record.path is not None:
@@ -71,7 +73,7 @@ def _explanations(sha256: str, results: Path) -> Iterator[tuple[int, str]]:
                 yield from _explained(record, name)
 
 
-def _explained(record: Record, metric: str) -> Iterator[tuple[int, str]]:
+def _explained(record: Record, metric: str) -> Iterator[tuple[int, str, dict[str, float]]]:
     lines = record.files(metric).get("jsonl", b"").decode("utf-8", "replace").splitlines()
     for line in lines:
         try:
@@ -79,7 +81,16 @@ def _explained(record: Record, metric: str) -> Iterator[tuple[int, str]]:
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("latent"), int) and isinstance(row.get("explanation"), str):
-            yield row["latent"], row["explanation"]
+            yield row["latent"], row["explanation"], dict(_numbers(row.get("scores")))
+
+
+def _numbers(scores: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The finite numbers of a score, or of a nest of scores, by name."""
+    if isinstance(scores, dict):
+        for key, inner in scores.items():
+            yield from _numbers(inner, f"{name} {clean(key, 40)}".strip())
+    elif isinstance(scores, float) and math.isfinite(scores):
+        yield name, scores
 
 
 def _by_text(steerer: Steerer, words: str, count: int) -> list[Found]:
@@ -117,7 +128,7 @@ def _by_promoted(steerer: Steerer, words: str, count: int) -> list[Found]:
     direction = torch.nn.functional.normalize(steerer.sae.W_dec, dim=1)
     if direction.shape[1] != unembedding.shape[1]:
         return []  # written inside a block, where the output layer cannot read it
-    direction = direction * _final_norm(steerer, unembedding)
+    direction = direction * final_norm(steerer, unembedding)
     centred = unembedding - unembedding.mean(0)
     spread = (direction @ (centred.T @ centred / len(unembedding)) * direction).sum(1).sqrt()
     score = (direction @ centred[first].T).amin(1) / spread.clamp_min(1e-9)
@@ -128,7 +139,7 @@ def _by_promoted(steerer: Steerer, words: str, count: int) -> list[Found]:
     ]
 
 
-def _final_norm(steerer: Steerer, unembedding: Tensor) -> Tensor:
+def final_norm(steerer: Steerer, unembedding: Tensor) -> Tensor:
     """The weight of the model's last norm, where there is one."""
     base = steerer.subject.model.base_model
     norms = (getattr(base, name, None) for name in ("norm", "final_layer_norm", "ln_f"))

@@ -150,7 +150,7 @@ class Activations:
 def calibrate_on(
     text: Text, subject: Source, hook: HookPoint, max_norm: float | None, batch: int, cache: Path
 ) -> Calibration:
-    """What is normal at this hook point, from 32 contexts spread over the text."""
+    """Norms and mean at this hook point, from 32 contexts spread over the text."""
     rows = np.unique(np.linspace(0, len(text) - 1, min(CONTEXTS, len(text))).astype(np.int64))
     few = Contexts(text.token_ids[rows].astype(np.int64), rows, text.special(rows), ())
     return calibrate(subject, few, hook, hook, max_norm, batch, cache)

@@ -1,4 +1,4 @@
-"""AuxK: dead latents learn to reconstruct what the living ones leave over (Gao et al. 2024, arXiv 2406.04093, A.2)."""
+"""AuxK: dead latents learn to reconstruct the error of the living ones (Gao et al. 2024, arXiv 2406.04093, A.2)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What an SAE has to beat: principal components, and an SAE that was never trained. Fitted in the same pass as the others."""
+"""Baselines, fitted in the same pass as trained SAEs: principal components, and an SAE with random weights."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from saebench.streams import generator
 
 
 class Trainable(Protocol):
-    """What the loop trains: `saebench.training.trainer.Trainer`, or a baseline."""
+    """An SAE that the loop can train: a `saebench.training.trainer.Trainer`, or a baseline."""
 
     def initialise(self, sample: Tensor) -> None: ...
 

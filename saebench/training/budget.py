@@ -1,4 +1,4 @@
-"""How much there is to do: the text, its steps, what is shuffled together, what a checkpoint takes."""
+"""The size of a run: its text, steps, contexts per chunk, and bytes of a checkpoint."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from saebench.training.text import Text, training_text
 # Activations that are shuffled together, unless they would take more than this.
 _CHUNK_TOKENS = 2**17
 _CHUNK_BYTES = 2 * 2**30
-# Of all tokens: what is kept back where the budget is "all of the text", since outliers are known only when they come.
+# Share of all tokens held back where the budget is "all of the text": outliers are known only once they are computed.
 _OUTLIERS = 0.002
 
 

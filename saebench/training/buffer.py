@@ -37,11 +37,11 @@ class Buffer:
         return rows[order[:count]].float()
 
     def batches(self) -> Iterator[Tensor]:
-        """What is left of the chunk in memory, batch by batch; moves on to the next chunk at its end."""
+        """Yield the rest of the chunk in memory, batch by batch; move on to the next chunk at its end."""
         rows, order = self._load()
         count = len(order) // self.batch
         while self.taken < count:
-            # Counted before it is handed out: a checkpoint after the step holds what comes next.
+            # Counted before it is yielded, so that a checkpoint after the step resumes with the next batch.
             self.taken += 1
             yield rows[order[(self.taken - 1) * self.batch : self.taken * self.batch]].float()
         self.carry = rows[order[count * self.batch :]].clone()

@@ -22,7 +22,7 @@ from saebench.errors import SaebenchError, one_line
 from saebench.streams import numpy_generator
 from saebench.training.activations import Activations
 
-# Raised when what is computed changes, so that no cache outlives its code.
+# Raised when the computation changes, so that no cache outlives its code.
 CACHE_VERSION = "2"
 
 
@@ -31,7 +31,7 @@ class CachedActivations:
     """Chunks that are kept in a folder.
 
     Attributes:
-        source: makes what is missing.
+        source: computes missing chunks.
         folder: this model's, place's and text's own; see `cache_key`.
     """
 

@@ -1,6 +1,6 @@
-"""What a training run keeps on disk: what it is, its log, and one checkpoint from which it goes on.
+"""The files of a training run: its identity, its log, and one checkpoint to resume from.
 
-DIR/run.json                 what is trained, on what, by which code
+DIR/run.json                 the request, counts of the text, and provenance
 DIR/log.jsonl                one line per SAE every so many steps
 DIR/checkpoint.safetensors   every SAE's weights, optimizer and counters, and the place in the text; gone at the end
 DIR/<name>/                  the finished SAE
@@ -37,7 +37,7 @@ class RunFolder:
 
     @property
     def kept(self) -> str:
-        """What there is to go on from when something fails, in words."""
+        """The checkpoint that a failed run can resume from, in words."""
         return f"the checkpoint before it is kept in {self.path}" if self.checkpoint.exists() else "no checkpoint yet"
 
     @property
@@ -59,7 +59,9 @@ class RunFolder:
         known = self._about()
         if known is None:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise UsageError(f"--out {self.path} holds something else than a training run: name another folder")
+                raise UsageError(
+                    f"--out {self.path} holds files of something other than a training run: name another folder"
+                )
             body = {"identity": identity, "text": text, "provenance": about, "finished": False}
             write_atomically(self.path / "run.json", json.dumps(body, indent=1).encode())
             return
@@ -80,7 +82,7 @@ class RunFolder:
         return known is not None and bool(known["finished"])
 
     def finish(self) -> None:
-        """The SAEs are written: the checkpoint is of no more use."""
+        """Mark the run finished and delete its checkpoint."""
         known = self._about()
         assert known is not None
         write_atomically(self.path / "run.json", json.dumps(known | {"finished": True}, indent=1).encode())
@@ -174,7 +176,7 @@ class RunFolder:
         return lines
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after a step: it will be done, and logged, again."""
+        """Drop log lines after a step: those steps run, and are logged, again."""
         kept = [line for line in self.read_log() if line["step"] <= step]
         write_atomically(self.log, "".join(json.dumps(line) + "\n" for line in kept).encode())
 

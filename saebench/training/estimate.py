@@ -25,7 +25,7 @@ _ROWS = 13
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """Time, memory and disk that a run would take.
 
     Attributes:
         tokens, steps: None where the text's length decides and was not read.
@@ -146,7 +146,7 @@ def _memory(
 
 
 def _cost(sae: SaeSpec) -> tuple[StepCost, str]:
-    """What a step of an SAE takes, and the dtype of its products."""
+    """Cost of one step of an SAE, and the dtype of its products."""
     if sae.recipe in BASELINES:
         return StepCost(held=0, products=1, elementwise=0), "float32"  # pca's covariance; random makes no step
     recipe = registry().get("recipes", sae.recipe)

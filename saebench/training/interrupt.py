@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 
 class Stopped(Exception):
-    """Somebody pressed Ctrl-C, and nothing is half done."""
+    """Raised after Ctrl-C, between two steps or forward passes."""
 
 
 class Interrupt:

@@ -42,6 +42,10 @@ class Reporter(Protocol):
 
     def begin(self, steps: int, done: int) -> None: ...
 
+    def stepped(self, step: int) -> None:
+        """A step is done; lines of numbers come less often."""
+        ...
+
     def progress(self, step: int, tokens_per_second: float, lines: list[dict[str, Any]]) -> None: ...
 
     def end(self) -> None: ...
@@ -51,7 +55,7 @@ class Reporter(Protocol):
 
 @dataclass
 class Lane:
-    """One SAE on its way."""
+    """One SAE with its trainer and meter."""
 
     spec: SaeSpec
     trainer: Trainable
@@ -60,7 +64,7 @@ class Lane:
 
 @dataclass
 class TrainingRun:
-    """Everything that a run needs, ready to go."""
+    """The complete state of a training run."""
 
     request: TrainRequest
     subject: Source
@@ -81,7 +85,7 @@ class TrainingRun:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def go(self, reporter: Reporter) -> list[Path]:
-        """Train, and write the SAEs; their folders."""
+        """Train and write the SAEs; return their folders."""
         buffer = Buffer(self.chunks, self.request.batch_size, self.request.seed)
         self._begin(buffer, reporter)
         reporter.begin(self.steps, self.step)
@@ -125,8 +129,8 @@ class TrainingRun:
                 last_saved = self.step
             if buffer.refill == end:
                 reporter.message(
-                    f"the text is used up: more of it was left out as outliers (max_norm {self.request.max_norm}) than planned "
-                    f"for, and the last {self.steps - self.step} step(s) read some of it once more; fewer --tokens avoid that"
+                    f"the text is used up: more tokens than planned were outliers (max_norm {self.request.max_norm}), so the "
+                    f"last {self.steps - self.step} step(s) read some of it once more; fewer --tokens avoid that"
                 )
             started = time.perf_counter()
             batches = buffer.batches()
@@ -138,6 +142,7 @@ class TrainingRun:
                 self._step(batch)
                 self.step += 1
                 self._snapshot(reporter)
+                reporter.stepped(self.step)
                 if self.step % self.request.log_every == 0 or self.step == self.steps:
                     self._log(clock, reporter)
                 self.interrupt.check()
@@ -159,7 +164,7 @@ class TrainingRun:
             spent = time.perf_counter() - started
             self.train_seconds[lane.spec.name] = self.train_seconds.get(lane.spec.name, 0.0) + spent
 
-    # --- what is kept -------------------------------------------------------------------------------------------------
+    # --- log, checkpoint, SAEs -------------------------------------------------------------------------------------------------
 
     def _log(self, clock: "_Clock", reporter: Reporter) -> None:
         lines: list[dict[str, Any]] = []
@@ -222,7 +227,7 @@ class TrainingRun:
             if problem:
                 raise SaebenchError(
                     f"{what} could not be written: {one_line(problem.__cause__ or problem)}; every SAE is, in "
-                    f"{self.folder.path}: there is nothing to do again"
+                    f"{self.folder.path}: no SAE needs to be trained again"
                 )
         return paths
 
@@ -249,13 +254,13 @@ class TrainingRun:
                 write_atomically(path / "README.md", card.encode())
 
     def _share(self) -> str:
-        """How much of the time the language model took."""
+        """The language model's share of the time, in words."""
         spent = self.capture_seconds + sum(self.train_seconds.values())
         share = self.capture_seconds / max(spent, 1e-9)
         return f"activations took {share:.0%} of the time, the SAEs' steps {1 - share:.0%}"
 
     def named(self, sae: SAE) -> SAE:
-        """An SAE that says where it belongs."""
+        """The SAE with its model, hook point and training settings as metadata, on the CPU."""
         request = self.request
         about = replace(
             sae.metadata,
@@ -274,7 +279,7 @@ class TrainingRun:
 
 
 def _problem(write: Callable[[], None]) -> Exception | None:
-    """What keeps something from being written; None once it is."""
+    """Call `write`; return the error that stopped it, or None."""
     try:
         write()
     except (SaebenchError, SafetensorError, OSError, MemoryError) as error:
@@ -283,7 +288,7 @@ def _problem(write: Callable[[], None]) -> Exception | None:
 
 
 class _Clock:
-    """Steps a second since last asked."""
+    """Steps per second since the last lap."""
 
     def __init__(self, step: int) -> None:
         self.step, self.time = step, time.perf_counter()

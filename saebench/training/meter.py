@@ -1,4 +1,4 @@
-"""What the steps of one SAE reported, until a line of the log is made of it."""
+"""Means of the values that one SAE's steps report, for a line of the log."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -140,7 +140,7 @@ class TrainRequest:
             _require_snapshots(sae)
         names = [name for sae in self.saes for name in (sae.name, *map(sae.snapshot_name, sae.snapshots))]
         if twins := {n for n in names if names.count(n) > 1}:
-            raise UsageError(f"two SAEs are named '{min(twins)}': give name, or a setting that tells them apart")
+            raise UsageError(f"two SAEs are named '{min(twins)}': give each a name, or settings that differ")
         for sae in self.saes:
             _require_name(sae.name)
             if not isinstance(sae.recipe, str):
@@ -149,7 +149,7 @@ class TrainRequest:
             require_whole(f"seed of {sae.name}", sae.seed, 0)
 
     def task(self) -> Task:
-        """The text as a task has it."""
+        """The text as a task."""
         from importlib.resources import files
 
         from saebench.task import ContextSpec, Task, TextContent
@@ -159,9 +159,9 @@ class TrainRequest:
         return Task("train", 1, (), TextContent(self.corpus, contexts), folder=folder)
 
     def identity(self) -> dict[str, Any]:
-        """Everything asked for that could change an SAE, as plain values; where it runs and what it keeps could not.
+        """All values that could change an SAE, as plain values; the device and the files that a run keeps cannot.
 
-        The text itself is told apart by its hash, which the run adds.
+        The run adds the hash of the text.
         """
         plain = asdict(self)
         for name in ("device", "cache", "folder", "checkpoint_every", "log_every", "data", "activations"):
@@ -173,7 +173,7 @@ class TrainRequest:
         plain["streams"] = STREAMS
         plain["saes"] = {sae.name: asdict(sae) | {"settings": dict(sae.settings)} for sae in self.saes}
         for sae in plain["saes"].values():
-            del sae["snapshots"]  # what is written beside the SAE does not change it
+            del sae["snapshots"]  # files beside the SAE do not change it
         return plain
 
 

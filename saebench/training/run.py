@@ -1,7 +1,7 @@
 """A training run from beginning to end: text -> activations -> batches -> every SAE's step -> SAEs on disk.
 
-`prepare` makes everything that is needed and fails early; the loop is loop.py. A run that was killed goes on from its last
-checkpoint with the same batches, and ends with the same SAEs as one that was not.
+`prepare` loads everything and fails early; loop.py holds the loop. A killed run resumes from its last checkpoint with the same
+batches, and ends with the same SAEs as an uninterrupted one.
 """
 
 from dataclasses import replace
@@ -64,10 +64,10 @@ def make_trainer(spec: SaeSpec, d_in: int, steps: int, device: str) -> Trainable
 
 
 def prepare(request: TrainRequest, out: Path, reporter: Reporter) -> TrainingRun:
-    """Load the model and the text, make the trainers and the folder; whatever is wrong is found here.
+    """Load model and text, make the trainers and the folder; every invalid request fails here, before a step.
 
     Raises:
-        UsageError, SaebenchError: with what to do next.
+        UsageError, SaebenchError: the request is invalid, or a resource is missing.
     """
     device = ranks.own_device(request.device or default_device())
     rank, world = ranks.start(device)
@@ -132,7 +132,7 @@ def _opened(
 def _claim(
     folder: RunFolder, identity: dict[str, Any], text: Text, subject: Source, request: TrainRequest, d_in: int
 ) -> None:
-    """Make the folder this run's own.
+    """Claim the folder for this run.
 
     Raises:
         UsageError: it holds something else.

@@ -1,4 +1,4 @@
-"""The toy: a small network with more features than neurons, where what an SAE must find is known.
+"""The toy: a small network with more features than neurons, whose features are known.
 
 Features are planted as directions in a layer of fewer neurons, in superposition (Elhage et al. 2022, "Toy Models of
 Superposition"); few are active at a time, and they come in groups that are active together, as features of text do. An SAE
@@ -58,7 +58,7 @@ class ToyNetwork:
 
 @dataclass(frozen=True)
 class ToyResult:
-    """What was recovered.
+    """Agreement of latents with the planted features.
 
     Attributes:
         cosine: [latents, features] of decoder rows with planted directions; latents in the order of the features they match.
@@ -96,7 +96,7 @@ def toy(
     steps: int = 600,
     **given: Any,
 ) -> ToyResult:
-    """Train a recipe on the toy network, with half as many latents again as features, and compare what it found with them.
+    """Train a recipe on the toy network, with half as many latents again as features, and compare its latents with them.
 
     Args:
         seed: of the network, the data and the SAE.

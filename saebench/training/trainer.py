@@ -27,7 +27,7 @@ from saebench.sae import SAE, Metadata
 
 
 class _Objective(nn.Module):
-    """A recipe's loss as a module, which is what DDP wraps."""
+    """A recipe's loss as a module, for DDP to wrap."""
 
     def __init__(self, sae: Dictionary, recipe: Recipe, settings: Any) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Trainer:
     """Trains one SAE, a step at a time.
 
     Attributes:
-        recipe, settings: what it trains by.
+        recipe, settings: the loss, and its settings.
         dictionary: the parameters, in the space where activations have mean square 1.
-        scale: what activations are multiplied by; None before `initialise`.
+        scale: factor of the activations; None before `initialise`.
         done: steps taken.
         tokens: activations seen, by all processes.
     """

@@ -460,6 +460,7 @@ def test_text_that_gives_orders_moves_no_neighbour(world: World) -> None:
         ),
         (lambda asked: Truncated(), ("6 latents", "6 truncated", "--judge-thinking")),
         (lambda asked: Refusal(), ("6 latents", "6 refused")),
+        (lambda asked: '{"explanation": "your sentence"}', ("6 latents", "6 ok", "repeat the prompt", "--replay live")),
         (
             lambda asked: explain(asked) if "explanation" in asked.fields else "no",
             ("answered nothing", " malformed"),

@@ -97,7 +97,7 @@ def accuracies(
 ) -> dict[int, dict[str, float]]:
     """{k: {"ours": mean accuracy over classes, and the same with other fits on the latents that ours chose}}.
 
-    `their_fit`: unscaled, C = 1. `scaled_C1`: to unit variance, as ours, with C = 1. `unscaled_cv`: unscaled, C as ours.
+    `their_fit`: unscaled, C = 1. `scaled_C1`: to unit variance, with C = 1. `unscaled_cv`: unscaled, C of our grid.
     """
     from saebench.plugins.metrics.probing.probes import FOLDS, GRID, Documents
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
@@ -113,11 +113,9 @@ def accuracies(
         own, test = (data["label"][rows] == c).astype(np.int64), data["test"][rows]
         documents = Documents(Labels(("rest", "own"), own, test, np.arange(len(rows))))
         features = latents[rows]
-        rankings = documents.rankings(features, scale)
-        for k in ks:
-            probe = documents.probe(features, rankings, k, None)
+        for k, probe in documents.sparse_probes(features * scale, ks).items():
             found[k]["ours"].append(float((documents.predicted(probe.decision) == own[test]).mean()))
-            columns = features[:, rankings[0][:k]].astype(np.float64)
+            columns = features[:, probe.chosen[0]].astype(np.float64)
             sd = columns[~test].std(0)
             scaled = (columns - columns[~test].mean(0)) / np.where(sd > 0, sd, 1)
             fixed, chosen = (
@@ -201,7 +199,7 @@ def stopwatch(owner: Any, name: str) -> Iterator[list[float]]:
 
 def fits() -> dict[str, float]:
     """CPU seconds of ten one-against-the-rest probes on 2,304 made-up latents of 4,000 documents; some tell the class."""
-    from saebench.plugins.metrics.probing.probes import C_ALL, GRID, Documents
+    from saebench.plugins.metrics.probing.probes import GRID, Documents
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
@@ -218,10 +216,9 @@ def fits() -> dict[str, float]:
     test = np.arange(n) % 5 == 0
     documents = Documents(Labels(tuple(map(str, range(classes))), label, test, np.arange(n)))
     sparse, out = csr_matrix(latents), {}
-    rankings = documents.rankings(sparse)
     for name, run in {
-        "all latents, fixed C (what is done)": lambda: documents.probe(sparse, None, None, C_ALL),
-        "128 latents, cross-validated C (what is done)": lambda: documents.probe(sparse, rankings, 128, None),
+        "all latents, fixed C (what is done)": lambda: documents.full_probe(sparse),
+        "128 latents, cross-validated C (what is done)": lambda: documents.sparse_probes(sparse, [128]),
     }.items():
         begin = time.process_time()
         run()

@@ -48,10 +48,8 @@ def _peer(peer: dict[str, Any]) -> list[str]:
         f"The mean-pooled latents of the two differ by {peer['largest_difference']:.1e} at most (the largest is "
         f"{peer['largest_latent']:.1f}). Seed noise is the standard deviation of SAEBench's number over draws. The last three "
         "columns are other fits on the latents that ours chose, on the very sets that ours were fitted on; the first of them is "
-        "SAEBench's fit: it gives SAEBench's number to within its noise, so what is left of the difference is the fit, and "
-        "nearly all of that is scaling. Ours scales each latent to unit variance, so that C means the same for latents, for x "
-        "and for its directions, and a latent's own scale does not matter; that gives a latent that fires rarely as much weight "
-        "as one that fires often, which costs accuracy where documents are few (here 112 or so a probe).",
+        "SAEBench's fit. Ours multiplies latents by their decoder norm, divides the chosen ones by one common factor and takes "
+        "the C with the fewest held-out errors (here about 112 documents a probe).",
         "",
         versions + ".",
         "",
@@ -64,8 +62,8 @@ def _cost(cost: dict[str, Any]) -> list[str]:
         "## Cost",
         "",
         f"The first {cost['documents']} documents of `probing/wordnet`. CPU seconds on one thread, since the machine was not "
-        "ours alone; medians of two repeats that took turns. The rest of the pass is each SAE's latents, its random twin's, "
-        "and pooling both.",
+        "ours alone; medians of two repeats that took turns. The rest of the pass is each SAE's latents, those of its three "
+        "random floors, and pooling all.",
         "",
         *table_head(columns),
     ]
@@ -90,7 +88,7 @@ def _cost(cost: dict[str, Any]) -> list[str]:
         *(table_row((name, f"{seconds:.1f}")) for name, seconds in cost["fit"].items()),
         "",
         "What was done about it: C is chosen by cross-validation up to k = 128 only and is fixed for all latents; folds go up "
-        "the grid from where they were; all latents stay sparse and in float32; the fits run on one thread, which is "
+        "the grid from where they were, in Newton steps; all latents stay sparse; the fits run on one thread, which is "
         "faster; probes that do not depend on the SAE are fitted once for a model, place and task, and cached.",
     ]
     return lines

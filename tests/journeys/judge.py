@@ -93,7 +93,7 @@ def transformers(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
 def run(folder: Path, results: str, *judge: str) -> dict[str, object]:
     """Measure two latents; returns the record."""
     command = [sys.executable, "-m", "saebench", "run", "--sae", SAE, "--task", "autointerp-small", "--limit", "64",
-               "--set", "autointerp_small.latents=2", "--judge-cache", folder / "replies.jsonl",
+               "--set", "autointerp_small.latents=8", "--judge-cache", folder / "replies.jsonl",
                "--results", folder / results, *judge]  # fmt: skip
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=1200)
     print(done.stderr, done.stdout, sep="\n")  # noqa: T201  # a script's report

@@ -146,7 +146,7 @@ def test_a_metric_that_asks_nobody_has_the_record_it_always_had(call, tmp_path):
     ],
 )
 def test_what_cannot_work_is_one_line_before_a_model_runs(call, monkeypatch, args, metric, words):
-    monkeypatch.setattr(runner, "load_subject", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(runner, "load_source", lambda *_: pytest.fail("a model was loaded"))
     done = call(*args, metric=metric)
     assert done.exit_code in (1, 2)
     assert words in done.stderr

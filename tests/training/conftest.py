@@ -26,6 +26,8 @@ class Heard:
     def message(self, text: str) -> None:
         self.messages.append(text)
 
+    def stepped(self, step: int) -> None: ...
+
     def capturing(self, done: int, total: int) -> None: ...
 
     def begin(self, steps: int, done: int) -> None:

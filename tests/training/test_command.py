@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from saebench.cli import main
-from saebench.commands.train import _Progress
+from saebench.commands.train import TrainProgress
 from saebench.training.plan import read_requests
 from saebench.training.request import TrainRequest
 from saebench.training.run import prepare
@@ -94,7 +94,7 @@ def test_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> N
     now = [0.0]
     monkeypatch.setattr("saebench.commands.train.time.monotonic", lambda: now[0])
     out = io.StringIO()
-    progress = _Progress(Console(file=out, width=140), quiet=False)
+    progress = TrainProgress(Console(file=out, width=140), quiet=False)
     for done in range(1, 101):
         now[0] += 1
         progress.capturing(done, 100)
@@ -104,6 +104,10 @@ def test_progress_is_never_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> N
         now[0] += 7
         progress.progress(step, 1000.0, [{"sae": "a", "loss": 0.5}])
     assert len(out.getvalue().splitlines()) == 3 + 700 // 35
+    for step in range(5051, 5055):  # so slow that no line of numbers is due
+        now[0] += 31
+        progress.stepped(step)
+    assert out.getvalue().splitlines()[-4:] == [f"step {step:,} of 100,000" for step in range(5051, 5055)]
 
 
 def test_a_short_run_computes_no_more_activations_than_it_takes(

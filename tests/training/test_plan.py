@@ -194,20 +194,20 @@ def test_a_wrong_file_is_one_line(text: str, parts: tuple[object, ...], tmp_path
         (["train", "topk", "--model", "m", "--hook", "h"], "--width is missing"),
         (["train", "topk", "--model", "m", "--hook", "h", "--width", "8"], "--out DIR is missing"),
         (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "lr"], "NAME=VALUE"),
-        (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "width=9"], "--set width=… would"),
+        (["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "width=9"], "--set width=…"),
         (
             ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--set", "recipe=relu"],
-            "--set recipe=… would",
+            "--set recipe=…",
         ),
         (
             ["train", "topk", "--model", "m", "--hook", "h", "--width", "8", "--k", "3", "--set", "k=4"],
-            "--set k=… would",
+            "--set k=…",
         ),
-        (["train", str(FOLDER / "smollm2-135m.toml"), "--k", "5"], "--k is of one SAE"),
+        (["train", str(FOLDER / "smollm2-135m.toml"), "--k", "5"], "--k sets one SAE"),
         (["train", "no.toml", "--out", "x"], "not readable"),
-        (["train", "--toy", "--width", "8"], "--width means nothing with --toy"),
-        (["train", "--toy", "--batch-size", "8"], "--batch-size means nothing with --toy"),
-        (["train", "--toy", "--dry-run"], "--dry-run means nothing with --toy"),
+        (["train", "--toy", "--width", "8"], "--width does not go with --toy"),
+        (["train", "--toy", "--batch-size", "8"], "--batch-size does not go with --toy"),
+        (["train", "--toy", "--dry-run"], "--dry-run does not go with --toy"),
         (["train", "--toy", "--set", "steps=3"], "unknown setting of recipe topk 'steps'"),
         (["train", "--toy", "--k", "0"], "k is 0"),
         (["train", "--toy", "--seed", str(2**63)], "--seed is 9223372036854775808"),
@@ -255,7 +255,7 @@ def test_seed_is_of_weights_too_unless_the_file_gives_theirs(tmp_path: Path, mon
         '[[saes]]\nrecipe = "relu"\nwidth = 8\nseed = [0, 1]\n'
     )
     asked: list[TrainRequest] = []
-    monkeypatch.setattr("saebench.commands.train._train", lambda requests, out: asked.extend(requests))
+    monkeypatch.setattr("saebench.commands.train._train", lambda requests, out, command: asked.extend(requests))
     for more in ([], ["--seed", "7"]):
         assert CliRunner().invoke(main, ["train", str(tmp_path / "run.toml"), "--out", "x", *more]).exit_code == 0
     assert [(r.seed, [s.seed for s in r.saes]) for r in asked] == [(0, [0, 0, 1]), (7, [7, 0, 1])]

@@ -260,6 +260,7 @@ def _useless(deed: str, replies: Sequence[Reply]) -> SaebenchError:
         advice = {
             "truncated": "turn the model's thinking off, or reserve tokens for it with --judge-thinking TOKENS",
             "refused": "take another judge",
+            "ok": "its replies are empty or repeat the prompt, so take a larger judge",
         }.get(states.most_common(1)[0][0], "turn the model's thinking off, or take another judge")
         advice += ", and add --replay live, since these replies are cached"
     return SaebenchError(f"the judge {deed} ({counts}{last}): {advice}")
