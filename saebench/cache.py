@@ -1,4 +1,4 @@
-"""The cache folder, and tensors cached in it under a checksum; a file that does not verify counts as missing."""
+"""The cache folder, and tensors cached there under a checksum; a file with a wrong checksum counts as missing."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
-    """The folder of cached files: $SAEBENCH_CACHE, else `saebench` in the user's cache folder."""
+    """The folder of files kept between runs: $SAEBENCH_CACHE, else `saebench` in the user's cache folder."""
     return Path(os.environ.get("SAEBENCH_CACHE") or user_cache() / "saebench")
 
 
@@ -30,18 +30,18 @@ def user_cache() -> Path:
 
 
 def seal(data: bytes) -> bytes:
-    """Append the data's sha256, so that `unseal` detects a flipped bit or a truncated file."""
+    """Append the data's sha256, so that a flipped bit or a truncated file is noticed by `unseal`."""
     return data + hashlib.sha256(data).digest()
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The data without its checksum; None if the checksum does not match."""
+    """The argument of `seal`; None if the checksum does not match."""
     body, digest = data[:-_DIGEST], data[-_DIGEST:]
     return body if hashlib.sha256(body).digest() == digest else None
 
 
 def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None:
-    """The cached tensors by name; None where the file is missing, damaged or truncated."""
+    """The cached tensors by name; None if the file is missing, damaged or truncated."""
     try:
         body = unseal(path.read_bytes()) if path.is_file() else None
         return None if body is None else {name: tensor.to(device) for name, tensor in load(body).items()}
@@ -50,7 +50,7 @@ def load_from_cache(path: Path, device: str = "cpu") -> dict[str, Tensor] | None
 
 
 def save_in_cache(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Cache tensors for later runs. A failed write (full disk, no permission) is no error."""
+    """Cache tensors for later runs. A cache that cannot be written (full disk, no permission) is no error."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tasks by name: those that come with saebench, those that plugins bring, and TOML files."""
+"""Find tasks by name or file: built-in tasks, tasks of plugins, TOML files, and tasks on the user's data."""
 
 import hashlib
 import re
@@ -34,7 +34,7 @@ from saebench.task import (
 )
 from saebench.text import clean
 
-# A commit; its first seven digits or more will do, and are looked up (loading/hub.py).
+# A commit hash of at least seven digits; an abbreviated one is resolved in loading/hub.py.
 _COMMIT = re.compile("[0-9a-f]{7,40}")
 
 
@@ -106,7 +106,7 @@ _FILES: tuple[type[_File], ...] = (_LabelFile, _PromptFile, _ActivationFile, _Pl
 
 
 def known_tasks() -> dict[str, Task]:
-    """Every task by name, those of plugins last; of those that need a tokenizer only the announcement."""
+    """Every task by name, plugins' last; a task that needs a tokenizer is only announced."""
     return {name: _read(path) for name, path in builtin_tasks().items()} | {
         name: announced(task) for name, task in sorted(registry().tasks.items())
     }
@@ -127,7 +127,7 @@ def load_tasks(spec: str) -> list[Task]:
 def load_task(spec: str) -> Task:
     """A task by name (`fidelity`) or name and version (`fidelity@1`), or a path to a TOML file.
 
-    A plugin's task may have to be built yet: see `Task.build`.
+    A plugin's task may still need `Task.build`.
 
     Raises:
         UsageError: no such task or version, or a file that is not a valid task.
@@ -152,7 +152,7 @@ def load_task(spec: str) -> Task:
 
 
 def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
-    """A task on the user's table of labelled texts, .csv or .parquet; its name holds the table's.
+    """A task on the user's table of labelled texts, .csv or .parquet, named after the table.
 
     Raises:
         UsageError: the table cannot be read.
@@ -168,7 +168,7 @@ def data_task(path: Path, labels: LabelSpec, metrics: Sequence[str]) -> Task:
 def activation_task(
     path: Path, metrics: Sequence[str], labels: Path | None, columns: LabelSpec, grid: tuple[int, int] | None
 ) -> Task:
-    """A task on the user's file of activations; its name holds the file's.
+    """A task on the user's file of activations, named after the file.
 
     Args:
         labels: a table with one row per item.
@@ -230,10 +230,10 @@ def _read(path: Path) -> Task:
 
 
 def read_corpus(raw: Any) -> CorpusSpec:
-    """A [corpus] table of a training run.
+    """The corpus of a training file's [corpus] table.
 
     Raises:
-        UsageError: an unknown key or an invalid value, no text, or two.
+        UsageError: an unknown key, an invalid value, or not exactly one text.
     """
 
     class File(BaseModel):
@@ -248,7 +248,7 @@ def read_corpus(raw: Any) -> CorpusSpec:
 
 
 def _require_sound(content: Content) -> None:
-    """Raise UsageError for values that make no sense together."""
+    """Raise UsageError for contradicting values."""
     if not isinstance(content, TextContent):
         return
     labels = content.labels if isinstance(content, LabelContent) else None

@@ -1,4 +1,4 @@
-"""The command line: the group of commands. Heavy imports wait until a command needs them."""
+"""The command line: the group of commands. Heavy imports happen inside the commands."""
 
 import os
 import warnings
@@ -28,7 +28,7 @@ from saebench.text import printable
 
 @contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Clean the messages of click's own errors, which repeat arguments."""
+    """Remove unprintable characters from click's own errors, which quote arguments."""
     try:
         yield
     except click.ClickException as error:
@@ -37,7 +37,7 @@ def _printable_errors() -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """The group of commands: suggests the nearest to an unknown one; click's errors are printable."""
+    """The group of commands; suggests the nearest command for an unknown one."""
 
     def main(self, *args: Any, **more: Any) -> Any:
         guard_streams()
@@ -66,18 +66,18 @@ def main() -> None:
     """Measure, and train, sparse autoencoders on language models.
 
     \b
-    saebench run --sae PATH          every metric of a task, with intervals, in one pass
-    saebench campaign FILE           SAEs × layers × models × tasks from one file, whole or in shards
-    saebench train RECIPE            an SAE of your own, or all of a file's from one pass
-    saebench compare A B             what differs, on the same contexts
-    saebench stability A B           do seeds of one recipe find the same latents?
-    saebench audit --metric M        how far a metric's own scores can be trusted
-    saebench steer --sae PATH …      what the model writes with a latent's direction added
+    saebench run --sae PATH          measure every metric of a task, with intervals, in one pass
+    saebench campaign FILE           measure SAEs × layers × models × tasks of a file, whole or in shards
+    saebench train RECIPE            train an SAE, or all SAEs of a file in one pass
+    saebench compare A B             paired differences on the same contexts
+    saebench stability A B           agreement of SAEs that differ in their seed
+    saebench audit --metric M        reliability of a metric's scores
+    saebench steer --sae PATH …      continuations with a latent's direction added
     saebench dashboard --sae PATH …  every latent on one offline page
-    saebench leaderboard             everything in results/, ranked only where the data can tell
+    saebench leaderboard             every record in results/, with ranks
     """
     warnings.showwarning = warn
-    # Libraries' own progress bars say nothing about a run; tqdm reads this when it is first imported.
+    # Silence the progress bars of libraries; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 

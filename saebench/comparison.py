@@ -16,11 +16,11 @@ from saebench.sae import SAE
 
 @dataclass(frozen=True)
 class Shared:
-    """Inputs that all SAEs of a comparison have in common.
+    """The common inputs of all SAEs of a comparison.
 
     Attributes:
         x: [N, d_in] activations at their hook point, of scored tokens; None in a comparison of weights alone.
-        seed: of the comparison's own randomness.
+        seed: seed of the comparison's random draws.
     """
 
     x: torch.Tensor | None = None
@@ -46,9 +46,9 @@ class Comparison(Protocol):
     """A measurement over several SAEs.
 
     Attributes:
-        name: of its command-line name and its scores.
-        version: raised whenever a number would change.
-        about: a few words on each score, by its key.
+        name: the command's name and the `metric` of its scores.
+        version: increased whenever a number changes.
+        about: a few words on each score, by key.
     """
 
     name: str
@@ -59,6 +59,6 @@ class Comparison(Protocol):
         """Compare two or more SAEs that read the same hook point of the same model.
 
         Raises:
-            UsageError: they cannot be compared.
+            UsageError: the SAEs cannot be compared.
         """
         ...

@@ -1,7 +1,7 @@
-"""Documents -> packed contexts of token ids, with a fingerprint.
+"""Contexts of token ids from documents, with a fingerprint.
 
-A context never crosses a document, and nothing is padded: a document's tail that is shorter than T is dropped and counted.
-Labelled documents are the exception: each is one context, cut at T, padded on the right, where a causal model cannot see it.
+A context never crosses a document, and nothing is padded: a document's tail shorter than T is dropped and counted. Labelled
+documents and prompts are exceptions: each is one context, padded on the right, where a causal model does not see padding.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from saebench.prompts import Prompts, make_prompts, prompt_rows
 from saebench.reading import TABLE_BYTES, read_bytes, require_regular
 from saebench.task import MODEL_FREE, LabelSpec, PromptContent, Task
 
-# Token ids of one file: 4 GiB as int64.
+# Largest number of token ids in a file: 4 GiB as int64.
 _TOKENS = 2**29
 
 
@@ -38,10 +38,10 @@ class Contexts:
         special: [N, T] bool, BOS and other special tokens, and padding
         documents: names
         dropped_tokens: tokens of tails shorter than a context
-        available: how many contexts the documents would have given
-        lengths: [N] int64, tokens of each context that are not padding; None where nothing is padded
-        labels: of labelled documents
-        left_out: rows of a labelled corpus that are no context, by reason, and how many were cut
+        available: number of contexts that the documents could give
+        lengths: [N] int64, tokens of each context without padding; None if nothing is padded
+        labels: of labelled documents, row for row
+        left_out: rows of a labelled corpus that gave no context, by reason, and the number of truncated documents
         prompts: of a task of prompts, row for row
         bos: whether the contexts begin with BOS
     """
@@ -67,15 +67,15 @@ class Contexts:
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are, padding not counted."""
+        """The number of tokens, without padding."""
         return int(self.token_ids.size if self.lengths is None else self.lengths.sum())
 
     def head(self, n: int | None) -> "Contexts":
-        """The first n contexts (all of them for None)."""
+        """The first n contexts; all if n is None."""
         return self if n is None or n >= len(self) else self.take(np.arange(n))
 
     def take(self, rows: np.ndarray) -> "Contexts":
-        """The contexts of these numbers."""
+        """The contexts with these row numbers."""
         return replace(
             self,
             token_ids=self.token_ids[rows],
@@ -87,15 +87,15 @@ class Contexts:
         )
 
     def by_length(self, rows: np.ndarray) -> np.ndarray:
-        """These contexts' numbers, the short ones first, so that a batch holds little padding."""
+        """Row numbers sorted by length, so that batches have little padding."""
         return rows if self.lengths is None else rows[np.argsort(self.lengths[rows], kind="stable")]
 
     def width(self, rows: np.ndarray) -> int:
-        """How many columns of `token_ids` these contexts need."""
+        """The longest length of these contexts: the columns of `token_ids` to read."""
         return self.length if self.lengths is None else int(self.lengths[rows].max())
 
     def fingerprint(self) -> str:
-        """Hash of what a model and a metric see: ids, which are special, and which document each came from."""
+        """Hash of everything that a model and a metric read: token ids, special tokens, documents."""
         digest = hashlib.sha256(repr(self.token_ids.shape).encode())
         for array in (self.token_ids, self.document_id, self.special):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -107,8 +107,9 @@ class Contexts:
 
 
 def special_ids(tokenizer: Any, config: Any = None) -> np.ndarray:
-    """Ids that are neither scored nor trained on: every special token of the tokenizer (Llama 3's reserved ones are in its added
-    tokens only); of a model without a tokenizer, BOS, EOS and padding of its config.
+    """Ids that are neither scored nor trained on: every special token of the tokenizer, reserved ones included.
+
+    Without a tokenizer: BOS, EOS and padding of the model's config.
     """
     if tokenizer is None:
         named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
@@ -119,7 +120,7 @@ def special_ids(tokenizer: Any, config: Any = None) -> np.ndarray:
 
 
 def bos_id(asked: bool | Literal["auto"], tokenizer: Any) -> int | None:
-    """The id that contexts begin with; None where none is asked for, or the tokenizer has none (Qwen2, Qwen3)."""
+    """The id that contexts begin with; None if the task wants none, or the tokenizer has none (Qwen2, Qwen3)."""
     found: int | None = tokenizer.bos_token_id if asked else None
     return found
 
@@ -127,19 +128,21 @@ def bos_id(asked: bool | Literal["auto"], tokenizer: Any) -> int | None:
 def task_contexts(task: Task, tokenizer: Any, bos: bool = True) -> Contexts:
     """The contexts of a task under a tokenizer.
 
-    Where the tokenizer has no BOS, a task that asks for it goes without: `Contexts.bos` differs from `task.contexts.bos`, which
-    the record's settings hold.
+    If the tokenizer has no BOS, the contexts have none even if the task asks for it; `Contexts.bos`, which the record's
+    settings contain, then differs from `task.contexts.bos`.
 
     Args:
-        bos: False leaves BOS away (--no-bos).
+        bos: False omits BOS (--no-bos).
 
     Raises:
         SaebenchError: the corpus is missing, changed, or too small.
     """
     if tokenizer is None:
-        raise UsageError(f"task {task.label} is text, and the model folder has no tokenizer: pass --tokens FILE.npy")
+        raise UsageError(f"task {task.label} is text, but the model folder has no tokenizer: pass --tokens FILE.npy")
     if task.kind in MODEL_FREE:
-        raise SaebenchError(f"task {task.label} brings its own activations, and has no text for a language model")
+        raise SaebenchError(
+            f"task {task.label} brings its own activations and has no text: leave out the language model"
+        )
     task = task.build(tokenizer)
     start = bos_id(task.contexts.bos and bos, tokenizer)
 
@@ -159,7 +162,7 @@ def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
         return _prompt_contexts(task, task.content, tokenizer, start)
     names, pieces, dropped = [], [], 0
     for name, text in documents(task):
-        # Some tokenizers add BOS by themselves: never twice.
+        # Some tokenizers add BOS by themselves; it must not appear twice.
         ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
         cut, tail = pack(ids, spec.length, start)
         names.append(name)
@@ -168,7 +171,7 @@ def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
     chosen = _spread([len(p) for p in pieces], spec.count)
     if len(chosen) < spec.count:
         raise SaebenchError(
-            f"task {task.label} needs {spec.count} contexts and its documents give {len(chosen)}: use a larger corpus"
+            f"task {task.label} needs {spec.count} contexts, but its documents give {len(chosen)}: use a larger corpus"
         )
     token_ids = np.stack([pieces[d][i] for d, i in chosen])
     return Contexts(
@@ -183,7 +186,7 @@ def _made_contexts(task: Task, tokenizer: Any, start: int | None) -> Contexts:
 
 
 def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
-    """One context a document: its first T tokens, padded on the right to the longest."""
+    """One context per document: its first T tokens, padded on the right to the longest."""
     assert task.labels is not None
     table = _labelled_table(task, task.labels)
     start = [] if bos is None else [bos]
@@ -202,7 +205,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
         if len(kept) == task.contexts.count:
             break
     if not kept:
-        raise SaebenchError(f"task {task.label}: no document gives a token")
+        raise SaebenchError(f"task {task.label}: no document has a token: check the text column")
     empty = kept[-1] + 1 - len(kept)
     unused = len(table.texts) - kept[-1] - 1
     lengths = np.array([len(p) for p in pieces], dtype=np.int64)
@@ -228,7 +231,7 @@ def _labelled_contexts(task: Task, tokenizer: Any, bos: int | None) -> Contexts:
 
 
 def _prompt_contexts(task: Task, content: PromptContent, tokenizer: Any, bos: int | None) -> Contexts:
-    """One context a prompt, padded on the right to the longest; entities are the documents."""
+    """One context per prompt, padded on the right to the longest; entities are the documents."""
     rows, where = list(content.rows), f"task {task.label}"
     if not rows:
         path = (fetched_folder() if task.corpus.fetched else task.folder) / str(task.corpus.file)
@@ -261,13 +264,13 @@ def _labelled_table(task: Task, labels: LabelSpec) -> LabelledTexts:
 
 
 def open_tokens(path: Path) -> np.ndarray:
-    """The whole numbers [N, T] of a .npy file, left on the disk.
+    """The integers [N, T] of a .npy file, memory-mapped.
 
     Raises:
-        UsageError: not such a file.
+        UsageError: no such file, or other content.
     """
     try:
-        require_regular(path)  # a pipe would be waited for
+        require_regular(path)  # opening a pipe would block
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
     except (
         OSError,
@@ -292,10 +295,10 @@ def open_tokens(path: Path) -> np.ndarray:
 
 
 def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Contexts:
-    """Contexts from a .npy file of token ids [N, T], as they are; each row counts as a document of its own.
+    """Contexts from a .npy file of token ids [N, T], unchanged; each row is its own document.
 
     Raises:
-        UsageError: not such a file, or ids outside the vocabulary.
+        UsageError: no such file, other content, or ids outside the vocabulary.
     """
     ids = open_tokens(path)
     if ids.size > _TOKENS:
@@ -311,7 +314,7 @@ def token_contexts(path: Path, vocabulary: int, specials: Iterable[int]) -> Cont
 
 
 def pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int]:
-    """Whole contexts [n, length] of one document, and how many tokens its tail has."""
+    """Whole contexts [n, length] of one document, and the length of its tail."""
     body = length - (bos is not None)
     n = len(ids) // body
     cut = ids[: n * body].reshape(n, body)
@@ -321,9 +324,9 @@ def pack(ids: np.ndarray, length: int, bos: int | None) -> tuple[np.ndarray, int
 
 
 def _spread(sizes: list[int], count: int) -> list[tuple[int, int]]:
-    """(document, context) pairs: as even a share of `count` for each document as it can fill, evenly spaced within it.
+    """(document, context) pairs: shares of `count` as equal as the documents allow, evenly spaced within each document.
 
-    They come in rounds over the documents, so that the first n of them (`--limit n`) are spread as well.
+    The order goes round the documents, so that the first n pairs (`--limit n`) are spread too.
     """
     quota = [0] * len(sizes)
     left = min(count, sum(sizes))
@@ -352,7 +355,7 @@ def documents(task: Task) -> Iterator[tuple[str, str]]:
 
 
 def _verify(task: Task, path: Path) -> None:
-    """Raise SaebenchError unless the file is the one that the task names."""
+    """Raise SaebenchError unless the file has the hash that the task states."""
     try:
         digest = hashlib.sha256(read_bytes(path, TABLE_BYTES)).hexdigest()
     except (OSError, ValueError) as error:
@@ -366,12 +369,12 @@ def _verify(task: Task, path: Path) -> None:
 
 
 def _remake(task: Task) -> str:
-    """The command that makes a task's text again."""
+    """The command that rebuilds a task's text."""
     return f"python -m saebench.tasks.fetch {Path(str(task.corpus.file)).stem}" if task.corpus.fetched else "make data"
 
 
 def _filtered(frame: pd.DataFrame, task: Task, path: Path, needed: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The rows that the task asks for; raises SaebenchError where a column is missing."""
+    """The rows that pass `where`; raises SaebenchError if a column is missing."""
     where = task.corpus.where or {}
     missing = [name for name in (*needed, *where) if name not in frame]
     if missing:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and folders checked before anything is computed for them."""
+"""Atomic writes, and a check of the output folder before anything is computed."""
 
 import errno
 import os
@@ -12,18 +12,18 @@ from filelock import FileLock, Timeout
 
 from saebench.errors import SaebenchError, one_line
 
-# Temporary files end in this, so that those of killed writes are told apart from everything else and removed later.
+# Suffix of temporary files, by which those of killed writes are found and removed.
 _ENDING = ".saebench-tmp"
-# Seconds to wait for another process to write its record: it takes a few milliseconds, on a slow network disk seconds.
+# Seconds to wait for another process to write its record, which takes milliseconds, or seconds on a slow network disk.
 _PATIENCE = 600
-# Seconds after which a temporary file belongs to no living write: the largest take minutes.
+# Seconds after which a temporary file is abandoned: the longest writes take minutes.
 _ABANDONED = 24 * 3600
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write beside the target, then rename: readers see the old file or the new one.
 
-    A device or pipe in the target's place is written to directly. A killed write leaves a temporary file; see `remove_abandoned`.
+    A device or pipe as the target is written to directly. A killed write leaves a temporary file; see `remove_abandoned`.
 
     Raises:
         SaebenchError: the file cannot be written (full disk, no permission).
@@ -41,20 +41,20 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space and run the same command again" if full else "see that its folder may be written to"
+        remedy = "free some space and run the same command again" if full else "check that its folder is writable"
         raise SaebenchError(
-            f"{path} could not be written: {one_line(error)}; what was finished before is kept: {remedy}"
+            f"{path} could not be written: {one_line(error)}; finished results are kept: {remedy}"
         ) from error
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Remove the temporary files that killed writes left in a folder; returns their number.
+    """Remove the temporary files of killed writes from a folder; return their number.
 
-    Their age is measured by the file system's clock where this machine's stands still or lies behind.
+    Age is measured by the later of the file system's clock and this machine's.
     """
     removed = 0
     with suppress(OSError), os.scandir(folder) as entries:
@@ -72,10 +72,10 @@ def remove_abandoned(folder: Path) -> int:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a results folder and write into it, before anything is computed for it.
+    """Create a results folder and prove that it is writable, before anything is computed.
 
     Raises:
-        SaebenchError: the folder cannot be made or written.
+        SaebenchError: the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from saebench.sae import SAE
 
 
 class CheckpointError(SaebenchError):
-    """A checkpoint that cannot be read exactly; always one line, whatever names a file put into it."""
+    """A checkpoint that cannot be read exactly. The message is one line, whatever the file's names contain."""
 
     def __init__(self, message: str):
         text = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
@@ -18,10 +18,10 @@ class CheckpointError(SaebenchError):
 
 
 class MissingError(CheckpointError):
-    """A checkpoint that lacks something a user can supply.
+    """A checkpoint without a value that an option can supply.
 
     Attributes:
-        option: the name of what supplies it, "k" or "scale".
+        option: the name of that option, "k" or "scale".
     """
 
     def __init__(self, option: str, message: str):
@@ -31,12 +31,12 @@ class MissingError(CheckpointError):
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the user supplies for what a checkpoint does not say.
+    """The user's values for information that a checkpoint lacks.
 
     Attributes:
-        k: active latents per token, for a TopK checkpoint that does not hold it.
-        scale: what activations are multiplied by before the encoder, for a checkpoint that needs and does not hold it.
-        ignore_keys: config keys or tensors the format does not know and the user vouches for.
+        k: active latents per token, for a TopK checkpoint without it.
+        scale: factor on activations before the encoder, for a checkpoint that needs a factor and lacks it.
+        ignore_keys: unknown config keys or tensors that the user declares harmless.
     """
 
     k: int | None = None
@@ -46,13 +46,13 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Layout:
-    """File names of a checkpoint: they find it in a hub repository's listing, and only these files are downloaded.
+    """File names of a checkpoint in a hub repository: they identify it in the listing, and only they are downloaded.
 
     Attributes:
-        weights: path of the weights below the checkpoint's folder, as a glob ("checkpoints/final.safetensors").
+        weights: path of the weights relative to the checkpoint's folder, as a glob ("checkpoints/final.safetensors").
         needs: files that must exist; `{*}` stands for the part that the glob's star matches, "../" for the folder above.
-        reads: files that the format reads where they exist.
-        folder: whether the checkpoint is the folder; otherwise it is the file of weights.
+        reads: optional files that the format reads.
+        folder: whether the checkpoint is the folder; otherwise it is the weights file.
     """
 
     weights: str
@@ -66,9 +66,8 @@ class Format(ABC):
 
     Attributes:
         name: the value of `--format`.
-        files: the names that a checkpoint's folder always has together, where there are such: what an error lists
-            where one of them is missing.
-        layouts: file names, for checkpoints on a hub.
+        files: names of the files that every checkpoint's folder has; an error lists the missing ones.
+        layouts: file layouts of checkpoints on a hub.
     """
 
     name: ClassVar[str]
@@ -77,21 +76,21 @@ class Format(ABC):
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
-        """Whether the files at `path` (a file or a folder) are of this format; looks at names and shapes, never raises."""
+        """Whether `path`, a file or a folder, is of this format, by names and shapes; never raises."""
 
     @abstractmethod
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """The SAE at `path`, in CPU memory.
+        """Load the SAE at `path` into CPU memory.
 
         Raises:
-            CheckpointError: damaged, ambiguous or incomplete; says which file and key, and which option would help.
+            CheckpointError: damaged, ambiguous or incomplete; names the file, the key, and the option that helps.
         """
 
     def save(self, sae: SAE, path: Path) -> None:
-        """Write the SAE into the folder `path`; what the format cannot say exactly is an error.
+        """Write the SAE into the folder `path`, exactly or not at all.
 
         Raises:
             CheckpointError: the format cannot hold this SAE.
             UsageError: the format is read-only (the default).
         """
-        raise UsageError(f"format '{self.name}' can only be read; write --format saelens")
+        raise UsageError(f"format '{self.name}' can only be read: use format saelens")

@@ -1,7 +1,7 @@
 """Names of places in a language model, in both dialects (TransformerLens and Hugging Face).
 
-A hook point is a layer and a site. It prints as TransformerLens calls it, because that is what most SAE checkpoints
-carry; the two normalised inputs have no exact TransformerLens name and print as Hugging Face calls them.
+A hook point is a layer and a site. It prints under its TransformerLens name, which most SAE checkpoints use; the two
+normalised inputs have no exact TransformerLens name and print under their Hugging Face name.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from saebench.errors import UsageError
 
-# site -> the name it prints as. TransformerLens's own ln1.hook_normalized is taken before the norm's weight: another place.
+# site -> printed name. TransformerLens's ln1.hook_normalized is another place: before the norm's weight.
 _PRINTED = {
     "resid_pre": "blocks.{}.hook_resid_pre",
     "resid_mid": "blocks.{}.hook_resid_mid",
@@ -23,7 +23,7 @@ _PRINTED = {
     "activations": "activations",
 }
 
-# What stands behind `model.layers.L` in the Hugging Face dialect (Llama's module names).
+# Suffix after `model.layers.L` in the Hugging Face dialect (Llama's module names).
 _HF_SUFFIX = {
     "": "resid_post",
     ".output": "resid_post",
@@ -43,8 +43,8 @@ _HF_SUFFIX = {
 }
 _TL_SUFFIX = {form.split("{}.")[1]: site for site, form in _PRINTED.items() if form.startswith("blocks")}
 
-# Where the sites inside a block lie: module below the block, and which end of it. resid_mid is read and written through
-# attention's output, because the residual stream bypasses every module between the two.
+# Sites inside a block: (module below the block, its input or output). resid_mid is read and written through attention's
+# output, because the residual stream bypasses every module between the two.
 _PRE_NORM = {
     "mlp_out": ("mlp", "out"),
     "attn_out": ("self_attn", "out"),
@@ -63,7 +63,7 @@ SANDWICH = {  # Gemma 2 and 3 normalise what attention and the MLP add
     "ln1_out": ("input_layernorm", "out"),
     "ln2_out": ("pre_feedforward_layernorm", "out"),
 }
-# On Gemma 2 and 3, a module of Llama's name lies before the norm, or is a norm of another place.
+# On Gemma 2 and 3, Llama's module name for these sites is a module before the norm, or another norm.
 MOVED_ON_GEMMA = frozenset({"mlp_out", "attn_out", "ln2_out", "resid_mid"})
 _GPT2 = {
     "mlp_out": ("mlp", "out"),
@@ -100,7 +100,7 @@ class HookPoint:
 
     layer: int
     site: str
-    # Whether it was named as a module: on Gemma 2 and 3 a module of that name lies elsewhere than the site (see Subject.require).
+    # Whether the name was a module's: on Gemma 2 and 3 that module is at another place than the site (see Subject.require).
     as_module: bool = field(default=False, compare=False, repr=False)
 
     SITES = tuple(site for site in _PRINTED if site != "activations")
@@ -110,17 +110,17 @@ class HookPoint:
 
     @property
     def on_stream(self) -> bool:
-        """Whether it lies on the residual stream between two blocks."""
+        """Whether the site is on the residual stream between two blocks."""
         return self.site in ("resid_pre", "resid_post")
 
     @classmethod
     def parse(cls, name: str) -> "HookPoint":
-        """The hook point that `name` means, in either dialect; also `layers.L` and `resid_post_layer_L`.
+        """Parse a name in either dialect; also `layers.L` and `resid_post_layer_L`.
 
         Raises:
-            UsageError: the name belongs to neither dialect, or to a place that has no exact counterpart.
+            UsageError: the name is in neither dialect, or its place has no exact counterpart.
         """
-        name = " ".join(name.split())  # an error is one line, whatever a config holds
+        name = " ".join(name.split())  # an error is one line, whatever a config contains
         if match := _TL.match(name):
             site = _TL_SUFFIX.get(match[2])
             if site:
@@ -141,5 +141,5 @@ class HookPoint:
         raise UsageError(f"unknown hook point '{name}': write it like blocks.15.hook_resid_post or model.layers.15.mlp")
 
 
-# The only place of a source that is no language model: a file of activations, a planted model.
+# The only hook point of a source that is no language model: a file of activations, a planted model.
 ACTIVATIONS = HookPoint(0, "activations")

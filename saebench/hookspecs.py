@@ -1,7 +1,7 @@
-"""The whole plugin contract. Each hook is called once and returns objects; no hook runs inside a loop.
+"""The plugin contract. Each hook is called once and returns objects; no hook runs inside a loop.
 
 A plugin is a module registered under the entry-point group `saebench` that implements any of these with `@hookimpl`.
-`plugins/README.md` shows one from beginning to end.
+`plugins/README.md` has a complete example.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ hookimpl = pluggy.HookimplMarker("saebench")
 
 
 class ModelAlias(Protocol):
-    """A short name for a model that lies on this machine."""
+    """A short name for a model on this machine."""
 
     name: str
 
     def locate(self) -> Path:
-        """Its folder or GGUF file; raises SaebenchError with the line that installs it."""
+        """The model's folder or GGUF file; a SaebenchError with the command that installs it."""
         ...
 
 
@@ -41,19 +41,19 @@ def saebench_formats() -> "Sequence[Format]":
 
 @hookspec
 def saebench_metrics() -> "Sequence[type[Metric]]":
-    """Metrics: subclasses of `saebench.Metric`, one instance of which is made for each SAE."""
+    """Metrics: subclasses of `saebench.Metric`, instantiated once per SAE."""
     raise AssertionError("a specification is never called")
 
 
 @hookspec
 def saebench_judges() -> "Sequence[type[Judge]]":
-    """Judges: subclasses of `saebench.judge.Judge`, one instance of which is made for a `--judge name:model`."""
+    """Judges: subclasses of `saebench.judge.Judge`, instantiated for `--judge name:model`."""
     raise AssertionError("a specification is never called")
 
 
 @hookspec
 def saebench_models() -> "Sequence[ModelAlias]":
-    """Model aliases: a short name and where its weights are found on this machine."""
+    """Model aliases: objects with `name` and `locate()`, the path of the weights on this machine."""
     raise AssertionError("a specification is never called")
 
 
@@ -77,5 +77,5 @@ def saebench_comparisons() -> "Sequence[Comparison]":
 
 @hookspec
 def saebench_tasks() -> "Sequence[TaskBuilder]":
-    """Tasks: objects with `name`, `version` and `build(tokenizer) -> Task`; a `Task` builds itself."""
+    """Tasks: objects with `name`, `version` and `build(tokenizer) -> Task`; a `Task` is one itself."""
     raise AssertionError("a specification is never called")

@@ -14,7 +14,7 @@ from saebench.hookpoint import HookPoint
 from saebench.loading.checkpoint import load_sae
 from saebench.sae import SAE, Fact, Metadata
 
-# Stand-ins that let the rest be read; whatever follows from one is left out of the answer.
+# Placeholders that let loading continue; values that depend on one are left out of the result.
 _STAND_IN: dict[str, Any] = {"k": 1, "scale": 1.0}
 
 
@@ -88,14 +88,14 @@ class Inspection:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The properties as lines of text."""
         shape = f"{self.d_in} → {self.d_sae} → {self.d_out}"
         out = [
             f"{self.path}: {self.format} checkpoint",
             f"  architecture  {self.architecture}, computed as {self.activation}",
             f"  shape         {shape}, {self.parameters:,} parameters, stored as {self.dtype or 'unknown'}",
-            f"  model         {self.model or 'not said'}",
-            f"  hook          {self.hook or 'not said'}{f' → {self.hook_out}' if self.hook_out else ''}",
+            f"  model         {self.model or 'unknown'}",
+            f"  hook          {self.hook or 'unknown'}{f' → {self.hook_out}' if self.hook_out else ''}",
         ]
         out += [f"  {name:<13} {value}" for name, value in self._optional() if value is not None]
         out += [f"  ‖{name}‖".ljust(16) + str(norms) for name, norms in self.norms.items()]
@@ -129,7 +129,7 @@ def inspect_sae(
 
     Args:
         path, format, k, scale, hook, model, ignore_keys: as for `load_sae`.
-        measure: run the model over a little text and count the L0; needs a model and a hook point.
+        measure: run the model on a sample of text and measure the L0; needs a model and a hook point.
 
     Raises:
         UsageError: no such path; `measure` without a model or a hook point, or for a checkpoint that lacks its k or scale.
@@ -173,11 +173,11 @@ def _describe(sae: SAE, lacking: list[Missing], measured: float | None) -> Inspe
 def _unsaid(sae: SAE) -> tuple[Missing, ...]:
     meta, out = sae.metadata, []
     if meta.hook is None:
-        out.append(Missing("hook", "--hook", "where activations are read: the checkpoint does not say"))
+        out.append(Missing("hook", "--hook", "the hook point is not in the checkpoint"))
     elif problem := _unknown_place(meta.hook):
         out.append(Missing("hook", "--hook", problem))
     if meta.model is None:
-        out.append(Missing("model", "--model", "the checkpoint does not say what it was trained on"))
+        out.append(Missing("model", "--model", "the language model is not in the checkpoint"))
     return tuple(out)
 
 
@@ -213,16 +213,16 @@ def _norms(sae: SAE) -> dict[str, Norms]:
 
 
 def _columns(matrix: Tensor) -> Tensor:
-    """[columns] lengths, along the way the matrix lies in memory."""
+    """[columns] norms of the columns, read along the matrix's memory layout."""
     lengths: Tensor = matrix.T.norm(dim=1) if not matrix.is_contiguous() else matrix.norm(dim=0)
     return lengths
 
 
 def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
-    """Mean latents per token over a little of the `fidelity` task's text, BOS and outliers left out.
+    """Mean number of latents per token on a sample of the `fidelity` task's text, without BOS and outliers.
 
     Raises:
-        UsageError: the SAE names no model or no hook point, or they do not fit it.
+        UsageError: the SAE's model or hook point is unknown, or does not fit the SAE.
     """
     from saebench.catalog import load_task
     from saebench.corpus import task_contexts
@@ -232,7 +232,7 @@ def measure_l0(sae: SAE, contexts: int = 8, length: int = 128) -> float:
 
     meta: Metadata = sae.metadata
     if meta.model is None or meta.hook is None:
-        raise UsageError(f"{meta.path}: measuring the L0 needs --model and --hook, which the checkpoint does not say")
+        raise UsageError(f"{meta.path}: measuring the L0 needs --model and --hook, which the checkpoint lacks")
     place = HookPoint.parse(meta.hook)
     subject = Subject(load_model(meta.model, device=default_device()))
     subject.require(place)

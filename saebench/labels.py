@@ -1,8 +1,7 @@
-"""A table of labelled texts -> documents with a label and a side of the split; no group is ever on both sides.
+"""Labelled documents from a table, split into training and test side; no group is on both sides.
 
-Order and split depend on what the rows say and on nothing else: rows are put in the order of a hash of their text, groups in
-the order of a hash of their name, so that another order of the file gives the same split and the first n documents
-(`--limit n`) are a random sample.
+Order and split depend on the content of the rows only: rows are sorted by a hash of their text, groups by a hash of their
+name. A reordered file therefore gives the same split, and the first n documents (`--limit n`) are a random sample.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ from saebench.task import LabelSpec
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of N labelled documents.
+    """Classes, labels, sides and groups of N documents.
 
     Attributes:
         classes: names of the labels, in order.
         label: [N] int64, indices into `classes`
-        test: [N] bool, which side of the split: probes are fitted on the others only
-        group: [N] int64, documents of one group are on the same side
+        test: [N] bool, the held-out side; probes are fitted on the other documents only
+        group: [N] int64, documents of one group are on one side
     """
 
     classes: tuple[str, ...]
@@ -35,7 +34,7 @@ class Labels:
     group: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Labels":
-        """The labels of these documents."""
+        """The labels of the given documents."""
         return replace(self, label=self.label[rows], test=self.test[rows], group=self.group[rows])
 
     def digest(self) -> bytes:
@@ -65,7 +64,7 @@ class LabelledTexts:
         texts: [N] the documents, in the order of their hashes.
         groups: [N] names of their groups.
         labels: their labels and sides.
-        dropped: how many rows were left out, by reason.
+        dropped: number of rows left out, by reason.
     """
 
     texts: list[str]
@@ -75,10 +74,10 @@ class LabelledTexts:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A .parquet, .jsonl or .csv file.
+    """Read a .parquet, .jsonl or .csv file.
 
     Raises:
-        UsageError: no regular file, not such a table, not UTF-8, or too large once unpacked.
+        UsageError: no regular file, no such table, not UTF-8, or too large unpacked.
     """
     try:
         return reading.read_table(path)
@@ -91,11 +90,11 @@ def read_table(path: Path) -> pd.DataFrame:
 def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> LabelledTexts:
     """Clean and split a table.
 
-    Rows without a text or a label are left out and counted; so are repeats of a text, every copy of a text that stands under
-    several labels, labels that are not among `spec.classes`, and what `spec.per_class` does not take.
+    Left out and counted: rows without a text or a label, repeated texts, every copy of a text with several labels, labels
+    that are not among `spec.classes`, and documents beyond `spec.per_class`.
 
     Args:
-        where: what the table is called in errors.
+        where: name of the table in errors.
 
     Raises:
         UsageError: a column is missing, there are fewer than two classes, or a class has but one group.
@@ -123,7 +122,7 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
     several = rows.groupby("text").label.transform("nunique") > 1
     dropped["under several labels"] = int(several.sum())
     rows = rows[~several]
-    # In an order of their own before repeats go, so that which copy stays does not depend on the file's order.
+    # Sort before dropping repeats, so that the copy that stays does not depend on the order of the file.
     rows = rows.assign(order=rows.text.map(_hash)).sort_values(["order", "group"], kind="stable")
     repeated = rows.duplicated("text")
     dropped["repeated"] = int(repeated.sum())
@@ -147,14 +146,14 @@ def labelled_texts(frame: pd.DataFrame, spec: LabelSpec, where: str) -> Labelled
 
 
 def split_by_group(label: np.ndarray, group: np.ndarray, names: list[str], share: float) -> np.ndarray:
-    """[N] bool, which documents are held out: whole groups, about a `share` of each label's documents.
+    """[N] bool, the held-out documents: whole groups, about a `share` of each label's documents.
 
-    A group counts for the label that most of its documents have. Groups are taken in the order of a hash of their name, each if
-    it brings the share nearer; every label with two groups or more keeps one on either side.
+    A group counts for its most frequent label. Groups are considered in the order of a hash of their name and held out if
+    that brings the share closer; every label with two groups or more has one on either side.
 
     Args:
         label, group: [N] int64.
-        names: of the groups.
+        names: names of the groups.
     """
     counts = np.zeros((len(names), int(label.max()) + 1), dtype=np.int64)
     np.add.at(counts, (group, label), 1)
@@ -186,27 +185,27 @@ def require_sides(labels: Labels) -> None:
 
 
 def _sample(rows: pd.DataFrame, per_class: int, where: str) -> pd.Series:
-    """Which rows are taken: the first of each label, in their order, as many of each value of `balance`.
+    """Mask of the first rows of each label, with equal numbers of each value of `balance`.
 
-    A value that has fewer than its share leaves the others no more: then there are fewer documents, and still as many of each.
+    The rarest value limits the others: there are fewer documents then, still in equal numbers.
     """
     found = rows.groupby(["label", "balance"]).size().unstack(fill_value=0)
     fewest = np.minimum(found.min(axis=1), per_class // len(found.columns)) if len(found.columns) > 1 else per_class
     share = pd.Series(fewest, index=found.index)
     if not share.all():
-        raise UsageError(f"{where}: label '{share.idxmin()}' has none of one value of the column it is balanced by")
+        raise UsageError(f"{where}: label '{share.idxmin()}' has no document with one value of the balance column")
     return rows.groupby(["label", "balance"]).cumcount() < rows.label.map(share)
 
 
 def _class(label: str, classes: Mapping[str, str]) -> str | None:
-    """The name of a label; of a file's, by the end of its name; None for what is not asked for."""
+    """The class of a label, exact or by the suffix of a file name; None if no class matches."""
     if label in classes:
         return classes[label]
     return next((name for end, name in classes.items() if end.startswith(".") and label.endswith(end)), None)
 
 
 def _name(label: object) -> str:
-    """A label as text; 1.0 and 1 are the same class (pandas makes floats of a column with a gap)."""
+    """A label as text; 1.0 and 1 are one class, since pandas reads an integer column with a gap as floats."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 

@@ -1,4 +1,4 @@
-"""Find and load a language model: a hub id, a local folder, a GGUF file, or an alias that a plugin brings."""
+"""Find and load a language model: a hub id, a local folder, a GGUF file, or an alias of a plugin."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model with its tokenizer and what identifies it.
+    """A causal language model with its tokenizer and identity.
 
     Attributes:
-        id: the alias or hub id it was asked for by; a local folder's or file's own name.
-        sha256: hash of the weight files and the config they came with.
-        revision: the hub commit, where it came from a hub.
+        id: the requested alias or hub id; for a local folder or file its name.
+        sha256: hash of the weight files and the config.
+        revision: the hub commit; None for a local model.
     """
 
     model: Any
@@ -40,7 +40,7 @@ class LoadedModel:
 
 
 def fetched_folder() -> Path:
-    """Where labelled sets lie that are made from packages (`python -m saebench.tasks.fetch`)."""
+    """The folder of labelled sets made from packages (`python -m saebench.tasks.fetch`)."""
     return cache_folder() / "labelled"
 
 
@@ -62,8 +62,8 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
         device: a torch device.
 
     Raises:
-        UsageError: nothing of that name.
-        SaebenchError: it is there and cannot be loaded (truncated, gated, no network, no memory).
+        UsageError: no such model.
+        SaebenchError: the model cannot be loaded (truncated, gated, no network, no memory).
     """
     path, revision = _locate(spec, revision)
     try:
@@ -75,7 +75,7 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
         model = model.to(device).eval().requires_grad_(False)
     except SaebenchError:
         raise
-    except Exception as error:  # a damaged file makes transformers raise almost anything
+    except Exception as error:  # transformers raises almost any type on a damaged file
         if is_out_of_memory(error):
             raise SaebenchError(
                 f"model '{spec}' does not fit into the memory of {device}: try --dtype bfloat16"
@@ -85,7 +85,7 @@ def load_model(spec: str, *, revision: str | None = None, dtype: str = "float32"
 
 
 def model_title(spec: str) -> str:
-    """A model's name in records: of a local folder its own name, of a GGUF file its name without the ending."""
+    """A model's name in records: for a local folder its name, for a GGUF file its name without the suffix."""
     path = Path(os.path.expanduser(spec))
     if not path.exists():
         return spec if spec in registry().models else _hub_title(spec)
@@ -94,23 +94,23 @@ def model_title(spec: str) -> str:
 
 
 def _hub_title(spec: str) -> str:
-    """The repository's own name, whichever way its address was written."""
+    """OWNER/NAME of the repository, however its address is written."""
     return Address.parse(spec, bare=True).repo if _is_hub_id(spec) else spec
 
 
 def model_sha256(spec: str) -> str:
-    """The hash of a model's weight files, as `load_model` would give it, without loading them.
+    """The hash of a model's weight files, equal to `load_model(...).sha256`, without loading them.
 
     Raises:
-        UsageError: nothing of that name.
-        SaebenchError: it cannot be fetched.
+        UsageError: no such model.
+        SaebenchError: the model cannot be downloaded.
     """
     path, _ = _locate(spec, None)
     return _hash_files([path] if path.suffix == ".gguf" else _weight_files(path))
 
 
 def longest_context(config: Any) -> int | None:
-    """Positions that a model of this config has; None where the config sets no limit."""
+    """The number of positions of a model with this config; None without a limit."""
     config = config.get_text_config()
     found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return None if found is None else int(found)
@@ -136,14 +136,14 @@ def require_tokens(loaded: LoadedModel, token_ids: np.ndarray) -> None:
     Raises:
         UsageError: contexts are longer than the position table, or an id lies beyond the embedding.
     """
-    if loaded.model is None:  # token ids are row numbers there
+    if loaded.model is None:  # without a language model, token ids are row numbers
         return
     require_length(loaded.model.config, token_ids.shape[1], loaded.id)
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])
     highest = int(token_ids.max())
     if highest >= rows:
         raise UsageError(
-            f"the text holds token id {highest}, and the embedding of {loaded.id} has {rows} rows: its tokenizer belongs to "
+            f"token id {highest} of the text is beyond the {rows} rows of the embedding of {loaded.id}: its tokenizer belongs to "
             "another model"
         )
 
@@ -180,7 +180,7 @@ def _locate(spec: str, revision: str | None, weights: bool = True) -> tuple[Path
 
 
 def _is_hub_id(spec: str) -> bool:
-    """Whether `spec` is OWNER/NAME, the bare NAME of the hub's first models (gpt2), or an address of such a repository."""
+    """Whether `spec` is OWNER/NAME, the bare NAME of one of the hub's first models (gpt2), or an address of a repository."""
     try:
         address = Address.parse(spec, bare=True)
     except UsageError:
@@ -189,7 +189,7 @@ def _is_hub_id(spec: str) -> bool:
 
 
 def _nowhere(spec: str, hub: str = "or a hub id like meta-llama/Llama-3.2-1B") -> str:
-    """That there is no such model, what it could have been, and what became of asking the hub."""
+    """The error for an unknown model: the kinds of names, and the hub's response."""
     aliases = ", ".join(sorted(registry().models)) or "none installed"
     return f"no model '{spec}': not an alias ({aliases}), a model folder, a .gguf file, {hub}"
 
@@ -212,17 +212,20 @@ def _from_hub(spec: str, revision: str | None, weights: bool) -> tuple[Path, str
     except SaebenchError as error:
         if "/" in spec:
             raise
-        raise UsageError(_nowhere(spec, f"and no hub model ({one_line(error, 600)})")) from error  # or a misspelt alias
+        raise UsageError(
+            _nowhere(spec, f"and no hub model ({one_line(error, 600)})")
+        ) from error  # may be a misspelt alias
 
 
 def _weight_names(names: Collection[str], read: Callable[[str], str], where: str) -> list[str]:
-    """The files of weights that transformers loads, in its order of preference, of the files in a model's folder.
+    """The weights files that transformers loads from a model's folder, by its order of preference.
 
-    Other files may hold the same weights once more (Mistral's `consolidated.safetensors`, Llama's `original/`).
+    Other files may duplicate the weights (Mistral's `consolidated.safetensors`, Llama's `original/`).
 
     Args:
+        names: the files in the folder.
         read: returns the text of an index file.
-        where: the model, as errors name it.
+        where: the model, as named in errors.
 
     Raises:
         UsageError: no weights, or an index that cannot be read or lists a missing file.
@@ -267,7 +270,7 @@ def _from_folder(folder: Path, dtype: str) -> tuple[Any, Any]:
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
-    # A model alone will do for a run on token ids.
+    # A run on token ids needs no tokenizer.
     return model, transformers.AutoTokenizer.from_pretrained(folder) if _has_tokenizer(folder) else None
 
 
@@ -276,7 +279,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _dequantised(gguf: Path) -> Path:
-    """A safetensors copy of a GGUF model, made once (it takes 20 s) and kept in the cache under the file's own hash."""
+    """A cached safetensors copy of a GGUF model, keyed by the file's hash; the conversion takes 20 s."""
     import transformers
 
     key = f"{gguf.name.removesuffix('.gguf')}-{_hash_files([gguf])[:16]}-transformers-{transformers.__version__}"
@@ -286,7 +289,7 @@ def _dequantised(gguf: Path) -> Path:
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain float32 by now; what is left of the quantiser only forbids saving them.
+    # The weights are plain float32 by now, but the quantiser's leftovers forbid saving them.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -296,9 +299,9 @@ def _dequantised(gguf: Path) -> Path:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(target)
-    except (OSError, SafetensorError) as error:  # a full disk is either
+    except (OSError, SafetensorError) as error:  # a full disk raises either
         shutil.rmtree(temporary, ignore_errors=True)
-        if not target.is_dir():  # another process may have been faster
+        if not target.is_dir():  # unless another process was faster
             raise SaebenchError(
                 f"no room for the dequantised model in {target.parent} (540 MB for SmolLM2): {one_line(error)}; "
                 "free some space or set SAEBENCH_CACHE to another folder"

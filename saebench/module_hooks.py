@@ -1,4 +1,4 @@
-"""Hooks on a module's first argument or output, whichever of the ways transformers passes them."""
+"""Hooks on a module's first argument or output, in every form in which transformers passes them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """Pre-hook on a module's first argument, given by position or as hidden_states."""
+    """Register a pre-hook on a module's first argument, positional or `hidden_states`."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         value = args[0] if args else kwargs["hidden_states"]
@@ -20,7 +20,7 @@ def before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
 
 
 def after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
-    """Hook on a module's output: a bare tensor, or the first of a tuple."""
+    """Register a hook on a module's output: a tensor, or the first element of a tuple."""
 
     def hook(_: nn.Module, args: Any, output: Any) -> Any:
         changed = change(output[0] if isinstance(output, tuple) else output)

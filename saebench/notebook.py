@@ -17,7 +17,7 @@ class _Number:
 
 
 def scores_html(title: str, about: str, scores: Sequence[Mapping[str, Any]], errors: Mapping[str, str]) -> str:
-    """The scores that are no points of a curve, and every error; all text is cleaned and escaped.
+    """A table of the scores that are no points of a curve, and every error; all text is cleaned and escaped.
 
     Args:
         title, about: the two lines above the table.

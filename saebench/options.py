@@ -1,7 +1,7 @@
 """Options declared once: the fields of a request are the options of a command and the parameters of a Python function.
 
-A field made by `option` carries its help; its annotation is the type, its default the default. `saebench.commands.shell.options`
-turns the fields into command-line options, and `takes` gives a function of the request the request's own signature.
+A field made by `option` carries its help text; annotation and default of the field are those of the option.
+`saebench.commands.shell.options` turns fields into command-line options; `takes` gives a function the request's signature.
 """
 
 import inspect
@@ -23,12 +23,12 @@ class Option:
     """One option.
 
     Attributes:
-        name: of the field and the Python parameter.
-        flag: on the command line; "" where only a file or Python sets it.
+        name: name of the field and of the Python parameter.
+        flag: the command-line flag; "" for an option of files and Python only.
         help: one or two sentences.
-        kind: of its value; "many" is text that may be given several times.
-        choices: of a choice.
-        default: None also where there is none; `required` tells them apart.
+        kind: type of the value; "many" is text that may be repeated.
+        choices: allowed values of a choice.
+        default: the default; None also for an option without one, which `required` marks.
         metavar: placeholder of the value in the command's help.
         key: whether a TOML file may set it, under its name.
     """
@@ -56,16 +56,16 @@ def option(
     """A dataclass field that is an option.
 
     Args:
-        help: for the command and for Python; flags in it are shown to Python as parameters.
-        flag: where it differs from the field's name; "": none. `--no-NAME` sets the field NAME to false.
+        help: help text; flags in it become parameter names in Python's documentation.
+        flag: the command-line flag, if it differs from the field's name; "" for none. `--no-NAME` sets the field NAME to false.
         key: whether a TOML file may set it.
-        more: passed on to `dataclasses.field`.
+        more: arguments of `dataclasses.field`.
     """
     return field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar, "key": key}, **more)
 
 
 def options_of(request: type) -> list[Option]:
-    """The options of a request, in order; fields not made by `option` are Python's alone.
+    """The options of a request, in order; fields not made by `option` exist in Python only.
 
     The request's module must postpone the evaluation of annotations (`from __future__ import annotations`).
     """
@@ -107,14 +107,14 @@ def _kind(declared: Field[Any]) -> tuple[Kind, tuple[str, ...]]:
 
 
 def takes(request: Callable[P, R]) -> Callable[[Callable[[R], T]], Callable[P, T]]:
-    """Turn a function of a request into one that takes the request's fields: signature, types and documentation."""
+    """Give a function of a request the signature, types and documentation of the request's fields."""
 
     def decorate(function: Callable[[R], T]) -> Callable[P, T]:
         own = inspect.signature(request)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            own.bind(*args, **kwargs)  # a wrong parameter is named as the function's
+            own.bind(*args, **kwargs)  # name the function, not the request, in the error of a wrong parameter
             return function(request(*args, **kwargs))
 
         call.__doc__ = _documented(inspect.getdoc(function) or "", cast(type, request))

@@ -1,4 +1,4 @@
-"""The numbers of a planted model: activations whose features are known. `sources/planted.py` builds it."""
+"""Parameters of a planted model, whose features are known. `sources/planted.py` builds the model."""
 
 from typing import Annotated, Self
 
@@ -13,12 +13,12 @@ _NotNegative = Annotated[Real, Field(ge=0)]
 
 @dataclass(frozen=True, config=CLOSED)
 class PlantedSpec:
-    """The numbers of a planted model.
+    """The parameters of a planted model.
 
     Attributes:
-        features, d: how many features, in how many dimensions.
+        features, d: number of features, and of dimensions.
         seed: of directions, correlations and magnitudes.
-        orthogonal_steps, orthogonal_rate: Adam steps, and their rate, that push directions apart from random unit vectors.
+        orthogonal_steps, orthogonal_rate: number and rate of the Adam steps that push random unit directions apart.
         exponent, least, most: feature i fires with probability i^−exponent, mapped affinely onto [least, most].
         rank, correlation: columns of the copula's factor, and the standard deviation of its entries.
         mean_first, mean_last: mean magnitude, linear from the most to the least frequent feature.
@@ -59,10 +59,11 @@ class PlantedSpec:
 
 @dataclass(frozen=True, config=CLOSED)
 class SampleSpec:
-    """How much of a planted model one measurement sees.
+    """The samples of a planted model in one measurement.
 
     Attributes:
-        contexts, length: contexts, the clusters of every interval, and independent samples in each.
+        contexts: number of contexts, which are the clusters of every interval.
+        length: independent samples per context.
     """
 
     contexts: Annotated[Whole, Field(le=10**6)] = 256

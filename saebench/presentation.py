@@ -1,6 +1,6 @@
-"""How people see a metric's scores: headlines, captions and figures. Metrics declare it, records store it, boards draw it.
+"""Presentation of a metric's scores: headlines, captions and figures, declared by metrics and drawn by boards.
 
-A record carries the presentation of each of its metrics, so that a board renders where the plugin is not installed.
+A record stores the presentation of each of its metrics, so that a board renders without the plugin installed.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class Axis:
     """The score that measures how sparse an SAE is: boards draw, sort and filter by it.
 
     Attributes:
-        key: of the score, which is no point of a curve.
-        label: below a figure.
+        key: of a score that is no point of a curve.
+        label: label of the axis.
     """
 
     key: Key
@@ -34,8 +34,8 @@ class Reference:
     """A score that a figure's score is read against: a control, a ceiling, a floor.
 
     Attributes:
-        key: a curve, or one value, which is then a level.
-        label: in the legend.
+        key: a curve, or a single value, drawn as a level.
+        label: text in the legend.
         shared: equal for all SAEs of a board (a probe on x itself), so drawn once; otherwise once per SAE (its own control).
     """
 
@@ -55,8 +55,8 @@ class Figure:
         x: label of the horizontal axis of a curve.
         y: label of the vertical axis; empty: the key and the unit.
         references: scores to read it against.
-        worthless: the value at which the score is worth nothing, as a level (a gain of 0); None: there is none.
-        worthless_label: of that level, in the legend.
+        worthless: score of a worthless SAE (a gain of 0), drawn as a level; None for no level.
+        worthless_label: text for that level in the legend.
     """
 
     key: Key
@@ -69,7 +69,7 @@ class Figure:
 
 
 class Presented(Protocol):
-    """What a metric class declares; see `saebench.metric.Metric`."""
+    """The declarations of a metric class; see `saebench.metric.Metric`."""
 
     headlines: ClassVar[tuple[str, ...]]
     about: ClassVar[Mapping[str, str]]
@@ -80,14 +80,14 @@ class Presented(Protocol):
 
 @dataclass(frozen=True)
 class Presentation:
-    """How one version of a metric is shown.
+    """The presentation of one version of a metric.
 
     Attributes:
-        headlines: keys that people see first; empty: all scores that have a direction.
+        headlines: keys shown by default; empty: all scores with a direction.
         about: a caption per key; `{n:,}` in it is the score's n.
-        figures: pictures; a headline without one is drawn over the sparsity axis.
-        sparsity: its score that serves as the sparsity axis, if it has one.
-        smallest: by key, the smallest difference between two SAEs that matters, in the score's unit.
+        figures: figures; a headline without one is drawn over the sparsity axis.
+        sparsity: the score that serves as the sparsity axis, if any.
+        smallest: by key, the smallest difference of interest between two SAEs, in the score's unit.
     """
 
     headlines: Annotated[tuple[Key, ...], Field(max_length=200)] = ()
@@ -104,10 +104,10 @@ class Presentation:
 
     @classmethod
     def read(cls, stored: Any) -> "Presentation":
-        """A presentation as a record stores it.
+        """Validate a presentation stored in a record.
 
         Raises:
-            SaebenchError: not a presentation; names the key and the problem.
+            SaebenchError: invalid; names the key and the problem.
         """
         try:
             return _ADAPTER.validate_python(stored)
@@ -117,7 +117,7 @@ class Presentation:
             raise SaebenchError(f"presentation: {place}: {one_line(Exception(first['msg']))}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, defaults left out; `read` takes them back.
+        """Plain values without defaults, for `read`.
 
         Raises:
             SaebenchError: a declared value has the wrong type or is too long.
@@ -129,9 +129,9 @@ class Presentation:
 
 
 def _lean(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Without empty values; tuples as lists."""
+    """Drop empty values and turn tuples into lists."""
     kept = {k: list(v) if isinstance(v, tuple) else v for k, v in stored.items()}
     return {k: v for k, v in kept.items() if v not in (None, "", [], {})}
 
 
-_ADAPTER = TypeAdapter(Presentation)  # unknown keys are ignored: a newer saebench may have more of them
+_ADAPTER = TypeAdapter(Presentation)  # unknown keys are ignored: a newer saebench may write more

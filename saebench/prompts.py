@@ -35,10 +35,10 @@ class Prompts:
     """N prompts of at most T tokens, in the order of a hash of their text, so that the first n are a random sample.
 
     Attributes:
-        token_ids: [N, T] int64, the BOS included where there is one; padded on the right with 0.
-        lengths: [N] int64, tokens without padding. The answer is predicted at lengths - 1.
+        token_ids: [N, T] int64, with BOS if the task has one; padded on the right with 0.
+        lengths: [N] int64, tokens without padding; the answer is predicted at lengths - 1.
         position: [N] int64, the position of interest: the last token of the focus words, or of the prompt.
-        answer: token ids of each answer; the first tells answers apart where they differ in it.
+        answer: token ids of each answer; its first token is the prediction that evaluations read.
         source: the prompts as text.
         entity, attribute, template: [N] int64, indices into the names.
         entities, attributes, templates: the names, sorted.
@@ -73,7 +73,7 @@ class Prompts:
         entity: str | None = None,
         known: bool = True,
     ) -> np.ndarray:
-        """Numbers of the prompts of a side, attribute and entity; only known ones where that is known, unless `known` is False.
+        """Row numbers of the prompts of a side, attribute and entity; with `known`, of known prompts only (after `with_known`).
 
         Raises:
             UsageError: no such attribute or entity.
@@ -94,7 +94,7 @@ class Prompts:
         return np.flatnonzero(chosen)
 
     def take(self, rows: np.ndarray) -> "Prompts":
-        """The prompts of these numbers; names keep their indices."""
+        """The prompts with these row numbers; names keep their indices."""
         return replace(
             self,
             token_ids=self.token_ids[rows],
@@ -116,7 +116,7 @@ class Prompts:
         return replace(self, known=known)
 
     def digest(self) -> bytes:
-        """Hash of tokens, positions, answers, names and sides; not of the filter, which belongs to a model."""
+        """Hash of tokens, positions, answers, names and sides, without the knowledge filter, which depends on a model."""
         names = [self.answer, self.entities, self.attributes, self.templates]
         digest = hashlib.sha256(json.dumps(names).encode())
         for array in (
@@ -147,11 +147,11 @@ class Prompts:
 
 
 def load_known(folder: Path, prompts: Prompts, model: str) -> Prompts | None:
-    """The prompts with the filter that `save_known` cached; None where there is none.
+    """The prompts with the filter that `save_known` cached; None if there is none.
 
     Args:
         folder: the cache folder.
-        model: sha256 of the language model's weights, and whatever else decides its answers (its dtype).
+        model: key of the language model: sha256 of its weights, and its dtype.
     """
     found = load_from_cache(_known_path(folder, prompts, model))
     known = None if found is None else found.get("known")
@@ -161,7 +161,7 @@ def load_known(folder: Path, prompts: Prompts, model: str) -> Prompts | None:
 
 
 def save_known(folder: Path, prompts: Prompts, model: str) -> None:
-    """Cache the filter of these prompts under a language model."""
+    """Cache the knowledge filter of these prompts for a language model."""
     if prompts.known is not None:
         save_in_cache(_known_path(folder, prompts, model), {"known": torch.from_numpy(prompts.known.copy())})
 
@@ -172,7 +172,7 @@ def _known_path(folder: Path, prompts: Prompts, model: str) -> Path:
 
 
 def prompt_rows(frame: pd.DataFrame, spec: PromptSpec, where: str) -> list[Prompt]:
-    """The prompts of a table; rows without a text, answer or entity are left to `make_prompts`, which counts them.
+    """The prompts of a table. Incomplete rows stay, for `make_prompts` to count.
 
     Raises:
         UsageError: a column is missing.
@@ -200,13 +200,15 @@ def make_prompts(
     """Tokenise prompts, find their positions of interest, and split their entities.
 
     Args:
+        rows: the prompts as text.
+        tokenizer: a fast tokenizer of transformers.
         bos: the id that each prompt begins with; None for none.
-        length: prompts of more tokens are left out, counted.
-        count: at most so many prompts.
-        where: the task, for errors.
+        length: longer prompts, in tokens, are left out and counted.
+        count: largest number of prompts.
+        where: the task, as named in errors.
 
     Raises:
-        SaebenchError: focus words that a text does not hold, fewer than two entities, or nothing left.
+        SaebenchError: focus words missing from a text, or fewer than two entities left.
     """
     dropped: Counter[str] = Counter({"incomplete": 0, "repeated": 0, "too long": 0, "beyond the task's count": 0})
     made: list[tuple[Prompt, list[int], int, tuple[int, ...]]] = []
@@ -234,7 +236,7 @@ def make_prompts(
     attributes, attribute = np.unique([row.attribute for row in source], return_inverse=True)
     templates, template = np.unique([row.template for row in source], return_inverse=True)
     if len(entities) < 2:
-        raise SaebenchError(f"{where}: {len(entities)} entities are left, and a split needs two ({dict(dropped)})")
+        raise SaebenchError(f"{where}: {len(entities)} entities are left, but a split needs two ({dict(dropped)})")
     lengths = np.array([len(ids) for _, ids, *_ in made], dtype=np.int64)
     token_ids = np.zeros((len(made), int(lengths.max())), dtype=np.int64)
     for line, (_, ids, *_) in zip(token_ids, made, strict=True):
@@ -249,7 +251,7 @@ def make_prompts(
 
 
 def split_entities(entities: Sequence[str], share: float, seed: int) -> np.ndarray:
-    """[E] bool, the held-out entities: the first of them in the order of a seeded hash of their names, at least one a side."""
+    """[E] bool, the held-out entities: the first by a seeded hash of their names, at least one per side."""
     n = min(len(entities) - 1, max(1, round(share * len(entities))))
     order = sorted(range(len(entities)), key=lambda e: _hash(f"{seed}\0{entities[e]}"))
     held = np.zeros(len(entities), dtype=bool)
@@ -263,17 +265,17 @@ def _tokens(row: Prompt, tokenizer: Any, bos: int | None, where: str) -> tuple[l
         found = tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     except NotImplementedError as error:
         raise SaebenchError(
-            f"{where}: this model's tokenizer gives no offsets, which prompts need: use its fast tokenizer"
+            f"{where}: the model's tokenizer returns no offsets, which prompts need: use its fast tokenizer"
         ) from error
     ids, start = list(found["input_ids"]), [] if bos is None else [bos]
     words = row.focus if row.focus is not None else row.entity
     at = row.text.rfind(words)
     if at < 0:
         if row.focus is not None:
-            raise SaebenchError(f"{where}: prompt '{clean(row.text)}' does not hold its focus '{clean(words)}'")
+            raise SaebenchError(f"{where}: prompt '{clean(row.text)}' does not contain its focus '{clean(words)}'")
         return [*start, *ids], len(start) + len(ids) - 1
     end = at + len(words)
-    # The last token that begins before the words end: it may hold more than the words' last letters.
+    # The last token that begins before the end of the words; it may extend beyond them.
     inside = [i for i, (left, right) in enumerate(found["offset_mapping"]) if left < end and right > left]
     return [*start, *ids], len(start) + (inside[-1] if inside else len(ids) - 1)
 

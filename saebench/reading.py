@@ -1,6 +1,6 @@
-"""Bounded reading of other people's files: regular files only, a size cap, plain finite values, counted rows and columns.
+"""Bounded reading of untrusted files: regular files only, limited size, plain finite values, limited rows and columns.
 
-Every reader here raises ValueError or OSError with a short reason, which the caller puts behind the file's name.
+Every reader raises ValueError or OSError with a short reason, to which the caller adds the name of the file.
 """
 
 import csv
@@ -22,17 +22,17 @@ import pyarrow.parquet as pq
 
 from saebench.text import clean
 
-# Bytes of a file: a record (ours have 0.1 MB), a task or training run, a table of texts, the units of a metric.
+# Largest sizes in bytes: of a record (typically 0.1 MB), of a task or training file, of a table of texts or units.
 RECORD_BYTES = 64 * 2**20
 TOML_BYTES = 2**20
 TABLE_BYTES = 2**29
-# Cells and bytes of a table once it is unpacked: compressed zeros are small on disk only.
+# Largest number of cells and bytes of an unpacked table: compressed zeros are small only on disk.
 CELLS = 2**27
 COLUMNS = 10_000
 UNPACKED_BYTES = 2**31
-# Cells of a metric's units: a million latents with a hundred sums each.
+# Largest number of cells of a metric's units: a million latents with a hundred sums each.
 UNIT_CELLS = 10**8
-# Of JSON and TOML: levels, values, the longest text, and the largest number, whose square and cube are finite too.
+# For JSON and TOML: levels, values, characters of a text, and the largest number (its cube is finite).
 DEPTH = 32
 VALUES = 2_000_000
 TEXT = 2**20
@@ -43,13 +43,13 @@ _DOTTED = re.compile(r"""(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file (or of a link to one) that is no larger than `limit`.
+    """The bytes of a regular file, or of a link to one, of at most `limit` bytes.
 
     Raises:
         OSError: missing, unreadable, or a pipe, device or folder.
-        ValueError: larger than `limit`, or a name that no file can have.
+        ValueError: larger than `limit`, or an impossible file name.
     """
-    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    # Without O_NONBLOCK, opening a pipe blocks until it has a writer.
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
@@ -67,11 +67,11 @@ def require_regular(path: Path) -> None:
 
 
 def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
-    """A JSON file of plain, finite, bounded values.
+    """Read a JSON file of plain, finite, bounded values.
 
     Raises:
         OSError: see `read_bytes`.
-        ValueError: not such a file.
+        ValueError: other content.
     """
     try:
         body = json.loads(read_bytes(path, limit).decode("utf-8"), parse_constant=_refuse_constant)
@@ -82,11 +82,11 @@ def read_json(path: Path, limit: int = RECORD_BYTES) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file of plain, finite, bounded values.
+    """Read a TOML file of plain, finite, bounded values.
 
     Raises:
         OSError: see `read_bytes`.
-        ValueError: not such a file.
+        ValueError: other content.
     """
     text = read_bytes(path, TOML_BYTES).decode("utf-8")
     if _DOTTED.search(text):
@@ -104,7 +104,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def require_plain(body: Any) -> None:
-    """Raise ValueError unless JSON or TOML values are bounded in depth, count and size, finite, and text that UTF-8 has."""
+    """Raise ValueError unless JSON or TOML values are finite, bounded in depth, count and size, and valid UTF-8."""
     left, todo = VALUES, [(body, 1)]
     while todo:
         value, level = todo.pop()
@@ -129,29 +129,29 @@ def _require_text(text: str) -> None:
     if len(text) > TEXT:
         raise ValueError(f"text of {len(text):,} characters; at most {TEXT:,} are read")
     if "\0" in text:
-        raise ValueError("text that holds a NUL character")
+        raise ValueError("text with a NUL character")
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError("text that holds half a character (a lone surrogate)")
+        raise ValueError("text with half a character (a lone surrogate)")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A .parquet, .jsonl or .csv file, uncompressed outside; only an empty cell is missing.
+    """Read an uncompressed .parquet, .jsonl or .csv file; only an empty cell is missing.
 
     Raises:
         OSError: see `read_bytes`.
-        ValueError: not such a table, or one of too many cells.
+        ValueError: no such table, or too many cells.
     """
     data = read_bytes(path, TABLE_BYTES)
     if path.suffix == ".parquet":
         return parquet_frame(data)
     if path.suffix not in (".csv", ".tsv", ".txt", ".jsonl"):
         raise ValueError(f"'{path.suffix}' is not among the kinds of table that are read: .csv, .jsonl, .parquet")
-    data.decode("utf-8")  # pandas would guess another encoding for a byte order mark
+    data.decode("utf-8")  # pandas guesses another encoding from a byte order mark
     try:
         if path.suffix == ".jsonl":
             return pd.read_json(io.BytesIO(data), lines=True, dtype=False, convert_dates=False)
         columns = _columns(data)
-        # "NA" or "None" may well be a label.
+        # "NA" and "None" may be labels.
         frame = pd.read_csv(
             io.BytesIO(data), encoding="utf-8", keep_default_na=False, na_values=[""], nrows=CELLS // columns + 1
         )
@@ -162,7 +162,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _columns(data: bytes) -> int:
-    """How many columns the first row of a .csv file has; raises ValueError where there are too many."""
+    """Raise ValueError if a .csv file has too many columns or cells, counted from its first row and its lines."""
     first = next(csv.reader(io.StringIO(data[:TEXT].decode("utf-8", errors="ignore"))), [])
     _require_cells(0, len(first))
     return max(1, len(first))
@@ -176,10 +176,10 @@ def _require_cells(rows: int, columns: int) -> None:
 
 
 def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
-    """A parquet file's flat columns; its size is checked in its metadata before any of them is read.
+    """The flat columns of a parquet file; its metadata must state a bounded size before a column is read.
 
     Raises:
-        ValueError: not parquet, nested columns, or too large once unpacked.
+        ValueError: no parquet file, nested columns, or too large unpacked.
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data))
@@ -190,16 +190,16 @@ def parquet_frame(data: bytes, cells: int = CELLS) -> pd.DataFrame:
         require_unpacked(file.metadata)
         schema = file.schema_arrow
         if nested := [field.name for field in schema if pa.types.is_nested(field.type)]:
-            raise ValueError(f"column {nested[0]!r} holds lists or tables; flat columns are read")
+            raise ValueError(f"column {nested[0]!r} holds lists or tables; only flat columns are read")
         texts = [field.name for field in schema if _is_text(field.type)]
-        # A dictionary of one long text may stand for a million rows of it: count before it is written out.
+        # A dictionary column may repeat one long text a million times: count before expanding it.
         table = pq.ParquetFile(io.BytesIO(data), read_dictionary=texts).read()
         if sum(_text_bytes(table.column(name)) for name in texts) > UNPACKED_BYTES:
-            raise ValueError(f"more than {UNPACKED_BYTES:,} bytes of text once it is unpacked")
+            raise ValueError(f"more than {UNPACKED_BYTES:,} bytes of text unpacked")
         frame: pd.DataFrame = table.cast(schema).to_pandas()
-    except ValueError:  # ours, and most of pyarrow's
+    except ValueError:  # raised above, and by most of pyarrow
         raise
-    except Exception as error:  # a damaged file may raise whatever pyarrow's decoders raise
+    except Exception as error:  # on a damaged file pyarrow's decoders raise many types
         raise ValueError(f"no parquet file ({type(error).__name__}: {error})") from error
     return frame
 
@@ -220,7 +220,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """The bytes of a text column without its dictionary."""
+    """The bytes of a text column after its dictionary is expanded."""
     total = 0
     for chunk in column.chunks:
         if isinstance(chunk, pa.DictionaryArray):
@@ -232,10 +232,10 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 def require_numbers(frame: pd.DataFrame, columns: Iterable[str | None]) -> None:
-    """Raise ValueError unless units have ids, and these columns with finite numbers in them."""
+    """Raise ValueError unless units have ids and these columns, with finite numbers only."""
     for name in ("unit_id", "cluster_id", *sorted(c for c in columns if c is not None)):
         if name not in frame:
             raise ValueError(f"column {clean(name)} is missing")
     for name in {c for c in columns if c is not None}:
         if frame[name].dtype.kind not in "biuf" or not (frame[name].abs() <= LARGEST).all():
-            raise ValueError(f"column {clean(name)} holds something else than finite numbers")
+            raise ValueError(f"column {clean(name)} has values other than finite numbers")

@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from saebench.reading import LARGEST, LARGEST_WHOLE, require_plain
 from saebench.schema import CLOSED, Flag, Text, Whole, explain
 
-# Ours have 170 scores; a board makes a column of each.
+# Committed records have 170 scores; a board makes a column of each.
 SCORES = 4000
 METRICS = 200
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 Number = Annotated[float, Strict(), Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Count = Annotated[int, Strict(), Field(ge=0, le=LARGEST_WHOLE)]
-# A table whose further keys are provenance.
+# Further keys of these tables are provenance and are kept.
 OPEN = ConfigDict(extra="allow")
 
 
@@ -96,7 +96,7 @@ class Score(BaseModel):
     den: Name | None
     offset: Number
     scale: Number
-    # Records from before it was declared lack it.
+    # Missing from older records.
     within: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
@@ -126,7 +126,7 @@ class RecordFile(BaseModel):
 
 
 def problem(body: Any) -> str | None:
-    """Why this is not the content of a record; None if it is."""
+    """The first violation of the record schema, in words; None if there is none."""
     try:
         RecordFile.model_validate(body)  # first, since its errors name the place
         require_plain(body)
@@ -140,7 +140,7 @@ def problem(body: Any) -> str | None:
 class Group(NamedTuple):
     """The parts of a measurement that must be equal for numbers to be comparable, as text; see `Record.group`.
 
-    Where no metric draws from the seed, it is 0.
+    The seed is 0 if no metric draws from it.
     """
 
     model_weights: str

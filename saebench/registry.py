@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: who ships it, what it brought, or why it was left out."""
+    """One entry point with its distribution, the objects it provides, or the error for which it was skipped."""
 
     name: str
     module: str
@@ -56,7 +56,7 @@ class Plugin:
 
 @dataclass
 class Registry:
-    """Everything that plugins bring, by kind and name."""
+    """The objects of all plugins, by kind and name."""
 
     plugins: list[Plugin] = field(default_factory=list)
     formats: "dict[str, Format]" = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Registry:
         """The object of that kind and name.
 
         Raises:
-            UsageError: there is none; names the nearest.
+            UsageError: unknown name; names the nearest.
         """
         found = self.kind(kind)
         if name not in found:
@@ -89,12 +89,12 @@ class Registry:
 
 
 def _misspelt(host: pluggy.PluginManager, module: Any) -> str | None:
-    """The first function marked as a hook whose name no specification has."""
+    """An error message for the first function marked as a hook whose name is unknown."""
     known = [hook for hook, _ in KINDS.values()]
     for name in dir(module):
         try:
             marked = host.parse_hookimpl_opts(module, name) is not None
-        except Exception:  # an attribute that raises when read is no hook
+        except Exception:  # reading an attribute may raise; such an attribute is no hook
             continue
         if marked and name not in known:
             return str(unknown("hook", name, known))
@@ -115,7 +115,7 @@ def _require_code(host: pluggy.PluginManager, module: Any) -> None:
 
 
 def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
-    """(kind, object) for everything that one registered plugin returns, checked."""
+    """Checked (kind, object) pairs of one registered plugin."""
     found: list[tuple[str, Any]] = []
     for kind, (hook, attributes) in KINDS.items():
         for impl in getattr(host.hook, hook).get_hookimpls():
@@ -138,7 +138,7 @@ def _collect(host: pluggy.PluginManager, module: Any) -> list[tuple[str, Any]]:
 
 
 def _check_metric_class(metric: Any) -> None:
-    """What records and file names rely on."""
+    """Check the attributes of a metric that records and file names rely on."""
     from saebench.metric import NEEDS
 
     if not re.fullmatch("[A-Za-z0-9_-]{1,80}", metric.name):
@@ -146,8 +146,8 @@ def _check_metric_class(metric: Any) -> None:
     if type(metric.version) is not int or not 1 <= metric.version < 2**31:
         raise TypeError(f"metric '{metric.name}' has version {metric.version!r}, expected a whole number from 1")
     about = getattr(metric, "about", {})
-    if not isinstance(about, Mapping) or not all(isinstance(said, str) for said in about.values()):
-        raise TypeError(f"metric '{metric.name}': about should give a sentence for each key, as a dictionary")
+    if not isinstance(about, Mapping) or not all(isinstance(caption, str) for caption in about.values()):
+        raise TypeError(f"metric '{metric.name}': about should be a dictionary with a sentence for each key")
     defaults = getattr(metric, "settings", None)
     if defaults is not None and not (is_dataclass(defaults) and vars(type(defaults))["__dataclass_params__"].frozen):
         raise TypeError(
@@ -160,7 +160,7 @@ def _check_metric_class(metric: Any) -> None:
 
 
 def _check_task(task: Any) -> None:
-    """The parts of a task that records and file names rely on."""
+    """Check the attributes of a task that records and file names rely on."""
     from saebench.task import NAME, announced, builtin_tasks
 
     if not re.fullmatch(NAME, task.name):
@@ -172,11 +172,11 @@ def _check_task(task: Any) -> None:
     if task.name in builtin_tasks():
         raise ValueError(f"task '{task.name}' is already taken")
     if not all(isinstance(name, str) for name in announced(task).metrics):
-        raise TypeError(f"task '{task.name}': metrics should be names")
+        raise TypeError(f"task '{task.name}': metrics should be a tuple of names")
 
 
 def build(points: Iterable[EntryPoint]) -> Registry:
-    """A registry of the given entry points; never raises for what a plugin does."""
+    """A registry of the given entry points; a faulty plugin becomes an error entry and never raises."""
     host = pluggy.PluginManager(GROUP)
     host.add_hookspecs(hookspecs)
     registry = Registry()
@@ -193,7 +193,7 @@ def build(points: Iterable[EntryPoint]) -> Registry:
             for kind, item in items:
                 if item.name in registry.kind(kind):
                     raise ValueError(f"{kind.removesuffix('s')} '{item.name}' is already taken")
-        except (Exception, SystemExit) as error:  # whatever a stranger's import may do
+        except (Exception, SystemExit) as error:  # importing a plugin may raise anything
             reason = f"{type(error).__name__}: {one_line(error)}"
             registry.plugins.append(Plugin(*about, error=reason))
             continue
@@ -205,7 +205,7 @@ def build(points: Iterable[EntryPoint]) -> Registry:
 
 
 def _sorted_points() -> list[EntryPoint]:
-    """Ours first, so that a stranger's plugin cannot take a built-in's name; then by name, so that order is stable."""
+    """Built-in entry points first, so that no plugin takes a built-in name; then sorted by name."""
 
     def order(point: EntryPoint) -> tuple[bool, str, str]:
         dist = point.dist.name if point.dist else ""
@@ -217,10 +217,10 @@ def _sorted_points() -> list[EntryPoint]:
 
 @cache
 def installed() -> Registry:
-    """The registry of what is installed, made once; says nothing about broken plugins.
+    """The cached registry of installed plugins, without warnings of broken ones.
 
     Raises:
-        SaebenchError: saebench itself was not installed.
+        SaebenchError: saebench itself is not installed.
     """
     points = _sorted_points()
     if not points:
@@ -229,10 +229,10 @@ def installed() -> Registry:
 
 
 def registry(strict: bool = False) -> Registry:
-    """The registry of what is installed; warns of each broken plugin once.
+    """The registry of installed plugins; warns of each broken one once.
 
     Raises:
-        SaebenchError: `strict`, and a plugin is broken; or saebench itself was not installed.
+        SaebenchError: a plugin is broken and `strict` is set; or saebench itself is not installed.
     """
     found = installed()
     for plugin in found.broken:

@@ -1,4 +1,4 @@
-"""The report contract: boards of comparable records, and what renders them (hook `saebench_reports`)."""
+"""The report contract: boards of comparable records, and their renderers (hook `saebench_reports`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from saebench.stats import Ratio
 
 @dataclass(frozen=True)
 class Column:
-    """One score as a column: `version` is the metric's, since numbers of two versions are not comparable."""
+    """One score as a column; `version` is the metric's, since numbers of two versions are not comparable."""
 
     metric: str
     version: int
@@ -33,12 +33,12 @@ State = Literal["scored", "missing", "failed"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a board, or why there is none.
+    """One number of a board, or the reason for its absence.
 
     Attributes:
         state: scored; missing (never measured, or with another version of the metric); failed (measuring it raised).
-        rank: 1 + the number of SAEs of the board that are significantly better; None for scores that no one wins.
-        reason: why there is no interval, or no number.
+        rank: 1 + the number of SAEs of the board that are significantly better; None for scores without a direction.
+        reason: of a missing interval or number.
     """
 
     state: State
@@ -55,13 +55,13 @@ class Row:
     """One SAE of a board.
 
     Attributes:
-        name: what no other row of the board is called.
-        record: what it was measured in.
+        name: unique on the board.
+        record: the measurement.
         cells: one for every column of the board.
-        ratios: how those scores were declared that can be resampled.
-        sparsity: its place on the board's sparsity axis; from another task's record of the same SAE (`reason` names the task)
-            where this one has none.
-        parts: the records of one fingerprint that `record` is made of, where it is made of several.
+        ratios: declarations of the scores that can be resampled.
+        sparsity: position on the board's sparsity axis; if the record has none, from another task's record of the same SAE
+            (`reason` names the task).
+        parts: the records of one fingerprint that `record` merges; empty for a single one.
     """
 
     name: str
@@ -72,28 +72,28 @@ class Row:
     parts: Sequence[Record] = ()
 
     def units(self, metric: str) -> pd.DataFrame | None:
-        """The units of a metric, from the record that it was taken from; see `Record.units`."""
+        """The units of a metric, from the record that contains them; see `Record.units`."""
         entry = self.record.metrics.get(metric)
         return next((p for p in self.parts if p.metrics.get(metric) is entry), self.record).units(metric)
 
 
 @dataclass(repr=False)
 class Board:
-    """Everything that is comparable with each other.
+    """A table of comparable measurements.
 
     Attributes:
-        model, revision, hook, task, corpus, dtypes: what all rows share, in words; the judge stands behind the dtypes.
+        model, revision, hook, task, corpus, dtypes: shared by all rows, as text; `dtypes` also names the judge.
         columns: every score that any row has, in the order of the records.
         rows: one per SAE.
-        partial: how many records were left out because they were made with --limit.
-        notes: what else was left out, and why; one line each.
-        variant: in what it differs from another board of the same title, if there is one.
-        headlines: the columns of a table that people read, unless others are asked for.
+        partial: number of records left out because they were made with --limit.
+        notes: other omissions with their reasons, one line each.
+        variant: difference from another board of the same title, if there is one.
+        headlines: the default columns of a table.
         asked: the scores requested by name; empty: tables show the headlines.
         presentations: captions and figures of each metric and version.
-        sparsity: the score that rows are drawn, sorted and filtered by; None where no metric declares one.
-        better: for each ranked score, which SAE is better than which by size and significance: boolean, from (index) name to
-            (column) name.
+        sparsity: the score that rows are drawn, sorted and filtered by; None if no metric declares one.
+        better: for each ranked score, a boolean frame: whether the SAE of the row is better than the SAE of the column, by size
+            and significance.
     """
 
     model: str
@@ -114,7 +114,7 @@ class Board:
     better: dict[Column, pd.DataFrame] = field(default_factory=dict, compare=False)
 
     def presentation(self, column: Column) -> Presentation:
-        """How the column's metric is shown."""
+        """The presentation of the column's metric."""
         return self.presentations.get((column.metric, column.version), Presentation())
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class Board:
 
     @property
     def shown(self) -> list[Column]:
-        """The columns of a table that people read."""
+        """The columns of a table: those requested, else the headlines."""
         return self.asked or [column for column in self.headlines if column in self.columns]
 
 
@@ -137,15 +137,15 @@ class Report(Protocol):
     name: str
 
     def render(self, boards: Sequence[Board]) -> str | bytes:
-        """The boards as text in this format; bytes for a binary one, which the command line never sends to a terminal."""
+        """Render boards as text, or as bytes for a binary format, which the command line never sends to a terminal."""
 
 
 @runtime_checkable
 class PagedReport(Report, Protocol):
-    """A renderer that, written to a file, has more files in a folder beside it."""
+    """A renderer of a main file and of further pages in a folder beside it."""
 
     def render(self, boards: Sequence[Board], folder: str | None = None) -> str:
         """The main file, with links into the folder of that name."""
 
     def pages(self, boards: Sequence[Board], home: str) -> Mapping[str, str]:
-        """The other files by name, which link back to the main file `home`, one folder up."""
+        """The further pages by file name; they link back to the main file `home`, one folder up."""

@@ -1,7 +1,7 @@
-"""Records: what one run of one SAE on one task found, what made it, and where it lies on disk.
+"""Records: the scores of one SAE on one task, with their provenance, on disk.
 
-A record is one JSON file with the units of each metric (parquet) beside it. Its fingerprint hashes what could change a
-number and nothing else, so an existing record with the same fingerprint *is* the result.
+A record is one JSON file with the units of each metric (parquet) beside it. Its fingerprint hashes everything that could
+change a number and nothing else, so an existing record with the same fingerprint *is* the result.
 """
 
 import hashlib
@@ -50,25 +50,25 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 @dataclass(repr=False)
 class Record:
-    """One SAE on one task.
+    """The measurement of one SAE on one task.
 
     Attributes:
         fingerprint: see `fingerprint`.
-        partial: made with --limit; no leaderboard takes it.
+        partial: whether made with --limit; excluded from leaderboards.
         sae: name, path, format, architecture, sha256, d_in, d_sae, declared_l0, facts, warnings.
         model: id, sha256, revision.
-        hook, hook_out: where the SAE reads, and writes.
+        hook, hook_out: hook points that the SAE reads and writes.
         task: name, version, sha256.
         corpus: fingerprint, contexts, length, documents, tokens (scored, outliers, special).
-        settings: dtypes, seed, limit, max_norm: the rest of the identity.
+        settings: dtypes, seed, limit, max_norm, judge, settings of metrics: the rest of the identity.
         calibration: median_norm, threshold.
-        metrics: name -> {version, units: {file, sha256} or None}; files: {suffix: {file, sha256}} for what else lies beside the
-            record; paired: False where units of two SAEs have nothing to do with each other.
+        metrics: name -> {version, units: {file, sha256} or None}; files: {suffix: {file, sha256}} of further files
+            beside the record; paired: False if each SAE has units of its own.
         scores: long form: metric, version, key, at, value, low, high, n, unit, direction, no_interval, and the declaration
-            (num, den, offset, scale) that paired comparisons are made from.
-        errors: {metric: message} for what failed; nothing else is ever recorded for it.
+            (num, den, offset, scale) for paired comparisons.
+        errors: {metric: message} of failed metrics, which have no scores.
         runs: provenance and timings of each run that added to this record.
-        path: where it was read from or written to; not stored.
+        path: the file that was read or written; not stored.
     """
 
     fingerprint: str
@@ -94,7 +94,7 @@ class Record:
 
     @property
     def group(self) -> Group:
-        """What must be equal for two records' numbers to be comparable."""
+        """The parts of the measurement that must be equal for numbers to be comparable."""
         return Group(
             str(self.model["sha256"]),
             self.hook_out,
@@ -111,17 +111,17 @@ class Record:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that could change a number: what the fingerprint hashes."""
+        """Everything that could change a number, hashed as the fingerprint."""
         return {
             "sae": self.sae["sha256"], "model": self.model["sha256"], "hook": self.hook, "hook_out": self.hook_out,
             "task": self.task, "corpus": self.corpus["fingerprint"], "settings": self.settings,
         }  # fmt: skip
 
     def score(self, key: str, metric: str | None = None) -> dict[str, Any]:
-        """The score of that key that is not a point of a curve.
+        """The score with this key that is no point of a curve.
 
         Raises:
-            MissingScore: there is none; names the nearest.
+            MissingScore: no such score; names the nearest.
         """
         known = [row for row in self.scores if row["at"] is None and metric in (None, row["metric"])]
         for row in known:
@@ -140,7 +140,7 @@ class Record:
         """The units of a metric, from the file beside the record; None if the metric has none.
 
         Raises:
-            RecordError: the file is missing or is not the one the record was made with.
+            RecordError: the file is missing or has another hash than the record states.
         """
         entry = self.metrics.get(metric, {}).get("units")
         if entry is None or self.path is None:
@@ -153,32 +153,34 @@ class Record:
         return frame
 
     def files(self, metric: str) -> dict[str, bytes]:
-        """What else a metric left beside the record, by suffix.
+        """Further files of a metric beside the record, by suffix.
 
         Raises:
-            RecordError: a file is missing or is not the one the record was made with.
+            RecordError: a file is missing or has another hash than the record states.
         """
         entries = self.metrics.get(metric, {}).get("files", {})
         return {suffix: self.beside(entry, "file") for suffix, entry in entries.items()}
 
-    def beside(self, entry: Mapping[str, str], what: str) -> bytes:
+    def beside(self, entry: Mapping[str, str], kind: str) -> bytes:
         """A file beside the record, checked against its hash.
 
         Args:
-            entry: its file and sha256, from `metrics`.
-            what: the kind of file, for errors.
+            entry: file and sha256, from `metrics`.
+            kind: kind of file, for errors ("units").
 
         Raises:
-            RecordError: the file is missing or is not the one the record was made with.
+            RecordError: the file is missing or has another hash than the record states.
         """
         assert self.path is not None
         path = self.path.parent / Path(entry["file"]).name
         try:
             data = read_bytes(path, TABLE_BYTES)
         except (OSError, ValueError) as error:
-            raise RecordError(f"{self.path}: its {what} {path.name} cannot be read: {one_line(error)}") from error
+            raise RecordError(f"{self.path}: its {kind} {path.name} cannot be read: {one_line(error)}") from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise RecordError(f"{path}: not the {what} that {self.path.name} was made with; run it again with --force")
+            raise RecordError(
+                f"{path}: sha256 differs from that of the {kind} in {self.path.name}: run again with --force"
+            )
         return data
 
     def _repr_html_(self) -> str:
@@ -210,11 +212,15 @@ class Record:
     def write(
         self, path: Path, units: Mapping[str, pd.DataFrame], files: Mapping[str, Mapping[str, bytes]] | None = None
     ) -> None:
-        """Write units and files first, then the record: a record that exists is whole.
+        """Write units and files first, then the record, so that an existing record is complete.
 
         Args:
-            units: by metric; those already written are left alone.
-            files: by metric and suffix.
+            units: new units, by metric.
+            files: further files, by metric and suffix.
+
+        Raises:
+            RecordError: the record violates its schema.
+            SaebenchError: a file cannot be written.
         """
         for metric, frame in units.items():
             buffer = io.BytesIO()
@@ -246,21 +252,21 @@ def add_to_record(
     units: Mapping[str, pd.DataFrame],
     files: Mapping[str, Mapping[str, bytes]] | None = None,
 ) -> Record:
-    """Write what a run found; what other runs have written into the same record since this one began stays there.
+    """Add the metrics of a run to the record on disk; metrics that other runs have added meanwhile are kept.
 
     Args:
         results: the results folder.
-        found: a record that holds those metrics, and the run that made them as its last.
-        metrics: what that run measured, failures too.
+        found: a record with those metrics, whose last run is this one.
+        metrics: names of the metrics of this run, failed ones included.
         units: their units, by metric.
-        files: what else they keep, by metric and suffix.
+        files: their further files, by metric and suffix.
 
     Returns:
-        The record as it now is on disk.
+        The record on disk.
 
     Raises:
-        RecordError: there is a file in its place that is no record.
-        SaebenchError: it cannot be written.
+        RecordError: a file with the record's name is no record.
+        SaebenchError: the record cannot be written.
     """
     with writing(results):
         path = record_path(results, found)
@@ -271,7 +277,7 @@ def add_to_record(
 
 
 def _merged(there: Record, found: Record, metrics: Collection[str]) -> Record:
-    """`there` with these metrics, and the last run, of `found`."""
+    """`there` with these metrics and the last run of `found`."""
     return replace(
         with_metrics(there, found, metrics),
         corpus=there.corpus | found.corpus,
@@ -281,7 +287,7 @@ def _merged(there: Record, found: Record, metrics: Collection[str]) -> Record:
 
 
 def with_metrics(record: Record, other: Record, metrics: Collection[str]) -> Record:
-    """`record` with these metrics as `other` has them: their scores and errors too. The units' files are named, not moved."""
+    """`record` with these metrics, their scores and errors from `other`; units' files are referenced, not moved."""
 
     def mine(error: str) -> bool:
         return error.partition(".")[0] in metrics
@@ -298,10 +304,10 @@ def with_metrics(record: Record, other: Record, metrics: Collection[str]) -> Rec
 
 
 def read_record(path: Path) -> Record:
-    """One record from disk, validated.
+    """Read and validate one record.
 
     Raises:
-        RecordError: not a regular file of JSON, another schema, or a value out of its type or bounds.
+        RecordError: no regular JSON file, another schema, or a value of a wrong type or out of bounds.
     """
     try:
         body = read_json(path, RECORD_BYTES)
@@ -320,14 +326,14 @@ def read_record(path: Path) -> Record:
 
 
 def load_records(path: str | Path | Iterable[str | Path] = "results", *, skip_damaged: bool = False) -> list[Record]:
-    """Every record below a folder, in a stable order.
+    """Load every record below a folder, in a stable order.
 
     Args:
         path: a results folder or a record file, or several of them.
-        skip_damaged: leave a damaged record out with a warning, rather than raise; the only one raises still.
+        skip_damaged: warn of a damaged record instead of raising, unless every record is damaged.
 
     Raises:
-        RecordError: no such folder, or a file in it that is not a valid record.
+        RecordError: no such folder, or an invalid record in it.
     """
     found, damaged = [], []
     for root in map(Path, [path] if isinstance(path, str | Path) else path):
@@ -348,7 +354,7 @@ def load_records(path: str | Path | Iterable[str | Path] = "results", *, skip_da
 
 
 def _record_files(root: Path) -> list[Path]:
-    """The files named like records below a folder, but for hidden ones, sorted by their path."""
+    """Visible files below a folder with names of records, sorted by path."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -364,9 +370,9 @@ def slug(name: str) -> str:
 
 
 def record_path(results: Path, record: Record) -> Path:
-    """Where this record lies or should lie: its own file if one of its fingerprint exists, else a free name.
+    """Path of the record: the file with its fingerprint if there is one, else a free name.
 
-    A run with every setting at its default takes `<task>@<version>.json`; any variant carries its fingerprint.
+    A run with default settings is `<task>@<version>.json`; a variant has its fingerprint in the name.
     """
     folder = (
         results
@@ -383,6 +389,6 @@ def record_path(results: Path, record: Record) -> Path:
         return plain
     try:
         same = read_record(plain).fingerprint == record.fingerprint
-    except RecordError:  # foreign or older: never overwritten
+    except RecordError:  # foreign or older files are never overwritten
         same = False
     return plain if same else variant

@@ -1,4 +1,4 @@
-"""`saebench new-plugin`: a small installable package that works, with a test that proves it, to change from there."""
+"""`saebench new-plugin`: write a small, working, installable plugin package with its test."""
 
 import keyword
 import re
@@ -10,7 +10,7 @@ from string import Template
 from saebench.errors import SaebenchError, UsageError, one_line
 from saebench.registry import installed
 
-# What can be tried once it is installed. A kind is here when its hook exists and its templates do.
+# Kind of plugin -> the command that tries it after installation.
 KINDS = {
     "metric": "saebench run --sae PATH --metric $module",
     "format": "saebench inspect PATH",
@@ -23,15 +23,15 @@ KINDS = {
 
 
 def new_plugin(name: str, kind: str, parent: Path) -> list[Path]:
-    """Write the package `name` into a new folder of that name, and say which files it has.
+    """Write a plugin package into the new folder `parent / name`; return its files.
 
     Args:
-        name: of the distribution, like my-metric; with '_' for '-' it names the module, the entry point and the plugin.
+        name: name of the distribution, like my-metric; with '_' for '-' also of the module, the entry point and the plugin.
         kind: a key of `KINDS`.
-        parent: the folder in which the new one is made.
+        parent: the folder for the new folder.
 
     Raises:
-        UsageError: a name that cannot be a module's, or that is taken.
+        UsageError: an invalid name, or one that is taken.
         SaebenchError: the folder exists or cannot be written.
     """
     module = _module(name, kind)
@@ -60,7 +60,7 @@ def _template(name: str) -> Template:
 
 
 def _module(name: str, kind: str) -> str:
-    """The module's name, if nothing else has it."""
+    """The name of the module, after a check that it is valid and free."""
     module = name.replace("-", "_")
     if not re.fullmatch("[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or len(name) > 60 or keyword.iskeyword(module):
         raise UsageError(f"'{name[:60]}' cannot name a plugin: use lower-case letters, digits and '-', like my-{kind}")

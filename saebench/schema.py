@@ -1,4 +1,4 @@
-"""Errors of pydantic's schemas in one line of ours: place, key, value, and the nearest known key."""
+"""Pydantic's validation errors as one line: place, key, value, and the nearest known key."""
 
 import difflib
 from dataclasses import is_dataclass
@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from saebench.text import clean
 
-# Of every schema: a misspelt key is an error.
+# For every schema: an unknown key is an error.
 CLOSED = ConfigDict(extra="forbid")
-# Text is no number, true is not 1, and 1.0 is no whole number.
+# Strict: text is no number, true is not 1, and 1.0 is no integer.
 Whole = Annotated[int, Strict(), Field(ge=1, le=2**31)]
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31)]
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -22,12 +22,12 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain(error: ValidationError, schema: Any) -> str:
-    """The first problem of a validation, in words: `unknown key 'lenght' in [contexts]; did you mean 'length'?`.
+    """The first error of a validation, in words: `unknown key 'lenght' in [contexts]; did you mean 'length'?`.
 
     Args:
         schema: the model or dataclass that was validated against; its fields are the known keys.
     """
-    # An unknown key comes first: beside it, the key that it stands for is missing too.
+    # Unknown keys first: a misspelt key also makes the right one missing.
     first = min(error.errors(include_url=False), key=lambda e: e["type"] not in _UNKNOWN)
     path = [part for part in first["loc"] if not _is_tag(part)]
     *place, key = path or [""]
@@ -47,7 +47,7 @@ def explain(error: ValidationError, schema: Any) -> str:
 
 
 def _is_tag(part: object) -> bool:
-    """Whether a part of a location is pydantic's name for a branch (`function-after[…]`, `dict[str,str]`) and no key."""
+    """Whether a part of a location is no key but pydantic's name for a branch (`function-after[…]`, `dict[str,str]`)."""
     return isinstance(part, str) and (
         part.startswith("constrained-") or part.endswith(("]", ")")) or part in ("str", "int", "float", "bool", "[key]")
     )
@@ -76,7 +76,7 @@ def _keys(schemas: list[Any]) -> set[str]:
 
 
 def _inner(schema: Any, path: list[Any]) -> list[Any]:
-    """The schemas that describe the table at a path: several for a union."""
+    """The schemas of the table at a path; several for a union."""
     found = _branches(schema)
     for part in path:
         if isinstance(part, str):

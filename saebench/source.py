@@ -1,4 +1,4 @@
-"""The activation source of a pass, as the pass sees it: a language model at a hook point, a file, or a planted model."""
+"""The interface of activation sources: a language model at a hook point, a file, or a planted model."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from saebench.models import LoadedModel
 
 
 class Source(Protocol):
-    """Gives activations for rows of token ids. Only a source that `predicts` (`Subject`) can be forked and has losses."""
+    """Activations for rows of token ids. Only a source that `predicts` (`Subject`) can be forked and has losses."""
 
     @property
     def loaded(self) -> LoadedModel:
@@ -30,7 +30,7 @@ class Source(Protocol):
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Height and width of a context's positions; None where they are not an image's."""
+        """Height and width of a context's positions; None unless they form an image."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def check(self, hook: HookPoint) -> None:
-        """Prove on a little input that the hook point can be read and written."""
+        """Prove on a short input that the hook point can be read and written."""
         ...
 
     def capture(self, token_ids: Tensor, read: HookPoint, write: HookPoint) -> tuple[Tensor, Tensor]:
@@ -55,5 +55,5 @@ class Source(Protocol):
         ...
 
     def truth(self, token_ids: Tensor) -> Truth | None:
-        """Planted features of these rows; None where there are none."""
+        """Planted features of these rows; None without planted features."""
         ...

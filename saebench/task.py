@@ -1,7 +1,7 @@
-"""The task contract: one measurement that anybody can repeat. A changed task is a new version, or a new name.
+"""The task contract: one reproducible measurement. A changed task gets a new version or a new name.
 
-A task is a TOML file, or an object that a plugin brings (hook `saebench_tasks`). Its content is of one kind: text cut into
-contexts, labelled documents, prompts with answers, a file of activations, or a planted model.
+A task is a TOML file, or an object of a plugin (hook `saebench_tasks`). Its content is of one kind: text cut into contexts,
+labelled documents, prompts with answers, a file of activations, or a planted model.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from saebench.schema import CLOSED, Count, Flag, Real, Text, Whole
 from saebench.text import clean
 
 Kind = Literal["contexts", "labels", "prompts", "activations", "planted", "weights"]
-# Kinds that bring their activations and run no language model.
+# Kinds with activations of their own, or none, for which no language model runs.
 MODEL_FREE: tuple[Kind, ...] = ("activations", "planted", "weights")
 Table = Annotated[Mapping[Text, Text], Field(min_length=1)]
 # After its suite and '/' if the task has one.
@@ -31,16 +31,16 @@ NAME = "[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)?"
 
 @dataclass(frozen=True, config=CLOSED)
 class CorpusSpec:
-    """Where documents come from: exactly one of a file and a hub data set.
+    """The source of documents: exactly one of a file and a hub data set.
 
     Attributes:
         file: parquet with columns document and text; relative to the task file. Labelled texts and prompts may be .csv too.
         sha256: the file's hash.
         where: column = value filters.
         hub, revision, subset, split, text_column: a data set on the Hugging Face hub at a pinned commit.
-        documents: how many documents of a hub data set are read, from its beginning.
-        fetched: the file is one that `python -m saebench.tasks.fetch` makes.
-        subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text stands for the label.
+        documents: number of documents read from the beginning of a hub data set.
+        fetched: the file is made by `python -m saebench.tasks.fetch`.
+        subsets: label = subset: a subset of the hub data set for each label; {label} in labels.text is replaced by the label.
         files: parquet or JSON-lines files of the hub data set (a path or pattern), read in place of the card's splits.
     """
 
@@ -62,13 +62,13 @@ class CorpusSpec:
 
 @dataclass(frozen=True, config=CLOSED)
 class ContextSpec:
-    """How documents become contexts.
+    """The cutting of documents into contexts.
 
     Attributes:
-        length: T, tokens a context, the BOS included.
-        bos: whether each context begins with BOS; "auto": as the tokenizer has one.
-        count: how many, spread evenly over the documents.
-        max_norm: tokens whose activation is longer than this many median norms are not scored; None scores them all.
+        length: T, tokens per context, BOS included.
+        bos: whether each context begins with BOS; "auto": if the tokenizer has one.
+        count: number of contexts, spread evenly over the documents.
+        max_norm: tokens with an activation norm above this many median norms are not scored; None scores all.
     """
 
     HASHED: ClassVar = ("length", "bos", "count", "max_norm")
@@ -85,13 +85,14 @@ class LabelSpec:
 
     Attributes:
         text, label: the columns.
-        group: rows with the same value are on the same side of the split, and vary together: they are one cluster of every
-            interval, as the contexts of a document are. None makes each row its own.
-        test: the share of documents that is held out, by whole groups.
-        classes: value = name: other labels are left out, counted. A value that begins with a dot is the end of a file's name.
-        per_class: at most so many documents of each class, chosen by a hash of their text.
-        balance: of those, as many with each value of this column (as near as there are).
-        skip: characters left away at a text's beginning (the licence at a source file's head).
+        group: column whose equal values put rows on one side of the split and into one cluster of every interval, as the
+            contexts of a document are; None: each row is its own group.
+        test: held-out share of documents, in whole groups.
+        classes: value = name; rows with other labels are left out and counted. A value that begins with a dot is the suffix of
+            a file name.
+        per_class: largest number of documents of a class, chosen by a hash of their text.
+        balance: column whose values have equal numbers among those documents.
+        skip: characters removed from the beginning of a text (the licence at the head of a source file).
     """
 
     HASHED: ClassVar = ("text", "label", "group", "test")
@@ -113,9 +114,9 @@ class PromptSpec:
     Attributes:
         text, answer, entity, attribute, template: the columns; the last two may be missing from the table.
         focus: the column of the words whose last token is the position of interest; by default the entity.
-        held_out: the share of entities on the held-out side, at least one; the rest choose.
+        held_out: share of entities on the held-out side, at least one; the others are for choosing.
         seed: of the hash that splits the entities.
-        known: whether only prompts that the model answers right are used.
+        known: whether to use only prompts that the model answers correctly.
     """
 
     HASHED: ClassVar = ("text", "answer", "entity", "attribute", "template", "focus", "held_out", "seed", "known")
@@ -136,13 +137,13 @@ class Prompt:
     """One prompt with its answer.
 
     Attributes:
-        text: up to the answer, without it.
-        answer: the text that should follow, with its leading space where the prompt ends without one.
+        text: the text before the answer.
+        answer: the correct continuation, with a leading space if the prompt does not end with one.
         entity: the subject; prompts of one entity are on one side of the split and one cluster of every interval.
         attribute: the property asked for (country, continent); empty where there is only one.
-        template: the wording that the entity was put into.
-        focus: the words whose last token is the position of interest, in their last occurrence; by default the entity where
-            the text holds it, else the last token of the prompt.
+        template: the wording around the entity.
+        focus: words whose last token, in their last occurrence, is the position of interest; by default the entity if the text
+            contains it, else the last token of the prompt.
     """
 
     text: str
@@ -160,7 +161,7 @@ class ActivationSpec:
     Attributes:
         file: .npy, .safetensors or .parquet, relative to the task file.
         sha256: the file's hash.
-        max_norm: as of `ContextSpec`.
+        max_norm: as in `ContextSpec`.
         labels: a table with one row per item, in the items' order; .csv or .parquet, relative to the task file.
         labels_sha256: its hash.
         label, group: its columns; items that share a group are on one side of the split and form one cluster.
@@ -207,7 +208,7 @@ class LabelContent(TextContent):
 class PromptContent(TextContent):
     """Prompts of a table, or `rows` in its place: each is one context, padded, at most contexts.count of them.
 
-    A prompt longer than contexts.length is left out, counted: cut, it would ask something else.
+    A prompt longer than contexts.length is left out and counted: truncated, it would be another prompt.
     """
 
     kind: ClassVar[Kind] = "prompts"
@@ -223,7 +224,7 @@ class ActivationContent:
     activations: ActivationSpec
 
     def hashed(self) -> dict[str, Any]:
-        """Everything that changes the content; of files their names, not where they lie."""
+        """Everything that changes the content; file names without folders."""
         hashed = _hashed(self.activations)
         return {"activations": {k: Path(v).name if k in ("file", "labels") else v for k, v in hashed.items()}}
 
@@ -257,9 +258,9 @@ Spec = CorpusSpec | ContextSpec | LabelSpec | PromptSpec | ActivationSpec
 
 
 def _hashed(spec: Spec | tuple[Prompt, ...]) -> Any:
-    """The fields of a spec: those of its first version always, a later one where it differs from its default.
+    """The fields of a spec: those of its first version always, later ones only if they differ from their defaults.
 
-    So a new key leaves the hash of every task that does not use it alone.
+    A new key therefore changes no hash of a task that does not use it.
     """
     if isinstance(spec, tuple):
         return [asdict(prompt) for prompt in spec]
@@ -269,16 +270,17 @@ def _hashed(spec: Spec | tuple[Prompt, ...]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One measurement that anybody can repeat.
+    """One reproducible measurement.
 
     Attributes:
-        name, version: `name@version` is how it is asked for; numbers are compared within it.
-        metrics: computed unless others are asked for.
+        name, version: `name@version` selects the task; only numbers of one task and version are comparable.
+        metrics: names of the default metrics.
         content: one of the kinds.
-        folder: where its relative paths begin.
-        licence: of the text, and where it comes from.
-        settings: of metrics, by metric and name, where they differ from the metric's defaults.
-        builder: of a plugin's task that needs a tokenizer first; `build` puts the built task in its place.
+        title, description: for people.
+        folder: base of its relative paths.
+        licence: licence and origin of the text.
+        settings: of metrics, by metric and name, that differ from the metric's defaults.
+        builder: builder of a plugin's task that needs a tokenizer; `build` returns the built task.
     """
 
     name: str
@@ -302,12 +304,12 @@ class Task:
 
     @property
     def corpus(self) -> CorpusSpec:
-        """Where the text comes from; empty where there is none."""
+        """The source of the text; an empty spec for a task without text."""
         return self.content.corpus if isinstance(self.content, TextContent) else CorpusSpec()
 
     @property
     def contexts(self) -> ContextSpec:
-        """How the text becomes contexts; of activations the norm limit only, of a planted model how many samples."""
+        """The cutting into contexts; for activations only the norm limit, for a planted model the numbers of samples."""
         if isinstance(self.content, ActivationContent):
             return ContextSpec(0, False, 0, self.content.activations.max_norm)
         if isinstance(self.content, PlantedContent):
@@ -322,11 +324,11 @@ class Task:
         return self.content.labels if isinstance(self.content, LabelContent) else None
 
     def with_content(self, **parts: Any) -> "Task":
-        """The task with these parts of its content (corpus, contexts, labels, prompts) in place of its own."""
+        """The task with these parts of its content (corpus, contexts, labels, prompts) replaced."""
         return dataclasses.replace(self, content=dataclasses.replace(self.content, **parts))
 
     def sha256(self) -> str:
-        """Hash of everything that changes the numbers; titles and the default metrics do not."""
+        """Hash of everything that changes the numbers; excludes titles and default metrics."""
         body = {"name": self.name, "version": self.version} | self.content.hashed()
         if self.settings:
             body["settings"] = {name: dict(values) for name, values in self.settings.items()}
@@ -336,13 +338,13 @@ class Task:
         """The task under a tokenizer: itself, unless a plugin builds it.
 
         Raises:
-            SaebenchError: the plugin raised, or built something else than it promised.
+            SaebenchError: the plugin raised, or returned another task than announced.
         """
         if self.builder is None:
             return self
         try:
             built = self.builder.build(tokenizer)
-        except Exception as error:  # a stranger's code
+        except Exception as error:  # a plugin's code
             reason = "" if isinstance(error, SaebenchError) else f"{type(error).__name__}: "
             raise SaebenchError(f"task {self.label} could not be built: {reason}{one_line(error)}") from error
         if not isinstance(built, Task) or (built.name, built.version) != (self.name, self.version):
@@ -362,11 +364,11 @@ class TaskBuilder(Protocol):
     version: int
 
     def build(self, tokenizer: Any) -> Task:
-        """The task under a tokenizer of transformers; called once a run, on every rank, and deterministic."""
+        """The task under a tokenizer of transformers. Called once per run on every rank; must be deterministic."""
 
 
 def announced(builder: TaskBuilder) -> Task:
-    """A builder's task as far as it is known without a tokenizer."""
+    """A builder's task without its content, which needs a tokenizer."""
     if isinstance(builder, Task):
         return builder
     kind = getattr(builder, "kind", "prompts")
@@ -386,7 +388,7 @@ def announced(builder: TaskBuilder) -> Task:
 
 
 def builtin_tasks() -> dict[str, Path]:
-    """Task files that come with saebench, by name: `fidelity`, `probing/wordnet`."""
+    """The built-in task files, by name: `fidelity`, `probing/wordnet`."""
     folder = Path(str(files("saebench.tasks")))
     found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
     return {name: path for name, path in found.items() if not name.startswith("train/")}  # training runs are no tasks

@@ -1,4 +1,4 @@
-"""Names from other people's files made harmless, and numbers as tables print them."""
+"""Untrusted names as harmless text, and numbers as tables print them."""
 
 import math
 import unicodedata
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 def clean(text: object, limit: int = 80) -> str:
-    """A name from somebody's file as one harmless line: no control or bidi characters, not longer than `limit`."""
+    """An untrusted name as one line without control or bidi characters, of at most `limit` characters."""
     start = str(text)[: 4 * limit]
     kept = "".join(" " if c.isspace() else c for c in start if c.isspace() or unicodedata.category(c)[0] != "C")
     line = " ".join(kept.split()) or "unnamed"
@@ -16,7 +16,7 @@ def clean(text: object, limit: int = 80) -> str:
 def printable(text: str) -> str:
     """Text without control, bidi and other invisible characters; newlines and tabs stay.
 
-    Everything that the command line prints passes through here: names, keys and paths come from other people's files.
+    Everything that the command line prints passes through here: names, keys and paths are untrusted.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 class Estimate(Protocol):
-    """A number with its interval, or the state that stands in its place."""
+    """A number with its interval, or a state in place of the number."""
 
     @property
     def state(self) -> str: ...
@@ -43,7 +43,7 @@ def number(value: float, places: int | None = None) -> str:
 
 
 def _places(cell: Estimate) -> int | None:
-    """Digits after the point so that the interval shows two digits of its width; None: use significant digits."""
+    """Digits after the point that show two digits of the interval's width; None: use significant digits."""
     if cell.low is None or cell.high is None or cell.high <= cell.low:
         return None
     places = 1 - math.floor(math.log10((cell.high - cell.low) / 2))
@@ -51,12 +51,12 @@ def _places(cell: Estimate) -> int | None:
 
 
 def value_text(cell: Estimate) -> str:
-    """The value, or the state where there is none."""
+    """The value, or the state if there is no value."""
     return cell.state if cell.value is None else number(cell.value, _places(cell))
 
 
 def interval_text(cell: Estimate) -> str:
-    """The interval as `low … high`; empty where there is none."""
+    """The interval as `low … high`; empty without an interval."""
     if cell.low is None or cell.high is None:
         return ""
     places = _places(cell)

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 import saebench
 from saebench.cli import main
 from saebench.results import RecordError
+from tests.raising import raises
 from tests.synthetic import Make, make_record, plain
 from tests.test_leaderboard import HOSTILE
 
@@ -119,7 +120,7 @@ def test_binary_is_not_sent_to_a_terminal(results: Path, monkeypatch: pytest.Mon
     from saebench.commands import records as command
 
     monkeypatch.setattr(command.sys, "stdout", Terminal())
-    with pytest.raises(saebench.SaebenchError, match="--output"):
+    with raises(saebench.SaebenchError, "--output"):
         command._write_report(command._boards((results,), (), None, False, {}), "parquet", None)
 
 
@@ -284,7 +285,7 @@ def test_an_empty_frame_has_the_same_columns(results: Path, tmp_path: Path) -> N
     empty, full = saebench.load_results(tmp_path / "empty"), saebench.load_results(results)
     assert empty.empty
     assert dict(empty.dtypes) == dict(full.dtypes)
-    with pytest.raises(RecordError, match="no such file"):
+    with raises(RecordError, "no such file"):
         saebench.load_results(tmp_path / "nowhere")
 
 

@@ -163,7 +163,7 @@ def test_ambiguity_is_refused_and_resolved(copy: Any) -> None:
             shutil.copy(file, folder)
     refused(folder, "could be saelens, sparsify", "--format")
     assert load_sae(folder, format="saelens").metadata.format == "saelens"
-    with pytest.raises(UsageError, match="did you mean 'saelens'"):
+    with raises(UsageError, "did you mean 'saelens'"):
         load_sae(folder, format="saelenz")
 
 
@@ -175,8 +175,8 @@ def test_square_matrices_cannot_be_oriented(tmp_path: Path) -> None:
 
 def test_wrong_folder_points_at_the_right_one() -> None:
     refused(REFERENCE / "sparsify" / "topk", "layers.3")
-    refused(REFERENCE.parent, "no format recognises it")
-    with pytest.raises(UsageError, match="no such file"):
+    refused(REFERENCE.parent, "no format recognises")
+    with raises(UsageError, "no such file"):
         load_sae(REFERENCE / "absent")
 
 
@@ -214,13 +214,13 @@ def test_metadata_is_what_the_checkpoint_says() -> None:
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:owner", "hf:owner/../x", "saelens:", "saelens:release"])
 def test_malformed_remote_specs(spec: str) -> None:
-    with pytest.raises(UsageError, match="write hf:"):
+    with raises(UsageError, "write hf:"):
         load_sae(spec)
 
 
 def test_saelens_specs_need_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="pip install sae-lens"):
+    with raises(UsageError, "pip install sae-lens"):
         load_sae("saelens:gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical")
 
 
@@ -329,7 +329,7 @@ def test_every_reference_survives_conversion(case: Path, tmp_path: Path) -> None
     said = json.loads((case / "options.json").read_text()) if (case / "options.json").is_file() else {}
     sae = load_sae(case / said.pop("path", "."), **said)
     if reason := REFUSED.get(f"{case.parent.name}/{case.name}"):
-        with pytest.raises(CheckpointError, match=f"SAELens has {reason}.* cannot be written exactly"):
+        with raises(CheckpointError, f"SAELens has {reason}", "cannot be written exactly"):
             save_sae(sae, tmp_path)
         assert not any(tmp_path.iterdir())
         return
@@ -355,7 +355,7 @@ def test_what_saelens_cannot_compute_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             save_sae(changed, tmp_path)
     assert not any(tmp_path.iterdir())
-    with pytest.raises(UsageError, match="can only be read"):
+    with raises(UsageError, "can only be read"):
         save_sae(sae, tmp_path, format="sparsify")
 
 

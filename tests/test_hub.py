@@ -14,6 +14,7 @@ from saebench.errors import SaebenchError, UsageError
 from saebench.labels import LabelledTexts, labelled_texts
 from saebench.loading.hub import full_commit, hub_table
 from saebench.task import CorpusSpec, LabelSpec, Task, builtin_tasks
+from tests.raising import raises
 
 HUB_TASKS = [name for name in builtin_tasks() if name.startswith("probing-hub/")]
 PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
@@ -110,7 +111,7 @@ def test_balance_takes_as_many_of_each_value(tmp_path: Path) -> None:
     assert attorneys.sum() == 22
     assert (rarer.labels.label == rarer.labels.classes.index("dentist")).sum() == 40
     rows[(rows.profession != 2) | (rows.gender == 0)].reset_index().to_parquet(next(tmp_path.rglob("*.parquet")))
-    with pytest.raises(UsageError, match="'attorney' has none of one value"):
+    with raises(UsageError, "'attorney' has none of one value"):
         read(task, tmp_path, 40)
 
 
@@ -136,14 +137,14 @@ def test_europarl_labels_are_subsets(tmp_path: Path) -> None:
 def test_what_a_hub_set_lacks_is_one_line(tmp_path: Path) -> None:
     news(tmp_path)
     spec = CorpusSpec(hub=str(tmp_path), documents=50)
-    with pytest.raises(SaebenchError, match=r"could not be read.*did you mean 'label'"):
+    with raises(SaebenchError, "could not be read", "did you mean 'label'"):
         hub_table(spec, LabelSpec(label="lable"))
-    with pytest.raises(SaebenchError, match="could not be read") as caught:
+    with raises(SaebenchError, "could not be read") as caught:
         hub_table(replace(spec, split="dev"), LabelSpec())
     assert "\n" not in str(caught.value)
     frame, columns = hub_table(spec, LabelSpec(classes={"9": "none"}))
     assert len(frame) == 50
-    with pytest.raises(UsageError, match="0 classes"):
+    with raises(UsageError, "0 classes"):
         labelled_texts(frame, columns, "t")
 
 
@@ -159,5 +160,5 @@ def test_a_commit_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert full_commit(CorpusSpec(hub="a/b", revision="aaaaaaa")) == "a" * 40
     assert full_commit(CorpusSpec(hub="a/b", revision="c" * 40)) == "c" * 40
     for start, n in (("bbbbbbb", 2), ("ccccccc", 0)):
-        with pytest.raises(SaebenchError, match=f"has {n} commits"):
+        with raises(SaebenchError, f"has {n} commits"):
             full_commit(CorpusSpec(hub="a/b", revision=start))

@@ -25,6 +25,7 @@ from saebench.report import Cell, Report
 from saebench.results import load_records
 from saebench.stats import Ratio
 from saebench.text import clean, interval_text, value_text
+from tests.raising import raises
 from tests.synthetic import Make, declared, make_record, plain, units
 
 
@@ -75,7 +76,7 @@ def test_ranks_with_ties_and_values_as_recorded(make: Make) -> None:
 def test_nothing_else_is_mixed(make: Make, what: str, change: dict[str, Any]) -> None:
     one, other = make("a"), make("b", 0.01, **change)
     assert [len(b.rows) for b in boards([one, other])] == [1, 1]
-    with pytest.raises(SaebenchError, match=rf"not comparable: they differ in .*{what}"):
+    with raises(SaebenchError, "not comparable: they differ in", what):
         compare([one, other])
 
 
@@ -98,7 +99,7 @@ def test_partial_missing_failed_are_told_apart(make: Make) -> None:
     for text in (terminal(*board_tables(board, 200)), render("markdown", [board]), render("csv", [board])):
         assert "failed" in text
         assert "missing" in text
-    with pytest.raises(SaebenchError, match="partial"):
+    with raises(SaebenchError, "partial"):
         compare([whole, partial])
 
 
@@ -235,7 +236,7 @@ def test_scores_are_chosen_by_key_metric_or_both(make: Make) -> None:
     [board] = boards([make("a")])
     assert [c.key for c in select(board, ["l0", "use"])] == ["l0", "dead_fraction", "dead_fraction_curve"]
     assert [c.key for c in select(board, ["use.dead_fraction"])] == ["dead_fraction"]
-    with pytest.raises(UsageError, match="did you mean 'explained_variance'"):
+    with raises(UsageError, "did you mean 'explained_variance'"):
         select(board, ["explaned_variance"])
 
 
@@ -311,9 +312,9 @@ def test_compare_sees_no_difference_between_twins(make: Make) -> None:
 
 def test_compare_refuses_one_record_and_itself(make: Make) -> None:
     one = make("a")
-    with pytest.raises(UsageError, match="two records"):
+    with raises(UsageError, "two records"):
         compare([one])
-    with pytest.raises(SaebenchError, match="the same measurement twice"):
+    with raises(SaebenchError, "the same measurement twice"):
         compare([one, one])
 
 

@@ -57,7 +57,9 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
 
 
 def test_from_nothing_to_the_leaderboard(newcomer, two_saes, llama, tokens):
-    written = newcomer("saebench", "new-plugin", "my-share", "--kind", "metric").stdout.split()
+    made = newcomer("saebench", "new-plugin", "my-share", "--kind", "metric")
+    assert "pip install -e . pytest && pytest" in made.stderr  # saebench brings no pytest
+    written = made.stdout.split()
     assert all((newcomer.home / path).is_file() for path in written)
     newcomer.install("my-share")
     saes = [part for sae in two_saes for part in ("--sae", sae)]

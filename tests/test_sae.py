@@ -26,6 +26,7 @@ from saebench.sae import (
     TopK,
     top_k,
 )
+from tests.raising import raises
 
 D_IN, D_SAE, D_OUT, N, K = 8, 24, 6, 17, 4
 
@@ -135,16 +136,16 @@ def test_whole_sae_in_float64(transform: Any, subtracts: bool, skip: bool) -> No
     torch.testing.assert_close(latents.dense().double(), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae(x).double(), out, rtol=1e-5, atol=1e-5)
     if skip or not isinstance(transform, NoTransform):
-        with pytest.raises(ValueError, match="needs x"):
+        with raises(ValueError, "needs x"):
             sae.decode(latents)
 
 
 def test_another_output_width() -> None:
     sae, x = an_sae(subtracts=False, skip=True, d_out=D_OUT), r(4, D_IN)
     assert sae(x).shape == (4, D_OUT)
-    with pytest.raises(ValueError, match="cannot subtract"):
+    with raises(ValueError, "cannot subtract"):
         an_sae(subtracts=True, d_out=D_OUT)
-    with pytest.raises(ValueError, match="b_enc has shape"):
+    with raises(ValueError, "b_enc has shape"):
         dataclasses.replace(sae, b_enc=torch.zeros(3))
 
 
@@ -174,7 +175,7 @@ def test_latents_are_their_dense_form(n: int, d: int, seed: int) -> None:
     assert torch.equal(Latents.concatenate([latents, latents]).dense(), torch.cat([z, z]))
     assert latents.reshape(1, n).dense().shape == (1, n, d)
     assert latents.rows().tolist() == (z != 0).nonzero()[:, 0].tolist()
-    with pytest.raises(ValueError, match="do not fill"):
+    with raises(ValueError, "do not fill"):
         latents.reshape(n + 1)
 
 

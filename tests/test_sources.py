@@ -126,7 +126,7 @@ def test_one_of_them_costs_the_others_nothing(runs: Path, llama: Path, tokens: P
     assert f"{tmp_path / 'runs'}: 4 SAEs" in result.stderr.replace("\n", "")
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 2
-    assert "it is empty" in errors[0]
+    assert "file is empty" in errors[0]
     assert errors[1] == "error: c: the same SAE as 'b': give it once"
 
 

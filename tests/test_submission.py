@@ -114,16 +114,16 @@ def test_the_fingerprint_is_a_hash_of_exactly_what_it_was(tmp_path):
         ({"schema": 99}, "schema 99"),
         ({"partial": True}, "partial"),
         ({"errors": {"sparsity": "out of memory"}}, "sparsity failed: out of memory"),
-        ({"runs": []}, "which code"),
+        ({"runs": []}, "provenance is missing"),
         ({"runs": [{"provenance": {"commit": None, "dirty": None}}]}, "from a checkout"),
         ({"runs": [{"provenance": {"commit": "a" * 40, "dirty": True}}]}, "uncommitted changes"),
         ({"runs": [{"provenance": {"commit": "a" * 40, "dirty": False}}, 3]}, "runs"),
         ({"task": {"name": "fidelity", "version": 1, "sha256": "x"}}, "another sha256"),
         ({"task": {"name": "fidelity", "version": 99, "sha256": "x"}}, "version 1 here, not 99"),
         ({"task": {"name": "/etc/x.toml", "version": 1, "sha256": "x"}}, "unknown task"),
-        ({"fingerprint": "f" * 64}, "fingerprint does not follow"),
-        ({"hook": "blocks.0.hook_resid_post"}, "fingerprint does not follow"),
-        ({"metrics": {}}, "does not list as measured"),
+        ({"fingerprint": "f" * 64}, "fingerprint and identity disagree"),
+        ({"hook": "blocks.0.hook_resid_post"}, "fingerprint and identity disagree"),
+        ({"metrics": {}}, "not among its metrics"),
         ({"metrics": {"fidelity": 3}}, "metrics.fidelity is 3"),
         ({"metrics": {"fidelity": {"version": 1, "units": {"file": 3, "sha256": "s"}}}}, "units.file is 3"),
         ({"metrics": {"fidelity": {"version": 1, "units": {"file": "../../../etc/passwd", "sha256": "s"}}}}, "passwd"),
@@ -156,7 +156,7 @@ def test_units_must_be_there_and_give_the_scores(tmp_path):
 
     path.write_text(json.dumps(right))
     pd.DataFrame({"x": [1]}).to_parquet(frame)
-    assert "not the units" in submit(path, "--results", tmp_path / "ours").stderr
+    assert "sha256 differs" in submit(path, "--results", tmp_path / "ours").stderr
     frame.unlink()
     assert "cannot be read" in submit(path, "--results", tmp_path / "ours").stderr
     frame.write_bytes(whole)
@@ -189,7 +189,7 @@ def test_what_contradicts_or_holds_less_is_refused(tmp_path):
     more.metrics["extra"] = {"version": 1, "units": None}
     more.scores.append(plain("extra", "e", 1.0))
     more.write(more.path, {})
-    assert "holds more (extra)" in submit(first, "--results", tmp_path / "ours").stderr
+    assert "has more metrics (extra)" in submit(first, "--results", tmp_path / "ours").stderr
     shutil.copytree(tmp_path / "ours", tmp_path / "more")
     assert submit(first, "--results", tmp_path / "fresh").exit_code == 0
     assert submit(tmp_path / "more", "--results", tmp_path / "fresh").stdout.startswith("replaced: ")
@@ -219,7 +219,7 @@ def test_limits_cannot_narrow_an_interval(tmp_path: Path) -> None:
     assert low > row["low"]
     row |= {"low": low, "high": high, "within": [low, high]}
     spoil(path, scores=body["scores"])
-    assert any("no limits of a share" in problem for problem in problems(read_record(path)))
+    assert any("declared limits" in problem for problem in problems(read_record(path)))
     row |= {"within": [0, 1]}
     spoil(path, scores=body["scores"])
     assert any("its units give" in problem for problem in problems(read_record(path)))

@@ -9,6 +9,7 @@ import pytest
 from saebench.catalog import load_task
 from saebench.errors import UsageError
 from saebench.task import ContextSpec, CorpusSpec, Task, TextContent, builtin_tasks
+from tests.raising import raises
 
 GOOD = """
 name = "mine"
@@ -112,16 +113,16 @@ def test_every_mistake_is_one_line_that_names_the_file(tmp_path: Path, case: str
 def test_files_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     for name in ("missing.toml", "binary.toml"):
-        with pytest.raises(UsageError, match="not readable as a task"):
+        with raises(UsageError, "not readable as a task"):
             load_task(str(tmp_path / name))
 
 
 def test_built_in_names_and_versions():
     assert load_task("fidelity") == load_task("fidelity@1")
-    with pytest.raises(UsageError, match="did you mean 'fidelity'"):
+    with raises(UsageError, "did you mean 'fidelity'"):
         load_task("fidelty")
     for version in ("2", "01", "x"):
-        with pytest.raises(UsageError, match="is at version 1"):
+        with raises(UsageError, "is at version 1"):
             load_task(f"fidelity@{version}")
     for name, path in builtin_tasks().items():
         assert load_task(name).name == name == tomllib.loads(path.read_text())["name"]

@@ -1,8 +1,8 @@
-"""Stability across training seeds: do two runs of one recipe find the same latents?
+"""Stability across training seeds: the agreement of latents from runs of one recipe.
 
 Sources: PW-MCC (arXiv 2505.20254), shared latents (arXiv 2501.16615). Decoder rows of both SAEs are matched one to one by signed
-cosine; the mean of the matched cosines is PW-MCC. Random rows of one mean and covariance match to some degree too, so a null is
-drawn from the second SAE's rows and `calibrated` counts from it: 0 for unrelated rows, 1 for the same rows.
+cosine; PW-MCC is the mean of the matched cosines. Random rows of equal mean and covariance match to some degree too, so a null is
+drawn for the second SAE's rows, and `calibrated` is relative to it: 0 for unrelated rows, 1 for equal rows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from saebench.comparison import Compared, Shared
 from saebench.errors import UsageError
 from saebench.streams import generator
 
-# Latents up to which the optimal (Hungarian) matching is affordable; beyond, mutually nearest rows are matched.
+# Largest number of latents for optimal (Hungarian) matching; with more, mutually nearest rows are matched.
 _HUNGARIAN = 16_384
 # Matched cosine, in decoder and encoder, above which a latent counts as shared.
 _SHARED = 0.7
@@ -32,10 +32,10 @@ _NULLS = 3
 
 @dataclass(frozen=True)
 class Matched:
-    """Latents of two SAEs that stand for each other.
+    """Matched latents of two SAEs.
 
     Attributes:
-        a, b: [pairs] their numbers.
+        a, b: [pairs] indices of the latents.
         cosine: [pairs] of their decoder rows.
     """
 
@@ -86,7 +86,7 @@ class Stability:
 
 
 def match(a: Tensor, b: Tensor) -> Matched:
-    """Match rows [L_a, d] and [L_b, d] by cosine: optimally, or by mutual nearness where there are too many."""
+    """Match rows [L_a, d] and [L_b, d] by cosine: optimally, or mutually nearest rows for too many latents."""
     a, b = normalize(a.double(), dim=1), normalize(b.double(), dim=1)
     if max(len(a), len(b)) <= _HUNGARIAN:
         cosines = a @ b.T
@@ -99,7 +99,7 @@ def match(a: Tensor, b: Tensor) -> Matched:
 
 
 def _nearest(a: Tensor, b: Tensor) -> Tensor:
-    """[L_a] the row of b with the largest cosine, in chunks: the whole matrix may not fit."""
+    """[L_a] the row of b with the largest cosine, in chunks, since the full matrix may not fit in memory."""
     return torch.cat([(chunk @ b.T).argmax(1) for chunk in a.split(1024)])
 
 
@@ -114,7 +114,7 @@ def null_rows(rows: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _pair(a: SAE, b: SAE, shared: Shared, names: tuple[int, int]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The units of one pair, a row for each live latent of the smaller SAE, and its numbers."""
+    """(units, details) of one pair; units have a row per live latent of the smaller SAE."""
     frequency, activations = [], []
     for sae in (a, b):
         z = None if shared.x is None else sae.encode(shared.x).dense()
@@ -153,14 +153,14 @@ def _pair(a: SAE, b: SAE, shared: Shared, names: tuple[int, int]) -> tuple[pd.Da
 
 
 def _live(sae: SAE, frequency: Tensor | None) -> Tensor:
-    """Latents that fire; without activations, those whose decoder row is not 0."""
+    """Latents that fire; without activations, those with a nonzero decoder row."""
     alive = sae.W_dec.norm(dim=1) > 0
     fires: Tensor = alive if frequency is None else alive & (frequency > 0)
     return fires.nonzero()[:, 0]
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation of paired columns [N, pairs]; 0 where one is constant."""
+    """Pearson correlation of paired columns [N, pairs]; 0 if a column is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = a.norm(dim=0) * b.norm(dim=0)
     return torch.where(scale > 0, (a * b).sum(0) / scale.clamp(min=1e-300), 0.0)

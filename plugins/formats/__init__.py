@@ -1,1 +1,1 @@
-"""Checkpoint formats, one family a file."""
+"""Built-in checkpoint formats, one family per file."""

@@ -1,7 +1,7 @@
 """The attention SAEs of Kissane and Krzyzanowski (2024): `NAME.pt` and `NAME_cfg.json`, on hook_z with heads flattened.
 
-ReLU; b_dec is subtracted. Only sae-lens's loader for them was read, not files: the config's training keys are a guess,
-and an unknown one is refused.
+ReLU; b_dec is subtracted. Source: sae-lens's loader, without sample files; the list of training keys may be incomplete, and
+an unknown key is refused.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ _HARMLESS = {
 
 
 def config_of(file: Path) -> Path | None:
-    """The config beside a weights file, by the name they share."""
+    """The config beside a weights file of the same name."""
     config = file.with_name(f"{file.stem}_cfg.json")
     return config if config.is_file() else None
 
 
 class ConnorRob(Format):
-    """Attention SAEs of GPT-2."""
+    """Attention SAEs of GPT-2 by Kissane and Krzyzanowski."""
 
     name = "connor_rob"
     layouts = (Layout("*.pt", ("{*}_cfg.json",), folder=False),)
@@ -39,7 +39,7 @@ class ConnorRob(Format):
         return file is not None and config_of(file) is not None and "W_enc" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """One `NAME.pt` and the `NAME_cfg.json` beside it, which says the architecture and where it reads."""
+        """Load `NAME.pt`; architecture and hook point are in the `NAME_cfg.json` beside it."""
         source = torch_file_of(path)
         config = config_of(source) if source else None
         if source is None or config is None:

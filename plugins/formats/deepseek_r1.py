@@ -15,7 +15,7 @@ _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 
 
 class DeepSeekR1(Format):
-    """Two linear layers in a torch file."""
+    """DeepSeek-R1-Distill SAEs: two linear layers in a torch file."""
 
     name = "deepseek_r1"
     layouts = (Layout("*[-_.]l[0-9]*.pt", folder=False),)
@@ -25,7 +25,7 @@ class DeepSeekR1(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """A bare state dict; the layer is read from the file name, everything else of it is always the same."""
+        """Load a bare state dict; the layer is in the file name, all else is fixed by the format."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         facts = [Fact("subtracts b_dec", "false", "inferred: this format never does")]

@@ -1,7 +1,7 @@
-"""dictionary_learning checkpoints: `ae.pt` and `config.json`; its seven dictionaries.
+"""dictionary_learning checkpoints: `ae.pt` and `config.json`, for its seven dictionary classes.
 
-Facts from dictionary-learning 0.1.0 (dictionary.py, trainers/, training.py). Final checkpoints have the training scale
-folded in; a backup written during training wraps the weights and does not, and its scale is undone here as there.
+Source: dictionary-learning 0.1.0 (dictionary.py, trainers/, training.py). Final checkpoints have the training scale folded
+in; a backup written during training wraps unscaled weights with their scale, which is folded in here.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ _BUFFER_HARMLESS = {"d_submodule", "io", "n_ctxs", "refresh_batch_size", "out_ba
 _LINEAR = {"encoder.weight", "decoder.weight"}
 _BATCH_TOPK = _LINEAR | {"encoder.bias", "b_dec", "k", "threshold"}
 _MATRICES = {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
-# dict_class -> its tensors and its name in the field's words
+# dict_class -> its tensors and its architecture
 _CLASSES: dict[str, tuple[set[str], str]] = {
     "AutoEncoder": (_LINEAR | {"encoder.bias", "bias"}, "standard"),
     "AutoEncoderNew": (_LINEAR | {"encoder.bias", "decoder.bias"}, "standard"),
@@ -48,7 +48,7 @@ _CLASSES: dict[str, tuple[set[str], str]] = {
 
 
 class DictionaryLearning(Format):
-    """dictionary_learning."""
+    """dictionary_learning: seven classes of dictionaries in `ae.pt`."""
 
     name = "dictionary_learning"
     files = ("config.json", "ae.pt")
@@ -89,7 +89,7 @@ class DictionaryLearning(Format):
 
 
 def _open(path: Path, options: LoadOptions) -> tuple[TorchFile, float | None]:
-    """The weights, and the training scale where the file is a backup from the middle of a run."""
+    """The weights, and the training scale if the file is a backup from the middle of a run."""
     file = TorchFile(path)
     if "ae" not in file.values:
         return file, None
@@ -101,7 +101,7 @@ def _open(path: Path, options: LoadOptions) -> tuple[TorchFile, float | None]:
 
 
 def _hook(trainer: Config, buffer: Config) -> str | None:
-    """The submodule's name, else the layer's residual stream; None for a buffer of inputs, whose site the name does not give."""
+    """The submodule's name, else the layer's residual stream; None for a buffer of inputs, whose name gives no site."""
     if buffer.text("io", "out") != "out":
         return None
     layer = trainer.integer("layer", low=0)
@@ -117,7 +117,7 @@ def _linear(file: TorchFile, trainer: Config) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _autoencoder(file: TorchFile, trainer: Config, factor: float, facts: list[Fact], options: LoadOptions) -> SAE:
-    """Its own loader brings the decoder to unit norm, unless it is already."""
+    """AutoEncoder: normalise the decoder rows, as its own loader does."""
     W_enc, W_dec = _linear(file, trainer)
     d_in, d_sae = W_enc.shape
     b_enc, bias = file.get("encoder.bias", d_sae) * factor, file.get("bias", d_in) * factor
@@ -143,7 +143,7 @@ def _gated(file: TorchFile, trainer: Config, factor: float, facts: list[Fact], o
 
 
 def _topk(file: TorchFile, trainer: Config, factor: float, facts: list[Fact], options: LoadOptions) -> SAE:
-    """TopK and BatchTopK: the first keeps a threshold too, but encodes with its k."""
+    """TopK and BatchTopK. TopK stores a threshold too, but encodes with its k."""
     W_enc, W_dec = _linear(file, trainer)
     d_in, d_sae = W_enc.shape
     if trainer.data["dict_class"] == "AutoEncoderTopK":
@@ -155,7 +155,7 @@ def _topk(file: TorchFile, trainer: Config, factor: float, facts: list[Fact], op
 
 
 def _matrices(file: TorchFile, trainer: Config, factor: float, facts: list[Fact], options: LoadOptions) -> SAE:
-    """JumpReLU (which sees activations as they are) and Matryoshka BatchTopK."""
+    """JumpReLU, which subtracts nothing, and Matryoshka BatchTopK."""
     d_in, d_sae = file.shape("W_enc", 2)
     trainer.expect("dict_size", d_sae)
     trainer.expect("activation_dim", d_in)
@@ -183,7 +183,7 @@ def _k(file: TorchFile, trainer: Config, facts: list[Fact], options: LoadOptions
     said = trainer.integer("k")
     held = file.scalar("k") if "k" in file else None
     if held is not None and (held != int(held) or (said is not None and said != held)):
-        raise CheckpointError(f"{file.path}: 'k' is {held}, but config.json says trainer.k = {said}")
+        raise CheckpointError(f"{file.path}: 'k' is {held}, but trainer.k in config.json is {said}")
     k = int(held) if held is not None else said or options.k
     if k is None:
         raise MissingError("k", f"{file.path}: 'k' is missing")

@@ -1,6 +1,6 @@
 """Gemma Scope 1: one `params.npz` (arXiv 2408.05147). JumpReLU in linear units; nothing is subtracted from the input.
 
-The files do not say where the SAE was trained; the folders of the release do, where they were kept.
+Model and hook point are not in the file; they are read from the folders of the release, if kept.
 """
 
 import math
@@ -58,7 +58,7 @@ class GemmaScope(Format):
 
 
 def _place(parts: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
-    """Model, hook point and, for a transcoder, the hook point it writes, from the release's folders."""
+    """Model, hook point and a transcoder's output hook point, from the names of the release's folders."""
     text = "/".join(parts)
     layer = re.search(r"layer_(\d+)(?:/|$)", text)
     repository = _REPOSITORY.search(text)
@@ -66,7 +66,7 @@ def _place(parts: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
         return None, None, None
     size, tuned, kind = repository.groups()
     model = f"google/gemma-2-{size}{'-it' if tuned == 'it' else ''}"
-    if kind == "transcoders":  # they read what the norm before the MLP gives; the file's name for it is Gemma's own
+    if kind == "transcoders":  # transcoders read the output of the norm before the MLP, which Gemma names differently
         return model, f"model.layers.{layer[1]}.mlp.input", f"blocks.{layer[1]}.hook_mlp_out"
     return model, f"blocks.{layer[1]}.{_SITES[kind]}", None
 

@@ -1,7 +1,7 @@
 """Gemma Scope 2: one `params.safetensors`, tensor names in lower case, and often a `config.json`.
 
 JumpReLU in linear units, nothing subtracted from the input; transcoders may have an affine skip [d_in, d_out]. A
-cross-layer transcoder's decoder has one axis more: it writes to many places and is no SAE.
+cross-layer transcoder, whose decoder has three axes, writes to several hook points and is refused.
 """
 
 import re
@@ -36,7 +36,7 @@ class GemmaScope2(Format):
         file.check(_TENSORS, (), options)
         if len(file.shapes.get("w_dec", ())) == 3:
             raise CheckpointError(
-                f"{file.path}: 'w_dec' has three axes: a cross-layer transcoder is no single-site SAE"
+                f"{file.path}: 'w_dec' has three axes: cross-layer transcoders, with several outputs, are not supported"
             )
         cfg = Config.read(folder / "config.json") if (folder / "config.json").is_file() else None
         if cfg:
@@ -46,7 +46,7 @@ class GemmaScope2(Format):
         d_out = file.shape("b_dec", 1)[0]
         skips = "affine_skip_connection" in file
         if cfg and cfg.boolean("affine_connection", skips) != skips:
-            raise CheckpointError(f"{cfg.path}: 'affine_connection' is not what the tensors have ({skips})")
+            raise CheckpointError(f"{cfg.path}: 'affine_connection' contradicts the tensors ({skips})")
         hook_in = cfg.text("hf_hook_point_in") if cfg else None
         hook_out = cfg.text("hf_hook_point_out") if cfg else None
         threshold = file.get("threshold", d_sae)
@@ -71,7 +71,7 @@ class GemmaScope2(Format):
 
 
 def _model(cfg: Config | None) -> str | None:
-    """The config's own name for the model; the hub's, where the one tells the other (gemma-v3-1b-pt)."""
+    """The model's name on the hub, if the config's name (gemma-v3-1b-pt) implies it; else the config's name."""
     name = cfg.text("model_name") if cfg else None
     if name and re.fullmatch(r"gemma-v?3-\d+[bm](-(pt|it))?", name):
         return "google/" + name.replace("-v3", "-3")

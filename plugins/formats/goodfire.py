@@ -1,6 +1,6 @@
 """Goodfire's SAEs: a torch file with `encoder_linear` and `decoder_linear`. ReLU; nothing is subtracted from the input.
 
-Model and layer are in the published file's name only ("Llama-3.1-8B-Instruct-SAE-l19.pth").
+Model and layer are only in the file name of the release ("Llama-3.1-8B-Instruct-SAE-l19.pth").
 """
 
 import re
@@ -16,7 +16,7 @@ _NAME = re.compile(r"(.+)-SAE-l(\d+)")
 
 
 class Goodfire(Format):
-    """Goodfire."""
+    """Goodfire: two linear layers in a torch file."""
 
     name = "goodfire"
     layouts = (Layout("*-SAE-l*.pth", folder=False), Layout("*-SAE-l*.pt", folder=False))
@@ -26,7 +26,7 @@ class Goodfire(Format):
         return file is not None and "encoder_linear.weight" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """A bare state dict; model and layer are read from the file name."""
+        """Load a bare state dict; model and layer are in the file name."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder_linear.weight", 2)
         W_dec = file.transposed("decoder_linear.weight", d_in, d_sae)

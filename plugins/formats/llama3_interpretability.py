@@ -1,8 +1,9 @@
 """llama3_interpretability_sae: a bare state dictionary of its TopKSparseAutoencoder.
 
-Facts from the repository's sae.py: each token is centred and divided by (unbiased standard deviation + eps), and the way
-out multiplies by the same; eps was an argument of its loader with 1e-6 as the class's own value. Neither k nor the site
-is in the file. The published SAE (65,536 latents, k 64) reads the output of block 22's input_layernorm of Llama 3.2 3B:
+Source: the repository's sae.py. Each token is centred and divided by (unbiased standard deviation + eps), and the output
+is multiplied by the same; eps is an argument of its loader with default 1e-6. Neither k nor the hook point is in the file.
+
+The published SAE (65,536 latents, k 64) reads the output of block 22's input_layernorm of Llama 3.2 3B:
 --k 64 --hook model.layers.22.input_layernorm --model meta-llama/Llama-3.2-3B.
 """
 
@@ -18,7 +19,7 @@ _EPS = 1e-6
 
 
 class Llama3Interpretability(Format):
-    """llama3_interpretability_sae."""
+    """llama3_interpretability_sae: its TopKSparseAutoencoder in a torch file."""
 
     name = "llama3_interpretability"
 
@@ -27,11 +28,11 @@ class Llama3Interpretability(Format):
         return file is not None and "b_pre" in shapes_of(file)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """A bare state dict; `options.k` is required, since the file does not hold it."""
+        """Load a bare state dict; `options.k` is required, since the file lacks it."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("encoder.weight", 2)
         if options.k is None:
-            raise MissingError("k", f"{file.path}: the file does not hold its k (the published SAE's is 64)")
+            raise MissingError("k", f"{file.path}: k is not in the file (the published SAE has 64)")
         W_dec = file.transposed("decoder.weight", d_in, d_sae)
         return SAE(
             file.get("encoder.weight", d_sae, d_in).T, W_dec, file.get("encoder.bias", d_sae), file.get("b_pre", d_in),

@@ -1,8 +1,9 @@
 """Llama Scope (arXiv 2410.20526): `hyperparams.json` and `checkpoints/final.safetensors`.
 
-Facts from the OpenMOSS repository as of that release (commit 4ec6f0aa, sae.py `from_config`): weights are stored in the
-space where activations have norm √d; loading brings them to the model's own space, then the decoder to unit norm with
-its norms in the encoder. `jump_relu_threshold` applies after that: it is in the model's units, for a unit decoder.
+Source: the OpenMOSS repository at that release (commit 4ec6f0aa, sae.py `from_config`). Weights are stored in the space
+where activations have norm √d. Loading transforms them to the model's space, then moves the decoder norms into the encoder.
+`jump_relu_threshold` applies after that: in the model's units, for a unit decoder. The language model is `model_name` in
+`lm_config.json` (config.py `LanguageModelConfig.save_lm_config`).
 """
 
 import math
@@ -15,7 +16,8 @@ from saebench.format import CheckpointError, Layout, MissingError
 from saebench.loading.readers import Config, SafetensorsFile, TorchFile, Weights
 from saebench.sae import Activation, Fact, JumpReLU, Metadata, ReLU, TopK
 
-# Its own order of preference.
+_LANGUAGE_MODEL = "lm_config.json"
+# In the library's order of preference.
 _FILES = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
 _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 _MATTERS = {
@@ -32,10 +34,14 @@ _HARMLESS = {
 
 
 class LlamaScope(Format):
-    """Llama Scope."""
+    """Llama Scope: TopK and JumpReLU SAEs of Llama 3.1 8B."""
 
     name = "llama_scope"
-    layouts = tuple(Layout(f"{name}{end}", ("hyperparams.json",)) for name in _FILES for end in (".safetensors", ".pt"))
+    layouts = tuple(
+        Layout(f"{name}{end}", ("hyperparams.json",), (_LANGUAGE_MODEL,))
+        for name in _FILES
+        for end in (".safetensors", ".pt")
+    )
 
     def matches(self, path: Path) -> bool:
         return _root(path) is not None
@@ -53,7 +59,7 @@ class LlamaScope(Format):
             raise CheckpointError(
                 f"{cfg.path}: 'use_glu_encoder' is true: an encoder of two matrices has no canonical form"
             )
-        return _build(cfg, file, biased, options)
+        return _build(cfg, file, biased, _model(root), options)
 
 
 def _root(path: Path) -> Path | None:
@@ -72,7 +78,7 @@ def _weights(root: Path, path: Path) -> Weights:
 
 
 def _scales(cfg: Config, d_in: int, facts: list[Fact]) -> tuple[float, float]:
-    """What the SAE's space multiplies the model's activations by, at its input and its output."""
+    """Factors from the model's space to the SAE's, at its input and its output."""
     kind = cfg.choice("norm_activation", {"dataset-wise", "inference", "none"})
     facts.append(Fact("input normalization", kind, "hyperparams.json norm_activation"))
     if kind != "dataset-wise":
@@ -88,7 +94,13 @@ def _scales(cfg: Config, d_in: int, facts: list[Fact]) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _build(cfg: Config, file: Weights, biased: bool, options: LoadOptions) -> SAE:
+def _model(root: Path) -> str | None:
+    """The language model's official name; its local path, which is of the training machine, is ignored."""
+    path = root / _LANGUAGE_MODEL
+    return Config.read(path).text("model_name") if path.is_file() else None
+
+
+def _build(cfg: Config, file: Weights, biased: bool, model: str | None, options: LoadOptions) -> SAE:
     d_sae, d_in = file.shape("encoder.weight", 2)
     cfg.expect("d_model", d_in)
     cfg.expect("d_sae", d_sae)
@@ -109,7 +121,7 @@ def _build(cfg: Config, file: Weights, biased: bool, options: LoadOptions) -> SA
     return SAE(
         W_enc.T, W_dec, b_enc, b_dec, activation, subtracts,
         metadata=Metadata(dtype=file.dtype,
-            architecture=cfg.text("act_fn") or "unknown", hook=hook, hook_out=hook_out if hook_out != hook else None,
+            architecture=cfg.text("act_fn") or "unknown", model=model, hook=hook, hook_out=hook_out if hook_out != hook else None,
             declared_l0=cfg.integer("top_k") if isinstance(activation, TopK) else None, facts=tuple(facts),
         ),
     )  # fmt: skip
@@ -118,7 +130,7 @@ def _build(cfg: Config, file: Weights, biased: bool, options: LoadOptions) -> SA
 def _activation(cfg: Config, facts: list[Fact], options: LoadOptions) -> Activation:
     kind = cfg.choice("act_fn", {"relu", "topk", "jumprelu"})
     threshold = cfg.number("jump_relu_threshold")
-    if kind == "topk" and threshold:  # its loader announces a JumpReLU and goes on computing a TopK
+    if kind == "topk" and threshold:  # its loader reports a JumpReLU but computes a TopK
         raise CheckpointError(
             f"{cfg.path}: 'act_fn' is topk beside a 'jump_relu_threshold': set 'act_fn' to jumprelu or the threshold to 0"
         )

@@ -1,8 +1,8 @@
 """Llamascopium (once lm-saes; Llama Scope R1-Distill): `config.json` and `sae_weights.safetensors`.
 
-Facts from llamascopium 2.0.0b34 and its repository's history. Activations are brought to norm √d before `encode` and
-back after `decode`; latents here are what `encode` gives there, in that space. The gate sees pre·‖W_dec‖, the latent is
-pre. Older files say `encoder.weight`, newer ones `W_E`; the JumpReLU threshold is stored as its logarithm.
+Source: llamascopium 2.0.0b34 and its repository's history. Activations are scaled to norm √d before `encode` and back after
+`decode`; latents equal those of its `encode`, in that space. The gate reads pre·‖W_dec‖, the latent is pre. Older files
+name the encoder `encoder.weight`, newer ones `W_E`; the JumpReLU threshold is stored as its logarithm.
 """
 
 import math
@@ -30,7 +30,7 @@ _HARMLESS = {
 
 
 class Llamascopium(Format):
-    """Llamascopium."""
+    """Llamascopium, formerly lm-saes; Llama Scope R1-Distill."""
 
     name = "llamascopium"
     files = ("config.json", _WEIGHTS)
@@ -92,7 +92,7 @@ def _build(cfg: Config, file: SafetensorsFile, options: LoadOptions) -> SAE:
     activation = _activation(cfg, file, d_sae, norm, facts, options)
     subtracts = cfg.boolean("apply_decoder_bias_to_pre_encoder", False)
     facts.append(Fact("subtracts b_dec", str(subtracts).lower(), "config.json apply_decoder_bias_to_pre_encoder"))
-    if subtracts:  # of the normalised input: into the encoder's bias, since input and output may be scaled differently
+    if subtracts:  # folded into the encoder's bias, since input and output scales may differ
         b_E = b_E - b_D @ W_E
     return SAE(
         W_E.mul_(s_in) if s_in != 1 else W_E, W_D.div_(s_out) if s_out != 1 else W_D, b_E, b_D / s_out, activation,
@@ -115,7 +115,7 @@ def _normalization(
         return TokenScale(), 1.0, 1.0
     if kind != "dataset-wise":
         raise CheckpointError(
-            f"{cfg.path}: 'norm_activation' is {kind}: what it computes depends on the batch or on the target"
+            f"{cfg.path}: 'norm_activation' is {kind}: it depends on the batch or on the target, so it has no canonical form"
         )
     scales = []
     for place in (hook, hook_out):
@@ -134,7 +134,7 @@ def _activation(
     kind = cfg.choice("act_fn", {"relu", "topk", "jumprelu", "batchtopk"})
     if kind == "batchtopk":
         raise CheckpointError(
-            f"{cfg.path}: 'act_fn' is batchtopk, which holds no threshold: convert it to jumprelu there"
+            f"{cfg.path}: 'act_fn' is batchtopk, which has no threshold: convert the SAE to jumprelu with llamascopium"
         )
     if kind == "relu":
         return ReLU()

@@ -1,7 +1,7 @@
-"""OpenAI's sparse_autoencoder: one torch file that holds the tensors and the activation's name and state.
+"""OpenAI's sparse_autoencoder: one torch file with the tensors and the activation's name and state.
 
-Facts from the repository's model.py (arXiv 2406.04093): it normalises each token exactly when the activation is TopK,
-by the unbiased standard deviation with 1e-5 added on the way in only. Where it was trained is not in the file.
+Source: the repository's model.py (arXiv 2406.04093). It normalises each token exactly when the activation is TopK, by the
+unbiased standard deviation, plus 1e-5 at the input only. Model and hook point are not in the file.
 """
 
 from pathlib import Path
@@ -13,13 +13,13 @@ from saebench.loading.readers import TorchFile, shapes_of, torch_checkpoint, tor
 from saebench.sae import Activation, Fact, Identity, LayerNorm, Metadata, NoTransform, ReLU, SignedTopK, TopK
 
 _TENSORS = {"pre_bias", "latent_bias", "encoder.weight", "decoder.weight", "decoder.linear.weight"}
-# Its TopK writes its state twice: under activation_state_dict, and flat.
+# TopK stores its state twice: under activation_state_dict, and flat.
 _VALUES = {"activation", "activation_state_dict", "activation.k", "activation.postact_fn"}
 _STATISTICS = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"}
 
 
 class OpenAI(Format):
-    """OpenAI sparse_autoencoder."""
+    """OpenAI sparse_autoencoder: TopK, ReLU or identity in a torch file."""
 
     name = "openai"
 
@@ -28,7 +28,7 @@ class OpenAI(Format):
         return file is not None and {"pre_bias", "latent_bias"} <= shapes_of(file).keys()
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """One autoencoder, tied or not; the file says its activation, and it is ReLU where the file does not."""
+        """Load an autoencoder, tied or not, with the activation of the file, by default ReLU."""
         file = torch_checkpoint(path, _TENSORS | _VALUES, options, _STATISTICS)
         d_sae, d_in = file.shape("encoder.weight", 2)
         tied = "decoder.linear.weight" in file
@@ -74,7 +74,7 @@ def _activation(file: TorchFile, options: LoadOptions) -> tuple[Activation, tupl
     if k is None:
         raise MissingError("k", f"{file.path}: 'activation_state_dict.k' is missing")
     if type(k) is not int or k < 1:
-        raise CheckpointError(f"{file.path}: 'activation_state_dict.k' is {k!r}, expected a whole number from 1")
+        raise CheckpointError(f"{file.path}: 'activation_state_dict.k' is {k!r}, expected a whole number ≥ 1")
     after = state.get("postact_fn", "ReLU")
     facts = (fact, Fact("k", str(k), "activation_state_dict.k" if "k" in state else "--k"), Fact("after top-k", str(after), "activation_state_dict.postact_fn"))  # fmt: skip # noqa: E501
     if after == "ReLU":

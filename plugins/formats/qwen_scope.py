@@ -1,6 +1,6 @@
 """Qwen Scope: `layerN.sae.pt` with SAELens's tensor names, the matrices transposed. TopK; nothing is subtracted.
 
-k is only in the repository's name (`…-W32K-L0_50`): it is read from the path where that was kept.
+k is only in the name of the repository (`…-W32K-L0_50`), from which it is read if the path contains it.
 """
 
 import re
@@ -18,7 +18,7 @@ _REPOSITORY = re.compile(r"SAE-Res-(.+)-W\d+K-L0_(\d+)")
 
 
 class QwenScope(Format):
-    """Qwen Scope."""
+    """Qwen Scope: TopK SAEs of Qwen models in torch files."""
 
     name = "qwen_scope"
     layouts = (Layout("layer*.sae.pt", folder=False),)
@@ -28,7 +28,7 @@ class QwenScope(Format):
         return file is not None and shapes_of(file).keys() == _TENSORS and config_of(file) is None
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """A bare state dict in either orientation; k is read from the name of the repository or given by `options.k`."""
+        """Load a bare state dict in either orientation; k is in the name of the repository or in `options.k`."""
         file = torch_checkpoint(path, _TENSORS, options)
         d_sae, d_in = file.shape("b_enc", 1)[0], file.shape("b_dec", 1)[0]
         W_enc, W_dec = oriented(file, "W_enc", d_in, d_sae), oriented(file, "W_dec", d_sae, d_in)
@@ -38,7 +38,7 @@ class QwenScope(Format):
         layer = re.fullmatch(r"layer(\d+)\.sae", file.path.stem)
         k = int(repository[2]) if repository else options.k
         if k is None:
-            raise MissingError("k", f"{file.path}: the file does not hold its k")
+            raise MissingError("k", f"{file.path}: k is not in the file")
         return SAE(
             W_enc, W_dec, file.get("b_enc", d_sae), file.get("b_dec", d_in), TopK(k), False,
             metadata=Metadata(dtype=file.dtype,

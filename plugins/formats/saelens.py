@@ -1,8 +1,8 @@
-"""SAELens checkpoints, of every version: `cfg.json` and `sae_weights.safetensors`; the format `save_sae` writes.
+"""SAELens checkpoints of every version: `cfg.json` and `sae_weights.safetensors`; the default format of `save_sae`.
 
-Facts from sae-lens 6.54.12 (saes/, loading/pretrained_sae_loaders.py, training/activation_scaler.py), each run against it.
-Training checkpoints have the same files and are not folded: their input scaling lies beside them
-(`activation_scaler.json`, `activation_whitening.safetensors`), and latents stay in the scaled space, as in `encode` there.
+Source: sae-lens 6.54.12 (saes/, loading/pretrained_sae_loaders.py, training/activation_scaler.py), each fact tested against
+it. Training checkpoints have the same files, unfolded: their input scaling is in files beside them
+(`activation_scaler.json`, `activation_whitening.safetensors`), and latents stay in the scaled space, as in its `encode`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ _MATTERS = {
     "architecture", "k", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm",
     "reshape_activations", "d_in", "d_sae", "d_out", "matryoshka_widths", "metadata",
 }  # fmt: skip
-# Where and in what precision it ran, and what only training reads.
+# Device, precision, and keys that only training reads.
 _HARMLESS = {
     "dtype", "device", "decoder_init_norm", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "l0_coefficient",
     "l0_warm_up_steps", "jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode",
@@ -54,7 +54,7 @@ _NORMALIZATIONS = {"none", "layer_norm", "constant_norm_rescale", "expected_aver
 
 @dataclass
 class _Parts:
-    """A checkpoint on its way to an SAE: tensors in SAELens's own orientation, folded step by step."""
+    """The tensors of a checkpoint in SAELens's orientation, folded step by step into canonical form."""
 
     W_enc: Tensor
     W_dec: Tensor
@@ -64,7 +64,7 @@ class _Parts:
     facts: list[Fact] = field(default_factory=list)
 
     def fold_norms(self) -> None:
-        """Decoder rows to unit norm, their norms into the encoder: a row that is unit to rounding stays as it is."""
+        """Move the norms of decoder rows into the encoder; rows that are unit up to rounding stay unchanged."""
         norm = self.W_dec.norm(dim=-1)
         norm = torch.where((norm - 1).abs() <= 1e-6, 1.0, norm)
         if bool((norm == 1).all()):
@@ -75,13 +75,13 @@ class _Parts:
             self.b_enc.mul_(norm)
 
     def fold_scale(self, scale: float) -> None:
-        """The encoder read activations times `scale`; latents and threshold stay as they are."""
+        """Fold in a factor on the encoder's input; latents and threshold are unchanged."""
         self.W_enc.mul_(scale)
         self.W_dec.div_(scale)
         self.b_dec.div_(scale)
 
     def fold_whitening(self, mean: Tensor, matrix: Tensor, inverse: Tensor) -> Tensor:
-        """The encoder read (x − mean) @ matrix. Returns what every encoder bias loses, [d_sae]."""
+        """Fold in an encoder input of (x − mean) @ matrix; return the shift [d_sae] subtracted from every encoder bias."""
         folded = matrix @ self.W_enc.double()
         shift = torch.zeros(folded.shape[1]).double() if self.subtracts_b_dec else mean @ folded
         self.W_enc = folded.float()
@@ -159,12 +159,12 @@ def _check_tensors(weights: SafetensorsFile, architecture: str, options: LoadOpt
 
 
 def _fold_finetuning(cfg: Config, weights: SafetensorsFile, parts: _Parts) -> None:
-    """Before version 6: a factor on each latent, applied on the way out only."""
+    """Fold in the finetuning factors before version 6: one per latent, on the decoder side only."""
     factor = weights.get("scaling_factor", parts.W_dec.shape[0])
     if bool(torch.allclose(factor, torch.ones_like(factor))):
         return
     if not cfg.boolean("finetuning_scaling_factor", False):
-        raise CheckpointError(f"{weights.path}: holds a 'scaling_factor' that 'finetuning_scaling_factor' disowns")
+        raise CheckpointError(f"{weights.path}: 'scaling_factor' is present, but 'finetuning_scaling_factor' is false")
     parts.W_dec.mul_(factor[:, None])
     parts.facts.append(Fact("latents are scaled before the decoder", "true", f"{WEIGHTS} scaling_factor"))
 
@@ -203,14 +203,14 @@ def _assemble(
 def _normalization(
     cfg: Config, parts: _Parts, architecture: str, folder: Path, options: LoadOptions
 ) -> tuple[Transform, Tensor | None]:
-    """The per-token transform; a transform by constants is folded into `parts`, with what gated biases lose by it."""
+    """(per-token transform, shift of gated biases); a transform by constants is folded into `parts`."""
     kind = cfg.choice("normalize_activations", _NORMALIZATIONS, "none")
     parts.facts.append(Fact("input normalization", kind, "cfg.json normalize_activations"))
     scaler = Config.read(folder / "activation_scaler.json") if (folder / "activation_scaler.json").is_file() else None
     scale = scaler.number("scaling_factor") if scaler else None
     if scale is not None and kind != "expected_average_only_in":
         raise CheckpointError(
-            f"{folder / 'activation_scaler.json'}: holds a scale, but the config normalizes by '{kind}'"
+            f"{folder / 'activation_scaler.json'}: contains a scale, but 'normalize_activations' is '{kind}'"
         )
     restores = architecture not in _TRANSCODERS
     if kind == "layer_norm":
@@ -225,7 +225,7 @@ def _normalization(
         if scale is None:
             raise MissingError(
                 "scale",
-                f"{cfg.path}: 'normalize_activations' is expected_average_only_in, and the scale it means "
+                f"{cfg.path}: 'normalize_activations' is expected_average_only_in, but its scale "
                 "(√d_in / mean ‖x‖ over its training data) was not saved",
             )
         if scale <= 0:
@@ -272,9 +272,9 @@ def _activation(
         return JumpReLU(torch.tensor(threshold, dtype=torch.float64).float())
     if "jumprelu" in architecture:
         thresholds = _thresholds(weights, d_sae, parts)
-        if "jumprelu_bandwidth" in cfg.data and bool((thresholds < 0).any()):  # no ReLU follows the gate there
+        if "jumprelu_bandwidth" in cfg.data and bool((thresholds < 0).any()):  # no ReLU follows its gate
             raise CheckpointError(
-                f"{weights.path}: a training checkpoint with negative thresholds fires negatively: refused"
+                f"{weights.path}: refused, latents of a training checkpoint with negative thresholds may be negative"
             )
         return JumpReLU(thresholds)
     if architecture == "gated":
@@ -288,7 +288,7 @@ def _activation(
 def _thresholds(weights: SafetensorsFile, d_sae: int, parts: _Parts) -> Tensor:
     if "log_threshold" in weights:
         if "threshold" in weights:
-            raise CheckpointError(f"{weights.path}: holds both 'threshold' and 'log_threshold'")
+            raise CheckpointError(f"{weights.path}: has both 'threshold' and 'log_threshold'")
         parts.facts.append(Fact("threshold", "exp(log_threshold)", f"{WEIGHTS} log_threshold"))
         return weights.get("log_threshold", d_sae).exp()
     threshold = weights.get("threshold", d_sae)
@@ -319,7 +319,7 @@ def _metadata(cfg: Config, architecture: str, activation: Activation, d_sae: int
 
 
 def _groups(cfg: Config, widths: Any, d_sae: int) -> tuple[int, ...] | None:
-    """SAELens gives the cumulative widths of a Matryoshka SAE's prefixes; the last may be left out."""
+    """Group widths from SAELens's cumulative widths of Matryoshka prefixes, of which the last may be missing."""
     if not widths:
         return None
     if not isinstance(widths, list) or any(type(w) is not int for w in widths):

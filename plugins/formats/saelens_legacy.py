@@ -1,7 +1,7 @@
-"""SAELens configs from before version 6, in the words of version 6.
+"""Conversion of SAELens configs before version 6 to those of version 6.
 
-They are flat, carry the whole training run's settings, and leave out what was then the only way (facts from the
-compatibility code of sae-lens 6.54.12).
+The old configs are flat, contain all settings of the training run, and omit conventions that had no alternative then.
+Source: the compatibility code of sae-lens 6.54.12.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from saebench.format import CheckpointError, LoadOptions
 from saebench.loading.readers import Config
 
-# An SAE of one attention head reads d_head numbers of hook_z.
+# An SAE of one attention head reads d_head entries of hook_z.
 HEADS = ("hook_head_index", "hook_point_head_index")
 _MATTERS = {
     "architecture", "activation_fn", "activation_fn_str", "activation_fn_kwargs", "k", "apply_b_dec_to_input",
@@ -38,7 +38,7 @@ _HARMLESS = {
 
 
 def is_legacy(cfg: Config) -> bool:
-    """Whether the config is from before version 6, which nests the model's part under `metadata`."""
+    """Whether the config is older than version 6, which has the model's keys under `metadata`."""
     return not isinstance(cfg.data.get("metadata"), dict)
 
 
@@ -53,7 +53,7 @@ def refuse_one_head(cfg: Config) -> None:
 
 
 def modern(cfg: Config, options: LoadOptions) -> Config:
-    """The same config in the words of version 6.
+    """Convert a config to version 6.
 
     Raises:
         CheckpointError: an unknown key, or an activation that SAELens 6 does not have.
@@ -73,7 +73,7 @@ def modern(cfg: Config, options: LoadOptions) -> Config:
         architecture = "topk"
         data["k"] = kwargs.integer("k", cfg.integer("k"))
     elif activation == "relu" and kwargs.has("k"):
-        raise CheckpointError(f"{cfg.path}: 'activation_fn_kwargs.k' beside activation 'relu': which one is meant?")
+        raise CheckpointError(f"{cfg.path}: 'activation_fn_kwargs.k' contradicts activation 'relu': remove one")
     elif activation != "relu" and not (activation == "topk" and architecture == "topk"):
         raise CheckpointError(
             f"{cfg.path}: activation '{activation}' with architecture '{architecture}' is not supported"

@@ -1,4 +1,4 @@
-"""Writing SAELens 6 checkpoints: what `save_sae` does by default. What SAELens cannot compute exactly is refused."""
+"""Write SAELens 6 checkpoints, the default of `save_sae`; an SAE that SAELens cannot compute exactly is refused."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def write(sae: SAE, path: Path) -> None:
     """Write `sae` as SAELens 6.
 
     Raises:
-        CheckpointError: SAELens has no architecture or normalization that computes the same.
+        CheckpointError: SAELens has no equivalent architecture or normalization.
     """
     architecture, extra, tensors = _as_saelens(sae)
     meta = sae.metadata
@@ -36,7 +36,7 @@ def write(sae: SAE, path: Path) -> None:
         metadata["training_architecture_details"] = {"k": meta.declared_l0} | (
             {"matryoshka_widths": widths} if widths else {}
         )
-    # An SAE made half as large with `sae.to(device, torch.float16)` is written so, and said to be.
+    # A float16 SAE (`sae.to(device, torch.float16)`) is written in float16, with that dtype in the config.
     dtype = torch.float16 if sae.W_enc.dtype == torch.float16 else torch.float32
     cfg = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": str(dtype).removeprefix("torch."),
@@ -52,11 +52,11 @@ def write(sae: SAE, path: Path) -> None:
 
 
 def _replace(target: Path, write_to: Callable[[Path], Any]) -> None:
-    """Write beside, then rename: an SAE may still be mapped from the file that is replaced."""
+    """Write beside, then rename: a loaded SAE may still be memory-mapped from the old file."""
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write_to(fresh)
-        fresh.chmod(0o644)  # safetensors' own lets its owner alone read it
+        fresh.chmod(0o644)  # safetensors creates files that only their owner may read
         fresh.replace(target)
     finally:
         fresh.unlink(missing_ok=True)
@@ -77,11 +77,11 @@ def _normalization_name(sae: SAE) -> str:
 
 
 def _as_saelens(sae: SAE) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Its architecture's name there, the config keys it needs, and its tensors."""
+    """SAELens's name of the architecture, the config keys it needs, and its tensors."""
     tensors = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     activation, extra = sae.activation, {}
     if isinstance(activation, Gated):
-        # SAELens's gated SAE has no bias before its two paths: b_enc moves into theirs.
+        # SAELens's gated SAE has no bias before its two paths, so b_enc moves into the biases of the paths.
         b_gate = activation.b_gate + sae.b_enc
         b_mag = activation.b_mag + activation.r_mag.exp() * sae.b_enc
         tensors |= {"r_mag": activation.r_mag, "b_gate": b_gate, "b_mag": b_mag}

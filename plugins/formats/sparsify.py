@@ -1,7 +1,7 @@
 """EleutherAI sparsify checkpoints: `<hookpoint>/cfg.json` and `<hookpoint>/sae.safetensors`.
 
-Facts from eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). The hook point is the folder's name; a coder that
-transcodes reads the input of that module and writes its output.
+Source: eai-sparsify 1.3.3 (sparse_coder.py, fused_encoder.py). The hook point is the folder's name; a transcoder reads the
+input of that module and writes its output.
 """
 
 import re
@@ -91,7 +91,7 @@ def _activation(cfg: Config, d_sae: int, options: LoadOptions) -> tuple[TopK | G
 
 
 def _hooks(folder: str, transcode: bool) -> tuple[str | None, str | None]:
-    """Where it reads and, for a transcoder, writes; None where the folder's name is no hook point."""
+    """Hook points that the SAE reads and, as a transcoder, writes; None if the folder's name is no hook point."""
     name = folder if folder.startswith(("layers.", "h.")) else None
     if name is None or not transcode:
         return name, None
@@ -102,12 +102,12 @@ def _hooks(folder: str, transcode: bool) -> tuple[str | None, str | None]:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    """What the run's own config, one folder up, says of the model; nothing where there is none."""
+    """The model's entries in the run's config, one folder up; empty without that config."""
     parent = folder.parent / "config.json"
     if not parent.is_file():
         return {}
     run = Config.read(parent)
-    if "sae" not in run.data:  # some other config
+    if "sae" not in run.data:  # another config of that name
         return {}
     return {"model": run.text("model"), "context_length": run.integer("ctx_len")}
 

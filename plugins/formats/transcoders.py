@@ -1,8 +1,8 @@
 """Transcoders of circuit-tracer: `layer_N.safetensors`, or `W_enc_N.safetensors` beside `W_dec_N.safetensors`.
 
-Facts from circuit-tracer 0.5.0 and sae-lens 6.54.12. W_enc is stored [d_sae, d_in], W_dec either way: the biases' lengths
-tell. They expect a model whose norms' weights are not folded. A cross-layer transcoder writes to many places and is no
-SAE; only its last layer is.
+Source: circuit-tracer 0.5.0 and sae-lens 6.54.12. W_enc is stored [d_sae, d_in]; the orientation of W_dec follows from the
+lengths of the biases. Norm weights of the model must not be folded. A cross-layer transcoder, which writes to several hook
+points, is refused, except for its last layer.
 """
 
 import re
@@ -37,7 +37,7 @@ class Transcoders(Format):
         return {"W_enc", "W_dec", "b_enc", "b_dec"} <= names or bool(split and f"W_enc_{split[1]}" in names)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
-        """One layer of a set: a file of its own, or the encoder and decoder files of that layer."""
+        """Load one layer of a set, from a single file, or from its encoder and decoder files."""
         source = _file(path)
         if source is None:
             raise CheckpointError(f"{path}: name one layer's file (layer_N.safetensors)")
@@ -74,7 +74,7 @@ class Transcoders(Format):
 
 
 def _file(path: Path) -> Path | None:
-    """One layer's file: `path` itself, or the only one of its folder."""
+    """The file of one layer: `path` itself, or the only one of its folder."""
     if path.is_dir():
         found = [p for p in path.glob("*.safetensors") if re.fullmatch(r"(layer|W_enc)_\d+", p.stem)]
         return found[0] if len(found) == 1 else None
@@ -86,7 +86,7 @@ def _decoder(file: SafetensorsFile, name: str, d_sae: int, d_out: int) -> Tensor
     if len(shape) == 3:
         if shape != (d_sae, 1, d_out):
             raise CheckpointError(
-                f"{file.path}: '{name}' has shape {shape}: a cross-layer transcoder is no single-site SAE"
+                f"{file.path}: '{name}' has shape {shape}: cross-layer transcoders, with several outputs, are not supported"
             )
         return file.get(name, d_sae, 1, d_out)[:, 0].contiguous()
     return oriented(file, name, d_sae, d_out)

@@ -1,4 +1,4 @@
-"""Geometry of the dictionary: scores of the weights alone, independent of the text."""
+"""Geometry of the dictionary, computed from the weights alone and independent of text."""
 
 from typing import ClassVar
 
@@ -9,10 +9,9 @@ from torch.nn import functional as F
 
 from saebench import SAE, Env, Metric, Score, hookimpl
 
-# Two latents whose decoder directions are closer than this count as duplicates.
+# Latents with a larger cosine of their decoder directions count as duplicates.
 DUPLICATE = 0.9
 _WHY = "computed from the weights, nothing is sampled"
-# Captions of the scores.
 _ABOUT = {
     "decoder_norm": "mean norm of decoder rows",
     "encoder_decoder_cosine": "mean cosine of a latent's encoder and decoder",
@@ -34,7 +33,7 @@ class Geometry(Metric):
         self._sae = sae
 
     def merge(self, other: "Geometry") -> None:
-        """Weights are the same everywhere."""
+        """Do nothing: the weights are the same in every instance."""
 
     def scores(self, env: Env) -> list[Score]:
         sae = env.sae

@@ -1,6 +1,6 @@
 """Sampled latents and their firings: shared by the metrics that intervene on single latents.
 
-Everything is sampled by smallest hash, so that neither the order of contexts nor their division into batches or ranks matters.
+Samples are the smallest hashes, so that the order of contexts and their division into batches or ranks do not matter.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ def lens_of(env: Env, metric: str) -> Lens:
     """The language model at the hook point.
 
     Raises:
-        SaebenchError: the run has none.
+        SaebenchError: the run has no language model.
     """
     if env.lens is None:
         raise SaebenchError(
-            f"metric '{metric}' acts on a language model, and this run has none: run a text task with --model"
+            f"metric '{metric}' acts on a language model, but this run has none: run a text task with --model"
         )
     return env.lens
 
@@ -45,7 +45,7 @@ def _mix(h: np.ndarray) -> np.ndarray:
 
 
 def sampled(metric: str, seed: int, live: np.ndarray, n: int) -> np.ndarray:
-    """The n live latents with the smallest hashes, in that order. A latent that leaves the sample never comes back."""
+    """The n live latents with the smallest hashes, in that order. A latent that leaves the sample never returns."""
     order = np.argsort(hashed(f"{metric}/latents", seed, np.arange(len(live))), kind="stable")
     found: np.ndarray = order[live[order]][:n]
     return found

@@ -1,4 +1,4 @@
-"""Downstream preservation: how much of a probe's accuracy on x is left on the reconstruction.
+"""Downstream preservation: the share of a probe's accuracy on x that remains on the reconstruction.
 
 A logistic regression is fitted on x of the training side and applied, unchanged, to x and to x̂ of the test side.
 """
@@ -57,7 +57,7 @@ class Preservation(Metric):
         return np.concatenate([row[name] for row in self.rows])
 
     def units(self) -> pd.DataFrame:
-        """One row per held-out item: whether the probe is right on x, and on x̂."""
+        """One row per held-out item: whether the probe is correct on x, and on x̂."""
         return self._units
 
     def scores(self, env: Env) -> list[Score]:

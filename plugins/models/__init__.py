@@ -1,1 +1,1 @@
-"""Model aliases that need no hub."""
+"""Built-in model aliases, which need no hub."""

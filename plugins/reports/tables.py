@@ -1,6 +1,6 @@
 """Boards as Markdown, LaTeX, CSV, JSON and parquet.
 
-Names come out of other people's files: in Markdown they cannot start a cell, a link or a tag, in CSV no formula.
+Names are untrusted: in Markdown they cannot start a cell, a link or a tag, in CSV no formula.
 """
 
 import csv
@@ -19,7 +19,7 @@ from saebench.text import clean, interval_text, value_text
 
 
 class Markdown:
-    """A table a board, with the headlines: for READMEs and issues."""
+    """One table of headlines per board, for READMEs and issues."""
 
     name = "markdown"
 
@@ -50,7 +50,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown shows as it is: no table cell, emphasis, link, HTML tag or entity begins in it."""
+    """Escape text for Markdown, so that no table cell, emphasis, link, HTML tag or entity begins in it."""
     safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", safe).replace("://", ":\u200b//")
 
@@ -62,7 +62,7 @@ def _cell(cell: Cell) -> str:
 
 
 class Latex:
-    """A booktabs table a board, with the headlines: for papers. Needs the package booktabs."""
+    """One table of headlines per board, for papers; needs the package booktabs."""
 
     name = "latex"
 
@@ -87,7 +87,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 
 
 def _tex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape text for LaTeX."""
     return "".join(_TEX.get(c, c) for c in text)
 
 
@@ -105,7 +105,7 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def _long(board: Board) -> Iterator[dict[str, Any]]:
-    """Every score of every SAE, curves too, one after the other."""
+    """A row per score of each SAE, curves included."""
     for row in board.rows:
         about = _sae(board, row)
         for column in board.columns:
@@ -130,7 +130,7 @@ def _score(column: Column, cell: Cell) -> dict[str, Any]:
 
 
 class Csv:
-    """Long form: a line for each score of each SAE, numbers in full precision."""
+    """Long form: one line per score of each SAE, numbers in full precision."""
 
     name = "csv"
 
@@ -145,7 +145,7 @@ class Csv:
 
 
 def _harmless(value: object) -> object:
-    """Text that no spreadsheet takes for a formula; numbers as they are."""
+    """Escape text that a spreadsheet would read as a formula; numbers stay unchanged."""
     if not isinstance(value, str) or not value:
         return value
     text = clean(value, 300)
@@ -153,7 +153,7 @@ def _harmless(value: object) -> object:
 
 
 class Json:
-    """Everything: boards with their rows and scores, what was left out and why."""
+    """Boards with all rows and scores, and the reasons for omissions."""
 
     name = "json"
 
@@ -185,12 +185,12 @@ class Json:
 
 
 def _short(value: object) -> object:
-    """Text of a sane length; anything else as it is."""
+    """Truncate long text; other values stay unchanged."""
     return value[:1000] if isinstance(value, str) else value
 
 
 class Parquet:
-    """The lines of the CSV as a typed, binary table, for pandas and the like: needs --output."""
+    """The lines of the CSV as a typed binary table, for pandas; needs --output."""
 
     name = "parquet"
 
@@ -215,7 +215,7 @@ _KINDS: dict[str, Any] = {
 
 
 def _typed(value: object, kind: str) -> Any:
-    """A value as its column has it; what a stranger's record holds in its place is missing."""
+    """A value in its column's type; a value of another type becomes missing."""
     if value is None or value == "":
         return value
     if kind == "string":

@@ -1,1 +1,1 @@
-"""From records to what is read: frames, comparisons, tables, plots, pages, submissions."""
+"""Views of records: data frames, comparisons, tables, plots, pages; and submissions."""

@@ -18,15 +18,15 @@ def compare(
     Args:
         a, b: records, record files, or names of SAEs among the records of `results`.
         results: folder of the records.
-        task: name, or name@version; needed where both were measured on several.
-        scores: by key, metric, or metric.key; the headlines without any.
+        task: name, or name@version; needed if both SAEs were measured on several tasks.
+        scores: keys, metrics, or metric.key; default: the headlines.
 
     Returns:
         A comparison with a `sentence`, `lines` and `to_json()`; a notebook shows it as a table.
 
     Raises:
         UsageError: an unknown score or task.
-        SaebenchError: no such record, or the two are not comparable; names the parts in which they differ.
+        SaebenchError: no such record, or incomparable records; names the parts in which they differ.
     """
     named = [str(one) for one in (a, b) if not isinstance(one, Record)]
     found = iter(find_records(named, Path(results), task)) if named else iter(())

@@ -1,4 +1,4 @@
-"""Two records side by side: paired differences with intervals, and what they come to in a sentence."""
+"""Two records side by side: paired differences with intervals, and a sentence that sums them up."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +18,12 @@ from saebench.text import clean, interval_text, value_text
 
 @dataclass(frozen=True)
 class Line:
-    """One score of both, and B − A on the contexts that both share (None, with a reason, where it cannot be made).
+    """One score of both SAEs, and B − A on the contexts that they share (None, with a reason, if it cannot be computed).
 
     Where each SAE has units of its own (`paired` is False), B − A is a difference of independent samples.
 
     Attributes:
-        smallest: the score's smallest difference of interest; None where none is known.
+        smallest: the score's smallest difference of interest; None if the metric declares none.
         adjusted: the p-value, corrected over every score of every pair that the comparison shows (Holm).
     """
 
@@ -52,13 +52,13 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What the lines say: who is better in what and by how much, and what has to be kept in mind."""
+        """Summary of the lines: the better SAE by score and margin, negligible differences, and confounding scores."""
         parts = []
         for kind, words in (("better", f"{self.b} is better than {self.a} in"), ("worse", f"{self.a} is better in")):
             if found := [_by(line) for line in self.lines if line.verdict == kind]:
                 parts.append(f"{words} {_join(found)}")
         if small := [line.column.key for line in self.lines if line.verdict == "negligible"]:
-            parts.append(f"differences in {_join(small)} are smaller than matters")
+            parts.append(f"differences in {_join(small)} are negligible")
         if same := [line.column.key for line in self.lines if line.verdict == "same"]:
             parts.append(f"no difference was seen in {_join(same)}")
         differs = [line for line in self.lines if line.verdict == "differs"]
@@ -67,7 +67,7 @@ class Comparison:
             parts.append(
                 f"they differ in {_join(both)}, so compare them at equal {_join([d.column.key for d in differs])}"
             )
-        return "; ".join(parts) + "." if parts else f"Nothing that {self.a} and {self.b} share could be compared."
+        return "; ".join(parts) + "." if parts else f"No score of {self.a} and {self.b} could be compared."
 
     def __repr__(self) -> str:
         return f"<Comparison of {self.b} against {self.a}: {self.sentence}>"
@@ -110,11 +110,11 @@ def _texts(line: Line) -> list[str]:
 
 
 def compare(records: Sequence[Record], scores: Sequence[str] = ()) -> list[Comparison]:
-    """The first record against each of the others, on the scores asked for (the headlines if none is).
+    """Compare the first record with each of the others, on the requested scores (default: the headlines).
 
     Raises:
         UsageError: fewer than two records, or an unknown score.
-        SaebenchError: the records are not comparable; says in what they differ.
+        SaebenchError: incomparable records; names the parts in which they differ.
     """
     if len(records) < 2:
         raise UsageError("compare needs two records or more")
@@ -145,7 +145,7 @@ def _comparable(a: Record, b: Record) -> None:
     one, two = differing([a.group, b.group])
     parts = [f"{name} ({one[name]} and {two[name]})" for name in one]
     if a.fingerprint == b.fingerprint:
-        raise SaebenchError(f"{clean(a.sae['name'])}: the same measurement twice, there is nothing to compare")
+        raise SaebenchError(f"{clean(a.sae['name'])}: the same measurement twice; name two different SAEs")
     if a.partial != b.partial:
         parts.append("one is partial (--limit)")
     if parts:
@@ -156,7 +156,7 @@ def _comparable(a: Record, b: Record) -> None:
 
 
 def _compare(a: Record, b: Record, scores: Sequence[str]) -> Comparison:
-    # As a board of two: names are told apart and missing scores explained in the same way.
+    # A board of two makes equal names distinct and explains missing scores.
     [board] = boards([a, b], partial=True)
     one, two = board.rows
     lines = []

@@ -1,4 +1,4 @@
-"""Records by name: a file, or an SAE among the records of a folder."""
+"""Find records by file, or by the name of an SAE in a results folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,13 +8,16 @@ from saebench.results import Record, RecordError, load_records
 
 
 def find_records(names: Iterable[str], results: Path, task: str | None = None) -> list[Record]:
-    """One record for each name: a record file, or an SAE's name (or name-sha8) among the records of a folder.
+    """One record for each name, all on one task: the given task, or the only one that every SAE was measured on.
 
-    All of them on one task: the one named, or the only one that every SAE was measured on.
+    Args:
+        names: record files, or names of SAEs (name or name-sha8) among the records of `results`.
+        results: folder of the records.
+        task: name, or name@version.
 
     Raises:
-        UsageError: none of them is of that task; names those there are.
-        RecordError: no such record, or several; names them.
+        UsageError: unknown SAE or task; names the nearest.
+        RecordError: no shared measurement, or several; names the record files.
     """
     several: list[list[Record]] = []
     everything: list[Record] | None = None
@@ -46,7 +49,7 @@ def find_records(names: Iterable[str], results: Path, task: str | None = None) -
         [one] = shared
         return [group[one] for group in groups]
     if len(several) > 0 and all(len(found) == 1 for found in several):
-        return [found[0] for found in several]  # compare says in what they differ
+        return [found[0] for found in several]  # compare names the parts in which they differ
     labels = sorted({r.path.as_posix() if r.path else "?" for found in several for r in found})
     problem = "share several measurements" if shared else "share no measurement"
     raise RecordError(f"these SAEs {problem}: name the record files, or a --task; found {', '.join(labels)}")

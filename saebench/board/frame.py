@@ -8,7 +8,7 @@ import pandas as pd
 
 from saebench.results import Record, fingerprint, load_records
 
-# Text, then numbers: what a column is does not depend on what the records happen to hold.
+# Fixed dtypes, so that a column of missing values has the dtype of a full one.
 _TEXT = ("sae", "sha256", "architecture", "format", "model", "revision", "hook", "hook_out", "task", "corpus", "model_dtype",
          "sae_dtype", "metric", "key", "unit", "direction", "no_interval", "group", "fingerprint", "path")  # fmt: skip
 _FLOAT = ("at", "value", "low", "high")
@@ -32,11 +32,11 @@ def load_results(path: str | Path | Iterable[str | Path] = "results") -> pd.Data
         low and high (95 % interval; missing where there is none), n, unit, direction ("higher", "lower" or missing),
         no_interval (why there is none), partial (made with --limit), model_dtype, sae_dtype, seed, limit, corpus,
         group, sha256 (of the SAE), fingerprint, path. Scores of one metric, version and key are comparable where `group` is
-        equal: a hash of all that else moves a number (weights of the language model, place, task and its text,
-        precision, the norm above which tokens are not scored, the judge and its prompts). With --limit the text is another.
+        equal: a hash of everything else that changes a number (weights of the language model, hook point, task and its text,
+        precision, the norm above which tokens are not scored, the judge and its prompts). With --limit the text differs.
 
     Raises:
-        RecordError: no such folder, or no valid record among the files in it; of others a warning.
+        RecordError: no such folder, or no valid record in it. Each invalid file beside valid ones gives a warning.
     """
     rows = [_about(record) | _score(row) for record in load_records(path, skip_damaged=True) for row in record.scores]
     frame = pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -65,7 +65,7 @@ def _score(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """Text of a sane length; a record's values may be anybody's."""
+    """Text of bounded length: a record's values are untrusted."""
     return None if value is None else str(value)[:1000]
 
 

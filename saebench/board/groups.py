@@ -1,4 +1,4 @@
-"""In which parts two groups of records differ, in words: nothing that is not comparable may look as if it were."""
+"""The parts in which groups of records differ, so that two boards never carry one caption."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from typing import Any
 from saebench.results import Group
 from saebench.text import clean
 
-# Names that are options keep their underscore.
+# Names of options keep their underscore.
 _WORDS = {"max_norm": "max_norm"}
-# Characters of a value that are shown where they tell the values apart, else a hash of that length.
+# Characters shown of a value; if values agree in these, a hash of that length is shown instead.
 _SHOWN = 8
 
 
 def differing(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """For each group, the parts in which the groups differ, by name, with values that tell them apart.
+    """For each group, the parts in which the groups differ, by name, with distinguishing values.
 
-    A part that is a JSON object (a judge) is compared key by key, a list in it by the elements that not all have.
+    A part that is a JSON object (a judge) is compared key by key, a list in it by the elements that not all groups have.
     """
     names = [_WORDS.get(name, name.replace("_", " ")) for name in groups[0]._fields]
     found: list[dict[str, str]] = [{} for _ in groups]
@@ -29,7 +29,7 @@ def differing(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _parts(name: str, values: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The parts of a value in which values differ: (name, each one's text)."""
+    """The components in which values differ: (name, one text per value)."""
     if len(set(values)) == 1:
         return
     objects = [_object(value) for value in values]
@@ -64,7 +64,7 @@ def _text(value: object) -> str:
 
 
 def _shown(texts: Sequence[str]) -> list[str]:
-    """Each text, cut as far as it can be told from the others; a hash where the whole of it is too long for that."""
+    """Each text, truncated if the results stay distinct; otherwise replaced by a hash."""
     for length in (_SHOWN, 16, 32, 64):
         cut = [clean(text, 200)[:length] for text in texts]
         if len(set(cut)) == len(set(texts)):

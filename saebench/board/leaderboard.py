@@ -1,7 +1,7 @@
-"""Records -> boards: what may be compared, side by side, with ranks. It prints nothing and knows no metric.
+"""From records to boards: comparable records side by side, with ranks. Independent of output and of any metric.
 
-A board holds the records of one group (`Record.group`): one language model, place, task, corpus and arithmetic. Nothing
-else is comparable, so nothing else ever stands in one table.
+A board holds the records of one group (`Record.group`): one language model, hook point, task, corpus and precision. Other
+records are not comparable and never share a table.
 """
 
 import math
@@ -22,21 +22,21 @@ from saebench.results import Group, Record, with_metrics
 from saebench.stats import Ratio, standing
 from saebench.text import clean
 
-# Two runs of one fingerprint may differ by rounding inside the model (metrics.md: 1e-5, more where a score is a small
+# Two runs of one fingerprint may differ by rounding inside the model (1e-5 relative, more where a score is a small
 # difference of large sums). Beyond this, and beyond a hundredth of the interval, they contradict each other.
 _AGREE = 1e-4
-# A score that is no ratio of sums (a share of latents, the area under a curve) moves when rounding moves a latent or a fit.
+# A score that is no ratio of sums (a share of latents, the area under a curve) changes when rounding flips a latent or a fit.
 _COUNTED = 0.01
 
 
 def boards(records: Iterable[Record], sparsity: Sparsity | None = None, *, partial: bool = False) -> list[Board]:
-    """Records grouped into boards, with ranks, in the order in which their groups first appear.
+    """Group records into boards, with ranks; boards are in the order of their first records.
 
-    Records of one fingerprint are merged, or refused where they disagree.
+    Records of one fingerprint are merged, or refused if they disagree.
 
     Args:
-        records: of any number of groups.
-        sparsity: `measured_sparsity` of more records than these, for tasks that do not measure it.
+        records: records of any number of groups.
+        sparsity: `measured_sparsity` of a larger set of records, for tasks that do not measure it.
         partial: include records made with --limit, marked in their names; otherwise they are counted and left out.
     """
     groups: dict[Group, list[Record]] = {}
@@ -68,7 +68,7 @@ def _board(records: list[Record], sparsity: Sparsity, partial: bool) -> Board:
 
 
 def _tell_apart(found: Sequence[Board], groups: Sequence[Group]) -> None:
-    """Name the parts in which boards with one caption differ."""
+    """Add to boards with equal captions the parts in which they differ."""
     titles: dict[tuple[str, ...], list[int]] = {}
     for i, board in enumerate(found):
         titles.setdefault(tuple(map(clean, (board.model, board.hook, board.task, board.dtypes))), []).append(i)
@@ -109,12 +109,12 @@ def _declared(row: dict[str, Any]) -> Ratio:
 
 
 def ratios(record: Record) -> dict[Column, Ratio]:
-    """How the scores of a record were declared, those that can be resampled."""
+    """The declarations of those scores of a record that can be resampled."""
     return {_column(row): _declared(row) for row in record.scores if row["num"] is not None and row["den"] is not None}
 
 
 def is_paired(record: Record, metric: str) -> bool:
-    """Whether the metric's units are the same things for every SAE."""
+    """Whether the metric's units are the same for every SAE, so that differences are paired."""
     return bool(record.metrics.get(metric, {}).get("paired", True))
 
 
@@ -130,11 +130,11 @@ def _cell(column: Column, record: Record, row: dict[str, Any] | None) -> Cell:
     if measured["version"] != column.version:
         other = measured["version"]
         return Cell("missing", reason=f"measured with {column.metric} version {other}, not {column.version}")
-    return Cell("missing", reason=f"{column.metric} gave no such score")
+    return Cell("missing", reason=f"{column.metric} returned no such score")
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """Each record's SAE by name, with its hash and then a number where names would be equal; partial records are marked."""
+    """The name of each record's SAE, with its hash, then a number, if names are equal; partial records are marked."""
     names = [str(r.sae["name"])[:200] + (" (partial)" if r.partial else "") for r in records]
     seen = Counter(names)
     names = [
@@ -152,9 +152,9 @@ def _names(records: Sequence[Record]) -> list[str]:
 
 
 def _merge_duplicates(records: list[Record], notes: list[str]) -> list[tuple[Record, list[Record]]]:
-    """One record per fingerprint, with every metric that any of them has, and what it is made of.
+    """(merged record, its sources) per fingerprint, with every metric that any source has.
 
-    Those that contradict each other are all refused.
+    Contradicting records of one fingerprint are all refused, with a note.
     """
     by_print: dict[str, list[Record]] = {}
     for record in records:
@@ -171,7 +171,7 @@ def _merge_duplicates(records: list[Record], notes: list[str]) -> list[tuple[Rec
 
 
 def _union(same: list[Record]) -> Record:
-    """The fullest of records of one fingerprint, with what the others have and it has not, or in an older version."""
+    """The record with the most metrics, completed with metrics that it lacks or has in an older version."""
     whole, *others = sorted(same, key=lambda r: -len(set(r.metrics) - set(r.errors)))
     for other in others:
         better = [
@@ -186,7 +186,7 @@ def _union(same: list[Record]) -> Record:
 
 
 def conflict(a: Record, b: Record) -> str | None:
-    """In which score two records of one fingerprint disagree by more than rounding; whole numbers (quantiles) may jump."""
+    """The first score in which two records of one fingerprint disagree by more than rounding; integers may jump."""
     theirs = {_column(row): row for row in b.scores}
     for row in a.scores:
         other = theirs.get(_column(row))
@@ -207,9 +207,9 @@ def conflict(a: Record, b: Record) -> str | None:
 
 
 def _rank(board: Board) -> None:
-    """Fill in the ranks: every score with a direction and columns in the units, over the SAEs that have it."""
+    """Fill in the ranks of every score with a direction and a declared ratio, over the SAEs that have it."""
     units: dict[str, list[pd.DataFrame | None]] = {}
-    # The family of the correction: a table shows the headlines, unless scores are asked for by name.
+    # The family of the multiple-comparison correction: the headlines, which a table shows by default.
     shown = max(1, sum(c.direction is not None and any(c in row.ratios for row in board.rows) for c in board.headlines))
     for column in board.columns:
         declared = next((row.ratios[column] for row in board.rows if column in row.ratios), None)
@@ -235,7 +235,7 @@ def _rank(board: Board) -> None:
 
 
 def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:
-    """The units behind a row's scores; where they cannot be read, a note, and the row goes without ranks."""
+    """The units behind a row's scores; if they cannot be read, None and a note, and the row gets no ranks."""
     try:
         return row.units(metric)
     except (SaebenchError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
@@ -243,11 +243,11 @@ def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:
         return None
 
 
-# --- what to look at -------------------------------------------------------------------------------------------------
+# --- selection of columns -------------------------------------------------------------------------------------------------
 
 
 def select(board: Board, names: Sequence[str]) -> list[Column]:
-    """The columns requested by key, metric, or metric.key; the headlines without a request.
+    """The columns requested by key, metric, or metric.key; default: the headlines.
 
     Raises:
         UsageError: no column has such a name; suggests the nearest.
@@ -265,5 +265,5 @@ def select(board: Board, names: Sequence[str]) -> list[Column]:
 
 
 def called(columns: Sequence[Column], name: str) -> list[Column]:
-    """The columns that go by a key, a metric, or metric.key."""
+    """The columns that match a key, a metric, or metric.key."""
     return [c for c in columns if name in (c.key, c.metric, f"{c.metric}.{c.key}", c.name)]

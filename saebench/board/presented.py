@@ -1,4 +1,4 @@
-"""The presentation of a board's metrics: from its records, else from the installed plugins, else the defaults."""
+"""The presentation of a board's metrics, from its records, installed plugins or defaults, in that order."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,11 +14,11 @@ Presentations = Mapping[tuple[str, int], Presentation]
 def presentations(records: Iterable[Record], notes: list[str]) -> Presentations:
     """The presentation of each metric and version that the records hold.
 
-    The first record that stores one decides. Records made before presentations were stored take the installed metric's, without
-    captions where its version differs.
+    The first record that stores a presentation determines it. Without a stored one the installed metric's is used, without
+    captions if its version differs.
 
     Args:
-        notes: gets a line for each stored presentation that is invalid.
+        notes: receives a line for each invalid stored presentation.
     """
     found: dict[tuple[str, int], Presentation] = {}
     lacking: dict[tuple[str, int], None] = {}
@@ -49,9 +49,9 @@ def _installed(metric: str, version: int) -> Presentation:
 
 
 def headlines(columns: Sequence[Column], shown: Presentations) -> list[Column]:
-    """The columns of a table that people read: each metric's headlines; where it has none, its scores with a direction.
+    """The default columns of a table: each metric's headlines; for a metric without any, its scores with a direction.
 
-    Points of curves are never among them.
+    Points of curves are excluded.
     """
     scalars = [c for c in columns if c.at is None]
     found = []

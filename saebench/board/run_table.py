@@ -1,4 +1,4 @@
-"""What `saebench run` shows at its end: the scores of one SAE with what they say, and how to read them."""
+"""The final output of `saebench run`: scores with their meanings, and a guide to reading them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from saebench.text import clean, interval_text, value_text
 
 
 def run_tables(records: Sequence[Record], width: int) -> list[Table]:
-    """One SAE: all its scores. Several: a board for each group that they form, partial records included.
+    """Tables of all scores of a single record, or boards of several records, partial ones included.
 
     Args:
-        width: of the terminal.
+        width: columns of the terminal.
     """
     if len(records) == 1:
         return [record_table(records[0])]
@@ -26,13 +26,13 @@ def run_tables(records: Sequence[Record], width: int) -> list[Table]:
 
 
 def record_table(record: Record) -> Table:
-    """Every score of one SAE that is not a point of a curve."""
+    """A table of every score of one record that is no point of a curve."""
     title = f"{clean(record.sae['name'])} · {clean(record.hook)} of {clean(record.model['id'])} · {clean(record.task_label)}"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("score", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("what it says")
+    table.add_column("meaning")
     last, shown = None, presentations([record], [])
     for row in record.scores:
         if row["at"] is not None:
@@ -48,14 +48,14 @@ def record_table(record: Record) -> Table:
 
 
 def _meaning(row: dict[str, Any], shown: Presentations) -> str:
-    """The caption of a score, by the version of the metric that made it; its unit where there is none."""
+    """The caption of a score for its metric's version; its unit if there is no caption."""
     captions = shown[row["metric"], row["version"]].about if (row["metric"], row["version"]) in shown else {}
     caption = captions.get(row["key"]) or str(row["unit"])
     return caption.replace("{n:,}", f"{row['n']:,}")
 
 
 def reading_help(records: Sequence[Record]) -> str:
-    """How to read the numbers, in a few lines."""
+    """A guide to reading the numbers, in a few lines."""
     corpus = records[0].corpus
     tokens = corpus.get("tokens")
     seen = "no tokens"
@@ -68,7 +68,7 @@ def reading_help(records: Sequence[Record]) -> str:
     return (
         f"Over {seen} in {corpus['contexts']:,} contexts of {corpus['documents']:,} documents. "
         "↑ higher is better, ↓ lower is better.\n"
-        f"Intervals are over documents{aside}: in 95 of 100 such samples the interval holds the true value.\n"
-        "To tell two SAEs apart use `saebench compare A B`, which pairs them on the same contexts; overlapping intervals do not\n"
-        "mean that they are equal."
+        f"95 % intervals are over documents{aside}: 95 of 100 such samples give an interval that contains the true value.\n"
+        "To compare two SAEs use `saebench compare A B`, which pairs them on the same contexts; SAEs whose intervals overlap\n"
+        "may still differ."
     )

@@ -1,4 +1,4 @@
-"""Which records stand on a board, and in which order: by architecture, width, L0 or any score."""
+"""Filter and sort the records of boards: by architecture, width, L0 or any score."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,17 +22,17 @@ def keep(
     widths: Collection[int] = (),
     max_l0: float | None = None,
 ) -> list[Record]:
-    """The records that are asked for; ranks are then among those alone.
+    """The records that pass the filters; ranks are computed among these alone.
 
     Args:
         sparsity: `measured_sparsity` of all records, since not every task measures it.
         task: name, or name@version.
-        architectures: in the checkpoints' words ("topk"), whatever their case.
+        architectures: as the checkpoints name them ("topk"), case-insensitive.
         widths: numbers of latents.
-        max_l0: latents per token at most; an SAE whose L0 was not measured is left out.
+        max_l0: largest measured L0; an SAE without a measured L0 is left out.
 
     Raises:
-        UsageError: no record is of that task or architecture; names the nearest.
+        UsageError: no record has that task or architecture; names the nearest.
     """
     records = list(records)
     wanted = {name.lower() for name in architectures}
@@ -56,7 +56,7 @@ def _known(what: str, name: str, names: set[str]) -> None:
 
 
 def only_scores(boards: Sequence[Board], names: Sequence[str]) -> list[Board]:
-    """The boards cut down to scores: keys, metrics, or metric.key. A board that has none of them is left out.
+    """The boards with only the requested scores (keys, metrics, or metric.key); a board without any of them is left out.
 
     Raises:
         UsageError: no board has such a score; names the nearest.
@@ -78,9 +78,9 @@ def _value(cell: Cell | None) -> float:
 
 
 def sort_boards(boards: Sequence[Board], by: str) -> list[Board]:
-    """The boards with their rows in order of `name`, `architecture`, `width`, `l0` or a score; a row without it comes last.
+    """The boards with rows sorted by `name`, `architecture`, `width`, `l0` or a score; rows without a value come last.
 
-    A score that has a direction puts the best first, one that has none the smallest.
+    A score with a direction is sorted best first, others in ascending order.
 
     Raises:
         UsageError: no board has such a score; names the nearest.

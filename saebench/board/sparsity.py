@@ -1,4 +1,4 @@
-"""The sparsity axis: which score measures how sparse an SAE is, and its value for each SAE, whichever task measured it."""
+"""The sparsity axis: the score that measures sparsity, and its value for each SAE, measured on any task."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from saebench.presentation import Axis
 from saebench.report import Cell
 from saebench.results import Record
 
-# The SAE's function, the language model and where it reads: what a sparsity belongs to, whatever the text.
+# (SAE sha256, model sha256, hook point): the key of a sparsity, independent of the text.
 Site = tuple[str, str, str]
 
 
@@ -23,9 +23,9 @@ class Sparsity:
     """The sparsity of every SAE of some records.
 
     Attributes:
-        axis: the declared score; None where no record has one.
-        metric: of that score.
-        cells: the value of each SAE where it was measured on most tokens, without partial records; `reason` is that task.
+        axis: the declared score; None if no record has one.
+        metric: the metric of that score.
+        cells: each SAE's value from its complete record with the most tokens; `reason` names that record's task.
     """
 
     axis: Axis | None = None
@@ -33,11 +33,11 @@ class Sparsity:
     cells: dict[Site, Cell] = field(default_factory=dict)
 
     def of(self, record: Record) -> Cell | None:
-        """The record's own value, else that of another task's record of the same SAE."""
+        """The record's own value, else the value from another task's record of the same SAE."""
         return self.own(record) or self.cells.get(site(record))
 
     def own(self, record: Record) -> Cell | None:
-        """The value that the record itself holds."""
+        """The record's own value."""
         if self.axis is None:
             return None
         try:
@@ -48,7 +48,7 @@ class Sparsity:
 
 
 def measured_sparsity(records: Iterable[Record]) -> Sparsity:
-    """The sparsity of every SAE of the records, by the one declared axis that most of them have: never two on one axis."""
+    """The sparsity of every SAE of the records, on the one declared axis that most of them have; axes are never mixed."""
     records = list(records)
     axes: Counter[tuple[str, Axis]] = Counter()
     declared = {key: shown.sparsity for key, shown in presentations(records, []).items() if shown.sparsity}

@@ -1,4 +1,4 @@
-"""What a record must be to stand in results/, and how it gets there. Nothing is believed that can be computed again."""
+"""Check records and copy them into results/. Every value that can be recomputed is recomputed, not trusted."""
 
 import math
 import re
@@ -25,18 +25,18 @@ from saebench.results import (
 from saebench.stats import Ratio, ratio_interval
 from saebench.text import clean
 
-# Sums of float64 in another order, on another machine.
+# Tolerance for sums of float64 in another order, on another machine.
 _CLOSE = 1e-9
 
 
 def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
-    """Check records and copy them, with their units, to where they belong below `results`: all of them, or none.
+    """Check records and copy them, with their units, into `results`: all of them, or none.
 
     Returns:
-        (where it now lies, "added", "replaced" or "already there") for each.
+        (path in `results`, "added", "replaced" or "already there") for each record.
 
     Raises:
-        RecordError: one is not a record, may not stand in results, or contradicts one that does.
+        RecordError: a file is no record, fails a check, or contradicts a record in `results`.
     """
     records = load_records(paths)
     if not records:
@@ -54,22 +54,22 @@ def submit(paths: Iterable[Path], results: Path) -> list[tuple[Path, str]]:
 
 
 def problems(record: Record) -> list[str]:
-    """Why a record may not stand in results/, a few words each; empty if it may."""
+    """Reasons why a record may not go into results/, a few words each; empty if it may."""
     return [p for check in (_whole, _task, _code, _identity, _units) for p in check(record)]
 
 
 def _whole(record: Record) -> Iterator[str]:
     if record.partial or record.settings["limit"] is not None:
-        yield "it is partial (made with --limit)"
+        yield "the record is partial (made with --limit)"
     for metric, message in record.errors.items():
         yield f"metric {clean(metric)} failed: {clean(message)}"
     for metric in sorted(set(record.metrics) - {row["metric"] for row in record.scores} - set(record.errors)):
         yield f"metric {clean(metric)} has no score"
     for metric in sorted({row["metric"] for row in record.scores} - set(record.metrics)):
-        yield f"scores of {clean(metric)}, which it does not list as measured"
-    for what, name in (("SAE", record.sae["name"]), ("model", record.model["id"]), ("hook point", record.hook)):
+        yield f"scores of {clean(metric)}, which is not among its metrics"
+    for kind, name in (("SAE", record.sae["name"]), ("model", record.model["id"]), ("hook point", record.hook)):
         if not isinstance(name, str) or clean(name, 200) != name:
-            yield f"the {what}'s name is not one plain line of at most 200 characters"
+            yield f"the {kind}'s name is not one plain line of at most 200 characters"
 
 
 def _task(record: Record) -> Iterator[str]:
@@ -79,7 +79,7 @@ def _task(record: Record) -> Iterator[str]:
         yield one_line(error)
         return
     if task.builder is None and record.task["sha256"] != task.sha256():
-        yield f"its task {task.label} is not the one that this saebench has (another sha256)"
+        yield f"task {task.label} differs from the installed one (another sha256)"
     if missing := sorted(set(task.metrics) - set(record.metrics)):
         yield f"{', '.join(missing)} of {task.label} was not measured: run it without --metric"
 
@@ -87,18 +87,18 @@ def _task(record: Record) -> Iterator[str]:
 def _code(record: Record) -> Iterator[str]:
     runs = [run.get("provenance") if isinstance(run, dict) else None for run in record.runs]
     if not runs:
-        yield "it does not say which code made it"
+        yield "provenance is missing"
     for run in runs:
         commit = run.get("commit") if isinstance(run, dict) else None
         if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
-            yield "it does not name the commit that made it: run saebench from a checkout"
+            yield "provenance names no commit: run saebench from a checkout"
         elif not isinstance(run, dict) or run.get("dirty") is not False:
-            yield f"it was made with uncommitted changes on top of {commit[:12]}: commit them and run it again"
+            yield f"made with uncommitted changes on top of {commit[:12]}: commit them and run again"
 
 
 def _identity(record: Record) -> Iterator[str]:
     if record.fingerprint != fingerprint(record.identity):
-        yield "its fingerprint does not follow from what it says it measured"
+        yield "fingerprint and identity disagree"
 
 
 def _units(record: Record) -> Iterator[str]:
@@ -136,17 +136,17 @@ def _units(record: Record) -> Iterator[str]:
 
 
 def _declared(row: dict[str, Any]) -> Ratio:
-    """What a record says of a score.
+    """The ratio that a record declares for a score.
 
     Raises:
-        SaebenchError: limits that no share and no gap between two has, at which any interval could be cut.
+        SaebenchError: limits other than those of a share or of a difference of shares, which could cut off an interval.
     """
     within = row.get("within")
     if within is not None:
         natural = [row["offset"] + row["scale"] * end for end in (-1, 0, 1)]
         if not all(any(math.isclose(end, x) for x in natural) for end in within):
             raise SaebenchError(
-                f"it says that it lies within {within[0]} and {within[1]}, which are no limits of a share"
+                f"declared limits {within[0]} and {within[1]} are not those of a share or a difference of shares"
             )
         within = (within[0], within[1])
     return Ratio(row["num"], row["den"], row["offset"], row["scale"], within=within, kind=row.get("kind", "ratio"))
@@ -159,17 +159,17 @@ def _same(a: float | None, b: float | None) -> bool:
 
 
 def _state(record: Record, other: Record | None) -> str:
-    """Whether it is new, more than what is there, or the same.
+    """Whether a record is new ("added"), extends the existing one ("replaced"), or equals it ("already there").
 
     Raises:
-        RecordError: it contradicts the one that is there, or holds less.
+        RecordError: it contradicts the existing record, or lacks a metric of it.
     """
     if other is None:
         return "added"
     if found := conflict(other, record):
         raise RecordError(f"{record.path}: contradicts {other.path}, which has the same fingerprint: {found}")
     if lost := sorted(set(other.metrics) - set(record.metrics)):
-        raise RecordError(f"{record.path}: {other.path} is there already and holds more ({', '.join(lost)})")
+        raise RecordError(f"{record.path}: {other.path} exists and has more metrics ({', '.join(lost)})")
     changed = {m: e["version"] for m, e in record.metrics.items()} != {
         m: e["version"] for m, e in other.metrics.items()
     }
@@ -177,7 +177,7 @@ def _state(record: Record, other: Record | None) -> str:
 
 
 def _place(record: Record, results: Path, state: str) -> Path:
-    """Copy a record and its units, byte for byte, to where it belongs."""
+    """Copy a record and its units, byte for byte, to its path in `results`."""
     path = record_path(results, record)
     if state == "already there" or record.path is None:
         return path

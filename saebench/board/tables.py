@@ -1,4 +1,4 @@
-"""Boards and comparisons as text for people: how numbers and names are written, and tables for a terminal."""
+"""Boards and comparisons as tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
@@ -13,15 +13,15 @@ from saebench.board.leaderboard import select
 from saebench.report import Board, Cell, Column
 from saebench.text import clean, interval_text, value_text
 
-# Columns at which an SAE's name is folded.
+# Width to which the name of an SAE may be folded.
 _NAME = 24
-# Characters of a heading that stay on one line: an interval is as wide.
+# A longer heading is broken; an interval has this width.
 _HEAD = 15
 _ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
 def heading(column: Column, columns: Sequence[Column]) -> str:
-    """A column's name: its key, with the metric, the version and the place on the curve where they are needed."""
+    """A column's name: its key, with metric and version if keys are equal, and with the place on a curve."""
     name = clean(column.key, 40)
     same = [c for c in columns if c != column and c.key == column.key and c.at == column.at]
     if same:
@@ -34,7 +34,7 @@ def heading(column: Column, columns: Sequence[Column]) -> str:
 
 
 def notes(board: Board) -> list[str]:
-    """Notes on a board, one line each: failed metrics, refused and partial records."""
+    """Notes on a board, one line each: failed metrics, refused records, partial records."""
     lines = [clean(note, 300) for note in board.notes]
     if board.partial and not board.rows and not lines:
         some = "1 is" if board.partial == 1 else f"{board.partial} are"
@@ -47,7 +47,7 @@ def notes(board: Board) -> list[str]:
 
 
 def caption(board: Board) -> str:
-    """What all rows of the board share."""
+    """Caption of a board: model, hook point, task and precision of all its rows."""
     revision = f" @ {clean(board.revision, 12)}" if board.revision else ""
     parts = (f"{clean(board.model)}{revision}", clean(board.hook), clean(board.task), clean(board.dtypes))
     return " · ".join(parts) + (f" · {clean(board.variant)}" if board.variant else "")
@@ -60,10 +60,10 @@ LEGEND = (
 
 
 def board_tables(board: Board, width: int, scores: Sequence[str] = ()) -> list[Table]:
-    """A board for a terminal of `width`: as many tables as its scores need, each with whole columns, one below the other.
+    """A board as tables of at most `width` columns, one below the other, so that no cell is split.
 
     Args:
-        scores: by key, metric, or metric.key; without any, those of the board, or its headlines.
+        scores: keys, metrics, or metric.key; default: the scores chosen for the board, else its headlines.
 
     Raises:
         UsageError: an unknown score.
@@ -114,7 +114,7 @@ def _table(board: Board, heads: Mapping[Column, str], fold: int = 80) -> Table:
 
 
 def _least(table: Table) -> int:
-    """The least width at which no cell is split, but for the names of SAEs."""
+    """The smallest width at which no cell is split, except names of SAEs."""
     cells = [max(map(_widest, [column.header, *column.cells])) for column in table.columns]
     return min(cells[0], _NAME) + sum(cells[1:]) + 3 * len(cells) + 1
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from saebench.commands.run import RunProgress
 from saebench.commands.shell import console_on, debug_option, echo, errors
+from saebench.commands.train import TrainProgress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,11 +55,9 @@ def audit(as_json: bool, debug: bool, **options: Any) -> None:
     with errors(debug):
         from saebench.audit.audit import AuditRequest
         from saebench.audit.audit import audit as run_audit
-        from saebench.commands.run import RunProgress
-        from saebench.commands.train import TrainProgress
 
         console = console_on()
-        progress = RunProgress(console, quiet=False)
+        progress = _Progress(console, quiet=False)
         cards = []
         for card in run_audit(AuditRequest(**options), progress, TrainProgress(console, quiet=False)):
             cards.append(card)
@@ -65,6 +65,14 @@ def audit(as_json: bool, debug: bool, **options: Any) -> None:
                 console_on(sys.stdout).print(card_table(card))
         if as_json:
             echo(json.dumps([card.to_json() for card in cards], indent=1, allow_nan=False))
+
+
+class _Progress(RunProgress):
+    """Without a line for each of a hundred records that an earlier audit made."""
+
+    def message(self, text: str) -> None:
+        if "already measured" not in text:
+            super().message(text)
 
 
 def card_table(card: "Card") -> "Table":

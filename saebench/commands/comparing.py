@@ -1,4 +1,4 @@
-"""`saebench stability`: do SAEs that differ in their seed find the same latents?"""
+"""`saebench stability`: agreement of SAEs that differ in their training seed."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,16 @@ from saebench.commands.shell import console_on, debug_option, echo, errors
 
 @click.command()
 @click.argument("saes", nargs=-1, required=True, metavar="A B [C…]")
-@click.option("--model", help="The language model. Default: the one that the checkpoints name.")
-@click.option("--hook", help="Where the SAEs read. Default: the checkpoints' own.")
+@click.option("--model", help="Language model. Default: the checkpoints' own.")
+@click.option("--hook", help="Hook point of the SAEs. Default: the checkpoints' own.")
 @click.option(
     "--contexts",
     type=int,
     default=64,
     show_default=True,
-    help="Contexts of text that show which latents are live, and how often they fire; 0: compare the weights alone.",
+    help="Contexts of text for finding live latents and their firing rates; 0: compare weights only.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the null that scores are counted from.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the null distribution.")
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -31,9 +31,9 @@ from saebench.commands.shell import console_on, debug_option, echo, errors
 @click.option("--json", "as_json", is_flag=True, help="Write the record as JSON to stdout.")
 @debug_option
 def stability(saes: tuple[str, ...], as_json: bool, debug: bool, **options: Any) -> None:
-    """Match the latents of SAEs that differ in their training seed, and say how many are the same.
+    """Match the latents of SAEs that differ in their training seed, and count those they share.
 
-    SAEs that share an initial dictionary or an order of data look more stable than they are.
+    A shared initial dictionary or order of the data makes SAEs look more stable than they are.
 
     \b
     Examples:

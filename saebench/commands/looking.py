@@ -1,4 +1,4 @@
-"""Commands that look and compute nothing: `list` and `inspect`."""
+"""Commands that only show: `list` and `inspect`."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from saebench.commands.shell import debug_option, echo, errors
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def list_(kind: str, as_json: bool, debug: bool) -> None:
-    """The available plugins or tasks of a kind, with a line about each.
+    """List the available plugins of a kind, or the tasks, one line each.
 
     \b
     Examples:
@@ -55,14 +55,14 @@ def _plugin_rows(kind: str) -> list[dict[str, str]]:
 @click.argument("path")
 @click.option("--format", help="The checkpoint's format. Default: recognised from its files.")
 @click.option("--k", type=int, help="Active latents per token, for a TopK checkpoint without it.")
-@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and does not hold it.")
-@click.option("--hook", help="Where the SAE reads, for a checkpoint without it.")
-@click.option("--model", help="Run this model over a little text and count the latents that fire.")
-@click.option("--ignore-key", "ignore_keys", multiple=True, help="A config key that changes nothing; repeatable.")
+@click.option("--scale", type=float, help="Input scale, for a checkpoint that needs one and lacks it.")
+@click.option("--hook", help="Hook point of the SAE, for a checkpoint without it.")
+@click.option("--model", help="Language model, to run on a sample of text and measure the L0.")
+@click.option("--ignore-key", "ignore_keys", multiple=True, help="Ignore this unknown config key; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @debug_option
 def inspect(path: str, model: str | None, as_json: bool, debug: bool, **options: Any) -> None:
-    """A checkpoint's properties, the source of each convention, and the options it leaves open.
+    """Show a checkpoint's properties, the source of each convention, and missing information.
 
     \b
     Examples:

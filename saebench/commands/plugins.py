@@ -1,4 +1,4 @@
-"""Commands about plugins: `plugins` shows what is installed, `new-plugin` begins another."""
+"""Commands about plugins: `plugins` and `new-plugin`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from saebench.errors import SaebenchError
 @click.option("--strict", is_flag=True, help="Exit with 1 if a plugin is broken.")
 @debug_option
 def plugins(as_json: bool, strict: bool, debug: bool) -> None:
-    """Which plugins are installed, what each brings, and why one was left out.
+    """List the installed plugins, the objects each provides, and the errors of broken ones.
 
     \b
     Examples:
@@ -31,10 +31,10 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
             echo(json.dumps([asdict(p) for p in found.plugins], indent=1))
         else:
             for p in found.plugins:
-                what = f"BROKEN: {p.error}" if p.error else ", ".join(p.provides) or "nothing"
-                echo(f"{p.name} ({p.distribution} {p.version}): {what}")
+                provides = f"BROKEN: {p.error}" if p.error else ", ".join(p.provides) or "nothing"
+                echo(f"{p.name} ({p.distribution} {p.version}): {provides}")
         if strict and found.broken:
-            raise SaebenchError(f"{len(found.broken)} broken: {', '.join(p.name for p in found.broken)}")
+            raise SaebenchError(f"broken plugins: {', '.join(p.name for p in found.broken)}")
 
 
 @click.command("new-plugin")
@@ -43,11 +43,11 @@ def plugins(as_json: bool, strict: bool, debug: bool) -> None:
     "--kind",
     required=True,
     type=click.Choice(["metric", "format", "judge", "recipe", "report", "task", "comparison"]),
-    help="What it brings.",
+    help="Kind of plugin.",
 )
 @debug_option
 def new_plugin(name: str, kind: str, debug: bool) -> None:
-    """Write an installable plugin that works, with its test, into a new folder NAME.
+    """Write a working, installable plugin with its test into a new folder NAME.
 
     \b
     Examples:
@@ -59,4 +59,4 @@ def new_plugin(name: str, kind: str, debug: bool) -> None:
 
         for path in write(name, kind, Path()):
             echo(str(path))
-        echo(f"next: cd {name} && pip install -e . && pytest; README.md says how to try it", err=True)
+        echo(f"next: cd {name} && pip install -e . pytest && pytest; then try it as in README.md", err=True)

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 )
 @click.option("--task", help="Only this task, name or name@version.")
 @click.option("--architecture", "architectures", multiple=True, help="Only SAEs of this architecture; repeatable.")
-@click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with so many latents; repeatable.")
-@click.option("--max-l0", type=float, help="Only SAEs with at most so many latents a token, as measured.")
-@click.option("--sort", help="name, architecture, width, l0, or a score (best first).")
+@click.option("--width", "widths", multiple=True, type=int, help="Only SAEs with this number of latents; repeatable.")
+@click.option("--max-l0", type=float, help="Only SAEs with at most this measured L0.")
+@click.option("--sort", help="Sort by name, architecture, width, l0, or a score (best first).")
 @click.option("--partial", is_flag=True, help="Also show records made with --limit, marked as partial.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write to this file in place of stdout.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 @click.option(
-    "--plots", type=click.Path(path_type=Path), metavar="DIR", help="Also draw the plots, as PNG, SVG and PDF."
+    "--plots",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write the plots to this folder, as PNG, SVG and PDF.",
 )
 @debug_option
 def leaderboard(
@@ -45,9 +48,9 @@ def leaderboard(
     debug: bool,
     **filters: Any,
 ) -> None:
-    """All records in folders (default: results/), side by side, with ranks that only the data can give.
+    """Show the records of folders (default: results/) side by side, with ranks from paired differences.
 
-    Ranks are among the SAEs that the filters leave.
+    Ranks are among the SAEs that pass the filters.
 
     \b
     Examples:
@@ -85,7 +88,7 @@ def _boards(
     found = boards(keep(records, sparsity, **filters), sparsity, partial=partial)
     if not found:
         flags = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name, value in filters.items() if value)
-        raise SaebenchError(f"none of {len(records)} records passes {flags}: leave one out, or name another folder")
+        raise SaebenchError(f"none of {len(records)} records passes {flags}: drop a filter, or name another folder")
     if sort:
         found = sort_boards(found, sort)
     return only_scores(found, scores) if scores else found
@@ -105,13 +108,15 @@ def _write_report(found: "list[Board]", format_: str, output: Path | None) -> No
         return
     rendered = report.render(found)
     if isinstance(rendered, bytes) and output is None and sys.stdout.isatty():
-        raise UsageError(f"--format {format_} is binary and no use on a terminal: write it to a file with --output")
+        raise UsageError(
+            f"--format {format_} is binary, which a terminal cannot show: write it to a file with --output"
+        )
     data = rendered if isinstance(rendered, bytes) else rendered.encode()
     write_atomically(output, data) if output else click.echo(data, nl=False)
 
 
 def _report_left_out(found: "list[Board]") -> None:
-    """The notes of boards without a row on stderr: in formats for machines nothing else would tell of them."""
+    """Print the notes of empty boards on stderr: machine-readable formats contain no trace of them."""
     from saebench.board.tables import caption, notes
 
     for board in found:
@@ -166,7 +171,7 @@ def compare(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """What differs between SAEs, paired on the contexts that both were measured on.
+    """Compare measured SAEs, paired on their common contexts.
 
     A, B … are record files, or names of SAEs in the results folder. With --by architecture: all SAEs in the
     folder, unless some are named.
@@ -229,14 +234,14 @@ def _compare_architectures(
     type=click.Path(path_type=Path),
     default=Path("results"),
     show_default=True,
-    help="Folder to put them into.",
+    help="Folder that receives the records.",
 )
 @debug_option
 def submit(paths: tuple[Path, ...], results: Path, debug: bool) -> None:
-    """Check records, and put them with their units into the results folder; all of them, or none.
+    """Check records and copy them with their units into the results folder; all of them, or none.
 
-    A record must be whole: every metric of a known task, no error, not partial, made from a clean commit, with a
-    fingerprint and scores that follow from what it and its units hold. RECORD is a record file, or a folder of them.
+    A record must be complete: every metric of a known task, no error, not partial, made from a clean commit. Fingerprint
+    and scores are recomputed from the record and its units. RECORD is a record file, or a folder of them.
 
     \b
     Examples:

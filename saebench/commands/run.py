@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Write the records as a JSON list to stdout.")
 @debug_option
 def run(dry_run: bool, as_json: bool, debug: bool, **given: Any) -> None:
-    """Measure SAEs on a task and write a record of each.
+    """Measure SAEs on a task and write one record per SAE.
 
     \b
     Examples:
@@ -74,18 +74,18 @@ def report_failures(outcome: "Outcome", quiet: bool = False) -> list[int]:
 
 
 def end_with(bad: list[int], some: bool) -> None:
-    """End with 0 where nothing is bad, with 2 where the command itself is all that is wrong, else with 1.
+    """Exit with 0 if nothing failed, with 2 if only the command itself is wrong, else with 1.
 
     Args:
-        bad: the exit code of each thing that failed.
-        some: whether anything did not.
+        bad: the exit code of each failure.
+        some: whether anything succeeded.
     """
     if bad:
         raise click.exceptions.Exit(1 if some or 1 in bad else 2)
 
 
 class RunProgress:
-    """A progress bar on a terminal, a line per stage on anything else."""
+    """A progress bar on a terminal, a line per stage elsewhere."""
 
     def __init__(self, console: "Console", quiet: bool) -> None:
         self.console, self.quiet = console, quiet
@@ -102,7 +102,7 @@ class RunProgress:
         if self.quiet:
             return
         if not self.console.is_terminal:
-            self.message(f"{label}: {total} {unit}" + (f", {done} of them done before" if done else ""))
+            self.message(f"{label}: {total} {unit}" + (f", {done} of them already done" if done else ""))
             return
         columns = (
             TextColumn("{task.description}"),
@@ -126,7 +126,7 @@ class RunProgress:
 
 
 def _show(records: "list[Record]", console: "Console") -> None:
-    """The table at the end of a run, how to read it, and where the records lie."""
+    """Print the tables of a run, a guide to reading them, and the paths of the records."""
     from saebench.board.run_table import reading_help, run_tables
 
     if not records:

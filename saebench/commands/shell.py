@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print a line on stdout or stderr, without characters that could steer a terminal."""
+    """Print a line on stdout or stderr, without terminal control characters."""
     click.echo(printable(text), err=err)
 
 
 def console_on(file: Any = None) -> "Console":
-    """A rich console on stderr, or on `file`; 140 columns wide where `file` is no terminal.
+    """A rich console on stderr, or on `file`; 140 columns wide if `file` is no terminal.
 
-    It prints no character of a text that could steer a terminal; styles stay.
+    Control characters in texts are removed; styles are kept.
     """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -55,26 +55,28 @@ def errors(debug: bool) -> Iterator[None]:
         echo(f"error: {one_line(error, 1000)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        echo("interrupted: what was finished is kept; run the same command to go on", err=True)
+        echo("interrupted: finished results are kept; run the same command to resume", err=True)
         sys.exit(130)
     except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-        raise  # click ends quietly where nobody reads on
+        raise  # click handles these, a closed pipe quietly
     except OSError as error:  # most often stdout, on a full disk
         if debug:
             raise
-        echo(f"error: {one_line(error)}: see that there is space, and that the files may be read and written", err=True)
+        echo(f"error: {one_line(error)}: check free space and file permissions", err=True)
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
         kind = type(error).__name__
-        echo(f"error: {kind}: {one_line(error)} (a bug in saebench: --debug shows where)", err=True)
+        echo(f"error: {kind}: {one_line(error)} (a bug in saebench: --debug shows the traceback)", err=True)
         sys.exit(1)
-    except BaseException as error:  # saebench itself ends through click
+    except BaseException as error:  # saebench itself exits through click
         if debug:
             raise
         kind = type(error).__name__
-        click.echo(f"error: a plugin ended the command ({kind}: {one_line(error)}): --debug shows where", err=True)
+        click.echo(
+            f"error: a plugin ended the command ({kind}: {one_line(error)}): --debug shows the traceback", err=True
+        )
         sys.exit(1)
     finally:
         if "torch" in sys.modules:
@@ -82,10 +84,10 @@ def errors(debug: bool) -> Iterator[None]:
 
 
 def options(request: type, unset: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The command-line options of a request, as a decorator of the command.
+    """Decorate a command with the command-line options of a request.
 
     Args:
-        unset: give None for options that are not on the command line, because a file may set them.
+        unset: pass None for options missing from the command line, since a file may set them.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

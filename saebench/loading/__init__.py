@@ -1,1 +1,1 @@
-"""Reading what others wrote: checkpoints in archives, configs and tensors, from a disk or a hub."""
+"""Untrusted files, read exactly: checkpoints, configs, archives and tensors, from a disk or a hub."""

@@ -1,4 +1,4 @@
-"""Tensors in zip archives: torch files and npz. Both can lie about their sizes, and a torch file could hold code."""
+"""Tensors in zip archives: torch files and npz. Both may state false sizes, and a torch file may contain code."""
 
 import math
 import warnings
@@ -18,15 +18,22 @@ from saebench.format import CheckpointError
 from saebench.loading.damage import is_old_torch, unreadable
 from saebench.loading.weights import Weights
 
-# Random weights hardly compress: an archive that claims more than this many times its own size is lying.
+# Trained weights hardly compress: a larger ratio of stated size to stored size is a decompression bomb.
 _EXPANSION_LIMIT = 50
 
 
 class TorchFile(Weights):
-    """A torch zip archive, unpickled with `weights_only`; the dictionary of tensors may lie under a key of it.
+    """A torch zip archive, unpickled with `weights_only`.
 
-    Torch believes the sizes that the pickle states; here they must match the archive's own, and no tensor may be
-    larger than its storage (an expanded one would fill memory when copied).
+    Torch trusts the sizes that the pickle states. Here they must match the archive's own, and no tensor may be larger than
+    its storage (an expanded tensor would fill memory when copied).
+
+    Args:
+        path: the file.
+        root: key of the dictionary of tensors; None if the archive holds that dictionary itself.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or not a dictionary of tensors.
     """
 
     def __init__(self, path: Path, root: str | None = None):
@@ -42,7 +49,7 @@ class TorchFile(Weights):
         if not isinstance(value, dict):
             raise CheckpointError(f"{self.path}: expected a dictionary of tensors, found {type(value).__name__}")
         if any(not isinstance(name, str) for name in value):
-            raise CheckpointError(f"{self.path}: expected a dictionary with names for keys")
+            raise CheckpointError(f"{self.path}: expected a dictionary with text keys")
         return value
 
     @contextmanager
@@ -53,7 +60,7 @@ class TorchFile(Weights):
 def _torch_archive(path: Path) -> dict[str, Any]:
     try:
         sizes = _stored_sizes(path)
-        with warnings.catch_warnings():  # it also warns of what it then refuses
+        with warnings.catch_warnings():  # torch also warns before an error
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
@@ -67,35 +74,41 @@ def _torch_archive(path: Path) -> dict[str, Any]:
     found: dict[int, int] = {}
     for tensor in _tensors_in(state):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path}: holds a tensor that is not plain ({tensor.layout}, {tensor.dtype})")
+            raise CheckpointError(
+                f"{path}: expected plain dense tensors, found one of layout {tensor.layout}, dtype {tensor.dtype}"
+            )
         storage = tensor.untyped_storage()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
             raise CheckpointError(f"{path}: a tensor of shape {tuple(tensor.shape)} is larger than its storage")
         found[storage.data_ptr()] = storage.nbytes()
     if sorted(n for n in found.values() if n) != sorted(n for n in sizes if n):
-        raise CheckpointError(f"{path}: the sizes its index states are not those of the data; the file is damaged")
+        raise CheckpointError(
+            f"{path}: sizes in the index and in the data differ; the file is damaged: download it again"
+        )
     return state
 
 
 def _stored_sizes(path: Path) -> list[int]:
-    """Sizes in bytes of the archive's storages, once its members are known to be stored, not compressed."""
+    """Sizes in bytes of the archive's storages, after a check that every member is stored uncompressed."""
     if not zipfile.is_zipfile(path):
         if is_old_torch(path):
             raise CheckpointError(
-                f"{path}: not a zip archive: saved before torch 1.6? (then load it with torch and save it again), or damaged"
+                f"{path}: not a zip archive but a bare pickle, as torch saved before 1.6: load it with torch and save it again"
             )
-        raise unreadable(path, "torch weights", ValueError("no zip archive ends here"))
+        raise unreadable(path, "torch weights", ValueError("the end of the zip archive is missing"))
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
-        raise CheckpointError(f"{path}: a torch archive with compressed members: refused")
+        raise CheckpointError(
+            f"{path}: refused, a torch archive with compressed members: save it again with torch.save"
+        )
     if sum(m.file_size for m in members) > path.stat().st_size:
-        raise CheckpointError(f"{path}: its members overlap; the archive is damaged")
+        raise CheckpointError(f"{path}: archive members overlap; the file is damaged: download it again")
     return [m.file_size for m in members if m.filename.split("/")[-2:-1] == ["data"] and "/data/" in m.filename]
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers; each container once, however often the pickle refers to it."""
+    """Every tensor in nested containers; each container is visited once, also where it contains itself."""
     seen: set[int] = set()
     left = [value]
     while left:
@@ -108,7 +121,7 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class NpzFile(Weights):
-    """A numpy archive of plain arrays, read without pickle, each array as long as its own header says."""
+    """A numpy archive of plain arrays, read without pickle; each array has the length that its header states."""
 
     def __init__(self, path: Path):
         self.path, self.values = path, {}
@@ -116,7 +129,7 @@ class NpzFile(Weights):
         with self._archive() as archive:
             members = archive.infolist()
             if sum(m.compress_size for m in members) > path.stat().st_size:
-                raise CheckpointError(f"{path}: members overlap; the archive is damaged")
+                raise CheckpointError(f"{path}: archive members overlap; the file is damaged: download it again")
             for member in members:
                 self._refuse_bomb(member)
                 with archive.open(member) as file:
@@ -135,7 +148,7 @@ class NpzFile(Weights):
             raise unreadable(self.path, "npz", error) from error
 
     def _refuse_bomb(self, member: zipfile.ZipInfo) -> None:
-        """Refuse a member before it is opened: other codecs unpack a whole block at once, gigabytes from a kilobyte."""
+        """Refuse a decompression bomb unopened: codecs other than deflate unpack gigabytes from a kilobyte in one block."""
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CheckpointError(
                 f"{self.path}: '{member.filename}' is compressed with method {member.compress_type}; only stored and deflated "
@@ -153,7 +166,9 @@ class NpzFile(Weights):
         shape, fortran, dtype = read(file, max_header_size=10_000)
         size = math.prod(shape) * dtype.itemsize + file.tell()
         if dtype.kind not in "biufc" or size != member.file_size or any(n < 0 for n in shape):
-            raise CheckpointError(f"{self.path}: '{member.filename}' is not the plain array its header states")
+            raise CheckpointError(
+                f"{self.path}: '{member.filename}' does not match its header: expected a plain array of that shape and dtype"
+            )
         return shape, dtype, fortran
 
     @contextmanager

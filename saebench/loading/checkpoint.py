@@ -1,7 +1,7 @@
-"""From a path to a canonical SAE and back: which format it is, and the checks that hold for every format.
+"""Load and save checkpoints: choose the format, then apply the checks that hold for every format.
 
-A format plugin turns files into an `SAE` (saebench/sae.py). What it must never do is guess: whatever the checkpoint needs
-and does not hold (a k, a scale) is an error that names the option which supplies it.
+A format plugin turns files into an `SAE` (saebench/sae.py) and never guesses: a required value that the checkpoint lacks
+(a k, a scale) is an error that names the option which supplies it.
 """
 
 from collections.abc import Collection
@@ -29,18 +29,18 @@ def load_sae(
     ignore_keys: Collection[str] = (),
     device: str = "cpu",
 ) -> SAE:
-    """Load any SAE checkpoint exactly, or raise.
+    """Load an SAE checkpoint of any known format exactly, or raise.
 
     Args:
         path: a checkpoint file or folder, `hf:REPO/PATH` for one on the Hugging Face hub, or `saelens:RELEASE/ID` for
             one that sae-lens has registered (needs `pip install sae-lens`).
         format: the format's name; None recognises it from the files.
         k, scale, ignore_keys: see `LoadOptions`.
-        hook, model: override what the checkpoint says about where it was trained.
-        device: where the tensors go.
+        hook, model: hook point and language model, in place of those that the checkpoint names.
+        device: a torch device for the tensors.
 
     Raises:
-        UsageError: no such path, unknown format, an option that contradicts the checkpoint or that it has no use for.
+        UsageError: no such path, unknown format, or an option that the checkpoint contradicts or does not use.
         CheckpointError: no format or several match, files are damaged or missing, or the checkpoint cannot be read exactly.
     """
     local, source = fetch(str(path)) if is_remote(str(path)) else (Path(path), str(path))
@@ -67,11 +67,11 @@ def _require_there(path: Path) -> None:
 
 
 def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
-    """Write an SAE into the folder `path`, made if need be, in a format that other tools read.
+    """Write an SAE into a folder, in a format that other tools read.
 
     Args:
         sae: the SAE.
-        path: the folder; files of the same names in it are replaced, atomically each.
+        path: the folder, created if missing; each existing file of the same name is replaced atomically.
         format: the name of a format that can be written.
 
     Raises:
@@ -87,11 +87,11 @@ def save_sae(sae: SAE, path: str | Path, format: str = "saelens") -> None:
 
 
 def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
-    """The SAE at `path` as that format reads it, checked; whatever a damaged file brings about is a CheckpointError.
+    """Read the SAE at `path` with one format and check it; any failure on a damaged file becomes a CheckpointError.
 
     Raises:
-        UsageError: an option that contradicts the checkpoint or that it has no use for.
-        CheckpointError: it cannot be read exactly.
+        UsageError: an option that the checkpoint contradicts or does not use.
+        CheckpointError: the checkpoint cannot be read exactly.
     """
     try:
         sae = chosen.load(path, options)
@@ -107,10 +107,10 @@ def read_as(chosen: Format, path: Path, options: LoadOptions) -> SAE:
 
 
 def check_sae(sae: SAE, path: Path) -> None:
-    """What must hold for every SAE, whatever its format: finite floating weights and a k that exists.
+    """Check an SAE of any format: nonempty, finite floating-point weights, and 1 ≤ k ≤ d_sae.
 
     Raises:
-        CheckpointError: it does not hold.
+        CheckpointError: a check fails.
     """
     if not sae.d_in or not sae.d_sae or not sae.d_out:
         raise CheckpointError(f"{path}: an SAE of {sae.d_in} inputs and {sae.d_sae} latents is empty")
@@ -125,10 +125,10 @@ def check_sae(sae: SAE, path: Path) -> None:
 
 
 def _check_used(sae: SAE, options: LoadOptions, path: Path) -> None:
-    """An option that the checkpoint had no use for is a misunderstanding, and no number should come of one."""
+    """Refuse an option that the checkpoint does not use: the user misunderstands the SAE, so its numbers would mislead."""
     k = getattr(sae.activation, "k", None)
     if options.k is not None and options.k != k:
-        what = "is no TopK SAE" if k is None else f"has k = {k}"
-        raise UsageError(f"--k {options.k}: {path} {what}")
+        reason = "is no TopK SAE" if k is None else f"has k = {k}"
+        raise UsageError(f"--k {options.k}: {path} {reason}: leave it out")
     if options.scale is not None and not any(fact.source == "--scale" for fact in sae.metadata.facts):
-        raise UsageError(f"--scale {options.scale}: {path} needs no scale")
+        raise UsageError(f"--scale {options.scale}: {path} needs no scale: leave it out")

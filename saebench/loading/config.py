@@ -1,4 +1,4 @@
-"""A checkpoint's JSON, its values taken by type and never converted; and what goes wrong with a checkpoint."""
+"""A checkpoint's JSON config: values are checked by type and never converted."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        CheckpointError: missing, not JSON, not an object, a key given twice, or absurdly large.
+        CheckpointError: missing, not JSON, not an object, with a duplicate key, or larger than 16 MiB.
     """
     try:
         if path.stat().st_size > _JSON_LIMIT:
@@ -41,12 +41,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Config:
-    """A JSON object whose values are taken by type, never converted: the word "false" is not a boolean, 7.5 is no k.
+    """A JSON object whose values are checked by type, never converted: the word "false" is no boolean, 7.5 is no k.
 
     Attributes:
         path: the file, for messages.
         data: the object.
-        prefix: where in the file the object lies, for messages ("trainer.").
+        prefix: path of the object within the file, for messages ("trainer.").
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """The object in a file; raises as `read_json` does."""
+        """Read the object in a file; raises as `read_json` does."""
         return cls(path, read_json(path))
 
     def _wrong(self, key: str, wanted: str) -> CheckpointError:
@@ -63,7 +63,7 @@ class Config:
         return CheckpointError(f"{self.path}: '{self.prefix}{key}' is {value}, expected {wanted}")
 
     def check(self, matter: Collection[str], harmless: Collection[str], options: LoadOptions) -> None:
-        """Refuse a key that is on neither list: it may change every number."""
+        """Refuse a key that is on neither list, since it may change every number."""
         strange = sorted(set(self.data) - set(matter) - set(harmless) - options.ignore_keys)
         if strange:
             raise CheckpointError(
@@ -72,27 +72,27 @@ class Config:
             )
 
     def has(self, key: str) -> bool:
-        """Whether there is a value, which null is not."""
+        """Whether the key has a value other than null."""
         return self.data.get(key) is not None
 
     def table(self, key: str) -> "Config":
-        """The object under `key`; empty where there is none."""
+        """The object under `key`; empty if the key is missing."""
         value = self.data.get(key)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(key, "an object")
         return Config(self.path, value or {}, f"{self.prefix}{key}.")
 
     def integer(self, key: str, default: int | None = None, low: int = 1) -> int | None:
-        """A whole number from `low` on; the default where there is none. A CheckpointError where it is anything else."""
+        """A whole number ≥ `low`; the default if the key is missing; a CheckpointError for any other value."""
         value = self.data.get(key, default)
         if value is None:
             return default
         if type(value) is not int or value < low:
-            raise self._wrong(key, f"a whole number from {low}")
+            raise self._wrong(key, f"a whole number ≥ {low}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float | None:
-        """A finite number; the default where there is none. A CheckpointError where it is anything else."""
+        """A finite number; the default if the key is missing; a CheckpointError for any other value."""
         value = self.data.get(key, default)
         if value is None:
             return default
@@ -101,7 +101,7 @@ class Config:
         return float(value)
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
-        """A JSON true or false; an error where it is missing and there is no default."""
+        """A JSON true or false; a CheckpointError if the key is missing and there is no default."""
         value = self.data.get(key)
         if value is None and default is not None:
             return default
@@ -110,7 +110,7 @@ class Config:
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """A printable string of at most 500 characters; the default where there is none."""
+        """A printable string of at most 500 characters; the default if the key is missing."""
         value = self.data.get(key, default)
         if value is None:
             return default
@@ -119,7 +119,7 @@ class Config:
         return value
 
     def choice(self, key: str, allowed: Collection[str], default: str | None = None) -> str:
-        """One of `allowed`; a CheckpointError where it is anything else, or missing without a default."""
+        """One of `allowed`; a CheckpointError for any other value, or if the key is missing and there is no default."""
         value = self.data.get(key)
         if value is None and default is not None:
             return default
@@ -128,7 +128,7 @@ class Config:
         return value
 
     def expect(self, key: str, value: int) -> None:
-        """The number under `key`, where there is one, must be `value` (what the tensors say)."""
+        """Require the number under `key`, if there is one, to equal `value`, which the tensors imply."""
         said = self.integer(key)
         if said is not None and said != value:
             raise self._wrong(key, f"{value} as the tensors have it")

@@ -1,6 +1,6 @@
 """The Hugging Face hub: addresses, commits, file listings and downloads, retried while the hub is busy.
 
-A commit never changes, so its file listing is cached, and so is the commit that a branch last had: after a first run,
+File listings are cached by commit, which never changes; so is the last known commit of each branch. After a first run
 everything here works offline.
 """
 
@@ -26,7 +26,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REPO = re.compile(f"{_NAME}(/{_NAME})?")
 _URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")
-# A pull request's revision holds slashes: OWNER/REPO@refs/pr/1/PATH.
+# The revision of a pull request contains slashes: OWNER/REPO@refs/pr/1/PATH.
 _PULL = re.compile(r"(refs/(?:pr/\d+|convert/[a-z]+))(?:/(.*))?")
 _BUSY = (408, 429, 500, 502, 503, 504)
 _INTERRUPTED = (
@@ -44,12 +44,12 @@ _LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Address:
-    """A place on the hub.
+    """An address on the hub.
 
     Attributes:
-        repo: OWNER/NAME; NAME alone for the hub's first models.
+        repo: OWNER/NAME, or NAME alone for the hub's first models (gpt2).
         revision: a branch, tag or commit; None for the default branch.
-        path: of a file or folder in it, without a slash at either end; "" for the whole repository.
+        path: a file or folder in the repository, without a leading or trailing slash; "" for the whole repository.
     """
 
     repo: str
@@ -61,17 +61,17 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, bare: bool = False) -> "Address":
-        """The address that `text` means: OWNER/REPO[@REVISION][/PATH], OWNER/REPO/PATH@REVISION, or the hub's own URL of it.
+        """Parse OWNER/REPO[@REVISION][/PATH], OWNER/REPO/PATH@REVISION, or a URL of the hub.
 
         Args:
-            text: with or without "hf:" or "hf://" in front.
-            bare: whether a name without an owner counts.
+            text: the address, with or without the prefix "hf:" or "hf://".
+            bare: accept a name without an owner.
 
         Raises:
             UsageError: malformed.
         """
         wrong = UsageError(
-            f"'{text}' is no place on the hub: write hf:OWNER/REPO/PATH, with @REVISION after it to pin one"
+            f"'{text}' is no address on the hub: write hf:OWNER/REPO/PATH, with @REVISION after it to pin one"
         )
         rest = text.strip().removeprefix("hf:").removeprefix("//")
         url = _URL.fullmatch(rest)
@@ -103,7 +103,8 @@ class Listing:
     """The files of a repository at a commit.
 
     Attributes:
-        repo, commit: which; `commit` is whole.
+        repo: OWNER/NAME.
+        commit: the full commit hash.
         sizes: bytes by path.
     """
 
@@ -112,20 +113,20 @@ class Listing:
     sizes: dict[str, int]
 
     def text(self, name: str) -> str:
-        """A small file's text, fetched if need be."""
+        """The text of a small file, downloaded if it is not cached."""
         return (fetch_files(self, [name], f"model '{self.repo}'") / name).read_text(encoding="utf-8")
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` is the address of a page of the hub."""
+    """Whether `text` is the URL of a page on the hub."""
     return _URL.fullmatch(text) is not None
 
 
 def listing(address: Address, subject: str) -> Listing:
-    """The files of a model repository at a revision; from the cache where the hub cannot be reached.
+    """The files of a model repository at a revision; from the cache if the hub cannot be reached.
 
     Args:
-        subject: the SAE or model, as errors name it.
+        subject: the SAE or model, as named in errors.
 
     Raises:
         UsageError: no such repository or revision.
@@ -151,10 +152,10 @@ def listing(address: Address, subject: str) -> Listing:
 
 
 def resolve(repo: str, revision: str | None, kind: str = "model") -> str:
-    """The whole commit hash of a revision; the one last seen where the hub cannot be reached.
+    """The full commit hash of a revision; the last known one if the hub cannot be reached.
 
     Args:
-        revision: a branch, tag or commit, which may be short; None for the default branch.
+        revision: a branch, tag, or full or abbreviated commit; None for the default branch.
         kind: "model" or "dataset".
     """
     if revision and COMMIT.fullmatch(revision):
@@ -176,14 +177,14 @@ def resolve(repo: str, revision: str | None, kind: str = "model") -> str:
 
 
 def _short(repo: str, start: str, kind: str) -> str | None:
-    """The one commit that begins like that; None where none does (a branch may look like a hash)."""
+    """The only commit with this prefix; None if there is none (a branch name may look like a hash)."""
     from huggingface_hub import HfApi
 
     commits = [c.commit_id for c in retried(lambda: HfApi().list_repo_commits(repo, repo_type=kind))]
     found = [commit for commit in commits if commit.startswith(start)]
     if len(found) > 1 or (not found and kind == "dataset"):
         label = "data set" if kind == "dataset" else kind
-        raise SaebenchError(f"{label} '{repo}' has {len(found)} commits that begin with {start}, not one")
+        raise SaebenchError(f"{label} '{repo}' has {len(found)} commits that begin with {start}: give more digits")
     return found[0] if found else None
 
 
@@ -196,7 +197,7 @@ def _sizes(repo: str, commit: str) -> dict[str, int]:
 
 
 def _snapshot(address: Address) -> Listing | None:
-    """The files that another tool left in the hub's own cache."""
+    """The files of this commit in the hub client's own cache, downloaded by another tool."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -208,10 +209,10 @@ def _snapshot(address: Address) -> Listing | None:
 
 
 def fetch_files(found: Listing, names: Collection[str], subject: str) -> Path:
-    """Download files of a listing that are not in the hub's cache yet; returns the folder they lie in.
+    """Download the files of a listing that are not cached yet; return their folder.
 
     Raises:
-        SaebenchError: one cannot be fetched.
+        SaebenchError: a file cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -231,7 +232,7 @@ def fetch_files(found: Listing, names: Collection[str], subject: str) -> Path:
 
 
 def retried(call: Callable[[], T]) -> T:
-    """The result of `call`, made again while the hub is busy (429, 5xx) or breaks off, as long as Retry-After asks."""
+    """The result of `call`, retried while the hub is busy (429, 5xx) or drops the connection; waits as Retry-After asks."""
     for attempt in range(_TRIES):
         try:
             return call()
@@ -244,7 +245,7 @@ def retried(call: Callable[[], T]) -> T:
 
 
 def wait_before_retry(error: BaseException, attempt: int) -> float | None:
-    """Seconds to wait before another attempt; None where another one would fail too, or enough were made."""
+    """Seconds to wait before another attempt; None if another attempt would fail too, or the attempts are used up."""
     if attempt + 1 >= _TRIES or is_unreachable(error):
         return None
     response = next((r for e in _chain(error) if (r := getattr(e, "response", None)) is not None), None)
@@ -256,7 +257,7 @@ def wait_before_retry(error: BaseException, attempt: int) -> float | None:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether no answer came at all: offline mode, no network, no such host."""
+    """Whether the hub sent no response: offline mode, no network, no such host."""
     names = {type(e).__name__ for e in _chain(error)}
     return bool(names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", *_UNREACHABLE}) and not any(
         getattr(e, "response", None) is not None for e in _chain(error)
@@ -276,7 +277,7 @@ def hub_error(subject: str, error: BaseException) -> SaebenchError:
 
     Args:
         subject: the model, SAE or data set, as the user named it.
-        error: the hub client's, the network's, or the disk's.
+        error: of the hub client, the network or the disk.
     """
     if isinstance(error, SaebenchError):
         return error
@@ -285,7 +286,7 @@ def hub_error(subject: str, error: BaseException) -> SaebenchError:
     status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), 0)
     why = _reason(chain)
     module = next((e for e in chain if isinstance(e, ImportError)), None)
-    if module is not None or "Compression type zstd" in why:  # fsspec's words where zstandard is missing
+    if module is not None or "Compression type zstd" in why:  # fsspec's message if zstandard is missing
         name = "zstandard" if module is None else module.name or "a package"
         return SaebenchError(f"{subject} cannot be read without {name} ({why}): pip install {name}")
     if "GatedRepoError" in names or status == 403:
@@ -310,7 +311,7 @@ def hub_error(subject: str, error: BaseException) -> SaebenchError:
 
 
 def _reason(chain: list[BaseException]) -> str:
-    """The server's answer, else the error's own text and its root cause's; neither cut off."""
+    """The server's response, else the error's text and its root cause's, both in full."""
     for error in chain:
         response = getattr(error, "response", None)
         if response is not None:
@@ -322,7 +323,7 @@ def _reason(chain: list[BaseException]) -> str:
     return outer if last is first or one_line(last, 400) in outer else f"{outer}; cause: {inner}"
 
 
-# --- what is known of commits -----------------------------------------------------------------------------------------
+# --- known commits -----------------------------------------------------------------------------------------
 
 
 def _key(*parts: str) -> str:
@@ -346,5 +347,5 @@ def _remember(path: Path, value: Any) -> None:
 
 
 def pinned(address: Address, found: Listing) -> Address:
-    """The address with the commit that its revision stands for."""
+    """The address with the commit of its revision."""
     return replace(address, revision=found.commit)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub at pinned commits: documents, and tables of labelled texts. A local folder will do."""
+"""Data sets of the Hugging Face hub at pinned commits, or local folders: documents, and tables of labelled texts."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,17 +18,17 @@ def hub_documents(spec: CorpusSpec) -> Iterator[tuple[str, str]]:
     """(name, text) of the first documents of a data set.
 
     Raises:
-        SaebenchError: it cannot be read.
+        SaebenchError: the data set cannot be read.
     """
     for i, row in enumerate(_rows(spec, spec.subset)):
         yield f"{spec.hub}/{spec.split}/{i}", str(_value(row, spec.text_column, spec))
 
 
 def hub_table(spec: CorpusSpec, labels: LabelSpec) -> tuple[pd.DataFrame, LabelSpec]:
-    """The first documents of a labelled data set (of each of its subsets), as a table, and what its columns are called.
+    """The first documents of a labelled data set (of each of its subsets) as a table, with the names of its columns.
 
     Raises:
-        SaebenchError: it cannot be read, or has no such column.
+        SaebenchError: the data set cannot be read, or a column is missing.
     """
     columns = replace(labels, text="text", label="label")
     sources = {"group": labels.group, "balance": labels.balance}
@@ -44,16 +44,16 @@ def hub_table(spec: CorpusSpec, labels: LabelSpec) -> tuple[pd.DataFrame, LabelS
 
 
 def full_commit(spec: CorpusSpec) -> str | None:
-    """The pinned commit, written out: the hub takes whole hashes only.
+    """The full hash of the pinned commit; the hub accepts no abbreviated ones.
 
     Raises:
-        SaebenchError: no commit, or several, begin like that.
+        SaebenchError: no commit, or several, have this prefix.
     """
     return None if spec.revision is None else resolve(str(spec.hub), spec.revision, "dataset")
 
 
 def _rows(spec: CorpusSpec, subset: str | None) -> Iterator[dict[str, Any]]:
-    """The first rows, streamed; a busy hub is asked again, for the rows that are left."""
+    """The first rows, streamed; after an error of a busy hub, the remaining rows are requested again."""
     done = attempt = 0
     while True:
         try:
@@ -61,7 +61,7 @@ def _rows(spec: CorpusSpec, subset: str | None) -> Iterator[dict[str, Any]]:
                 yield row
                 done, attempt = done + 1, 0
             return
-        except Exception as error:  # the hub's errors come from half a dozen libraries
+        except Exception as error:  # errors come from half a dozen libraries
             wait = wait_before_retry(error, attempt)
             if wait is None:
                 raise hub_error(f"corpus '{spec.hub}'", error) from error
@@ -79,7 +79,7 @@ def _stream(spec: CorpusSpec, subset: str | None) -> Iterable[dict[str, Any]]:
         base = f"hf://datasets/{spec.hub}@{commit}"
     if spec.files is None:
         found = datasets.load_dataset(spec.hub, subset, split=spec.split, revision=commit, streaming=True)
-    else:  # read past a loading script, which `datasets` no longer runs, and past its guess of the splits
+    else:  # bypasses a loading script, which `datasets` no longer runs, and its guess of the splits
         kind = "json" if ".json" in spec.files else "parquet"
         found = datasets.load_dataset(kind, data_files=f"{base}/{spec.files}", split="train", streaming=True)
     rows: Iterable[dict[str, Any]] = found
@@ -87,7 +87,7 @@ def _stream(spec: CorpusSpec, subset: str | None) -> Iterable[dict[str, Any]]:
 
 
 def _value(row: dict[str, Any], column: str, spec: CorpusSpec) -> Any:
-    """row["a"]["b"] for the column a.b; raises SaebenchError where there is none."""
+    """row["a"]["b"] for the column a.b; raises SaebenchError if it is missing."""
     value: Any = row
     for name in column.split("."):
         if not isinstance(value, dict) or name not in value:

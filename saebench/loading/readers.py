@@ -1,4 +1,4 @@
-"""What format plugins read checkpoints with: typed JSON, files of tensors, and which files a path means."""
+"""The reading functions of format plugins: typed JSON configs, files of tensors, and the files of a checkpoint path."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -20,7 +20,7 @@ from saebench.loading.weights import finite as finite
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a weights file, from its index; empty where it cannot be read. Never raises."""
+    """Tensor names and shapes of a weights file, from its index; empty if it cannot be read. Never raises."""
     try:
         stat = path.stat()
         return dict(_shapes(path, stat.st_mtime_ns, stat.st_size))
@@ -29,7 +29,7 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weights_problem(path: Path) -> CheckpointError | None:
-    """Why a file that is named as weights cannot be opened; None where it can, or is no such file."""
+    """The error of opening a file with a weights suffix; None if it opens, or has another suffix."""
     try:
         stat = path.stat()
         _shapes(path, stat.st_mtime_ns, stat.st_size)
@@ -42,7 +42,7 @@ def weights_problem(path: Path) -> CheckpointError | None:
 
 @lru_cache(maxsize=64)
 def _shapes(path: Path, mtime: int, size: int) -> dict[str, tuple[int, ...]]:
-    del mtime, size  # only to notice that the file changed
+    del mtime, size  # part of the cache key, so that a changed file is read again
     if path.suffix == ".safetensors":
         return SafetensorsFile(path).shapes
     if path.suffix == ".npz":
@@ -53,7 +53,7 @@ def _shapes(path: Path, mtime: int, size: int) -> dict[str, tuple[int, ...]]:
 
 
 def folder_of(path: Path, weights: str) -> Path | None:
-    """The folder of a checkpoint whose weights file has that name, given the folder or the file itself."""
+    """The folder of a checkpoint, given the folder or its weights file of that name."""
     if path.is_dir():
         return path if (path / weights).is_file() else None
     return path.parent if path.name == weights and path.is_file() else None
@@ -62,7 +62,7 @@ def folder_of(path: Path, weights: str) -> Path | None:
 def torch_file_of(path: Path) -> Path | None:
     """The torch file that is a whole checkpoint: `path` itself, or the only one of its folder.
 
-    `ae.pt` is not one: its meaning lies in the config beside it.
+    `ae.pt` does not count: it needs the config beside it.
     """
     if path.is_dir():
         found = [p for p in path.iterdir() if p.suffix in (".pt", ".pth") and p.is_file()]
@@ -73,15 +73,15 @@ def torch_file_of(path: Path) -> Path | None:
 def torch_checkpoint(
     path: Path, entries: Collection[str], options: LoadOptions, harmless: Collection[str] = ()
 ) -> TorchFile:
-    """The torch file that is a whole checkpoint, which holds these entries and no others.
+    """Open the torch file that is a whole checkpoint, with these entries and no others.
 
     Args:
         path: the file, or a folder with no other torch file.
-        entries: the names that matter; one that is missing is noticed when it is read.
-        harmless: what may be there and changes nothing.
+        entries: names of the entries that matter; a missing one raises only when it is read.
+        harmless: names of entries that change nothing.
 
     Raises:
-        CheckpointError: no such file, damaged, or with an unknown entry that the user does not vouch for.
+        CheckpointError: no such file, damaged, or with an unknown entry that no --ignore-key names.
     """
     source = torch_file_of(path)
     if source is None:
@@ -92,14 +92,16 @@ def torch_checkpoint(
 
 
 def oriented(weights: Weights, name: str, rows: int, columns: int) -> Tensor:
-    """A matrix [rows, columns], float32, rows contiguous, stored that way or transposed: its biases' lengths tell.
+    """A matrix [rows, columns], float32, rows contiguous; its shape decides whether it is stored transposed.
 
     Raises:
         CheckpointError: neither shape fits, or both do.
     """
     shape = weights.shape(name, 2)
     if rows == columns:
-        raise CheckpointError(f"{weights.path}: '{name}' is square: its biases do not tell which way it is stored")
+        raise CheckpointError(
+            f"{weights.path}: '{name}' is square, so its shape does not decide whether it is stored transposed"
+        )
     if shape == (rows, columns):
         return weights.get(name, rows, columns).contiguous()
     return weights.transposed(name, columns, rows)

@@ -1,4 +1,4 @@
-"""The format of the files at a path; and where no format recognises them, the reason."""
+"""The format of the files at a path, or the reason why no format recognises them."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from saebench.format import Format
 
 _WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
-# A folder of more entries than this is a folder of something else: looking at each would take minutes.
+# A larger folder is no folder of SAEs, and opening each of its entries would take minutes.
 _MOST_CHILDREN = 5000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A path that was looked at, and its format, so that loading need not look again.
+    """A path with its recognised format, so that loading need not recognise it again.
 
     Attributes:
-        path: as it was given or found.
-        format: None where no format, or several, recognise it; loading it then raises the reason.
+        path: the path as given or found.
+        format: None if no format, or several, recognise the path; loading it then raises the reason.
     """
 
     path: str | Path
@@ -43,7 +43,7 @@ def recognise(path: Path) -> "Format":
     """The one format of the files at `path`.
 
     Raises:
-        CheckpointError: none or several; or files are unreadable, damaged or missing.
+        CheckpointError: no format or several match; or files are unreadable, damaged or missing.
     """
     formats = list(registry().formats.values())
     found = _matching(path, formats)
@@ -62,29 +62,29 @@ def recognise(path: Path) -> "Format":
         raise CheckpointError(lacks)
     inside = _inside(path, formats)
     if inside:
-        raise CheckpointError(f"{path}: holds no SAE itself, but {inside} does: name that folder")
+        raise CheckpointError(f"{path}: no SAE here, but one in {inside}: name that folder")
     if lacks:
         raise CheckpointError(lacks)
     if problems:
         raise problems[0]
     names = ", ".join(sorted(f.name for f in formats))
     raise CheckpointError(
-        f"{path}: no format recognises it (known: {names}); check the path, or name the format with --format"
+        f"{path}: no format recognises this path (known: {names}); check the path, or name the format with --format"
     )
 
 
 def checkpoints_at(path: Path, format: str | None = None, depth: int = 2) -> list[Checkpoint]:
-    """The checkpoints that a path stands for: itself, or else those among its children and theirs, sorted by name.
+    """The checkpoints at a path: the path itself, else those below it, sorted by name.
 
-    A checkpoint whose files are damaged, unreadable or missing counts, so that loading it raises the reason.
+    A checkpoint with damaged, unreadable or missing files counts, so that loading it raises the reason.
 
     Args:
         path: a file or a folder.
-        format: the name of the only format that counts.
-        depth: how far below.
+        format: name of the only format that counts; None for any.
+        depth: levels of folders to search below `path`.
 
     Raises:
-        UsageError: unknown format, or a folder of too many entries to look at each.
+        UsageError: unknown format, or a folder with too many entries.
     """
     known = registry()
     return _checkpoints(path, [known.get("formats", format)] if format else list(known.formats.values()), depth)
@@ -104,15 +104,17 @@ def _checkpoints(path: Path, formats: "list[Format]", depth: int) -> list[Checkp
         )
     damaged = [child for child in children if not isdir(child) and _is_damaged(child)]
     if {child.name for child in damaged} & {name for f in formats for name in getattr(f, "files", ())}:
-        return [Checkpoint(path)]  # an SAE's own weights: what lies below are others, like checkpoints of its training
+        return [
+            Checkpoint(path)
+        ]  # this folder is an SAE; folders below it are others, like checkpoints of its training
     below = [c for child in children if isdir(child) for c in _checkpoints(child, formats, depth - 1)] if depth else []
     for child in children if depth else []:
         if not isdir(child) and (own := _matching_child(child, formats)):
             below.append(Checkpoint(child, own[0] if len(own) == 1 else None))
-    if below:  # a file that is damaged hides none of the others
+    if below:  # a damaged file must not hide the other checkpoints
         return sorted([*below, *map(Checkpoint, damaged)], key=lambda c: Path(c))
     lacks, has_weights = _lacks(path, formats)
-    # What holds the weights of something else, like a language model, is no SAE of which some are missing.
+    # A folder with other weights, like a language model's, is no SAE with missing files.
     others = any(child.suffix in _WEIGHTS for child in children)
     return [Checkpoint(path)] if damaged or (lacks and (has_weights or not others)) else []
 
@@ -122,7 +124,7 @@ def _is_damaged(file: Path) -> bool:
 
 
 def _children(folder: Path) -> list[Path]:
-    """The folder's entries that are not hidden, sorted by name; none where it may not be read."""
+    """The folder's visible entries, sorted by name; none if the folder may not be read."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError:
@@ -142,7 +144,7 @@ def _matching(path: Path, formats: "list[Format]") -> "list[Format]":
 
 
 def _matching_child(path: Path, formats: "list[Format]") -> "list[Format]":
-    """The same for an entry of a folder; a file that is not named like weights is not opened."""
+    """`_matching` for an entry of a folder; a file without a weights suffix is not opened."""
     named = isdir(path) or path.suffix in _WEIGHTS or any(_names(f, path.name) for f in formats)
     return _matching(path, formats) if named else []
 
@@ -153,7 +155,7 @@ def _names(format: "Format", name: str) -> bool:
 
 
 def _matches(format: "Format", path: Path) -> bool:
-    """`format.matches`, which must never raise: a stranger's that does recognises nothing."""
+    """`format.matches`, or False if it raises: a faulty plugin recognises nothing."""
     try:
         return format.matches(path)
     except Exception:
@@ -161,7 +163,7 @@ def _matches(format: "Format", path: Path) -> bool:
 
 
 def _inside(path: Path, formats: "list[Format]") -> Path | None:
-    """The first of the folder's own children that a format recognises: a run's folder was named, not the SAE's."""
+    """The folder's first child that a format recognises: the user may have named the folder of a run."""
     if not isdir(path):
         return None
     for child in _children(path)[:100]:
@@ -171,14 +173,14 @@ def _inside(path: Path, formats: "list[Format]") -> Path | None:
 
 
 def _problems(path: Path) -> list[CheckpointError]:
-    """Why files of weights at `path` cannot be opened, of each that cannot."""
+    """The errors of the weights files at `path` that cannot be opened."""
     files = _children(path) if isdir(path) else [path]
     found = [weights_problem(file) for file in files if file.suffix in _WEIGHTS and isfile(file)]
     return [problem for problem in found if problem is not None]
 
 
 def _lacks(path: Path, formats: "list[Format]") -> tuple[str, bool]:
-    """What to say where only some of the files are there that make a checkpoint; and whether its weights are."""
+    """The error for an incomplete checkpoint, and whether its weights are among the present files."""
     folder = path if isdir(path) else path.parent
     there: set[str] = set()
     absent: list[str] = []
@@ -194,6 +196,6 @@ def _lacks(path: Path, formats: "list[Format]") -> tuple[str, bool]:
     has_weights = any(Path(name).suffix in _WEIGHTS for name in there)
     names = " or ".join(absent)
     return (
-        f"{folder}: no format recognises it: it holds {', '.join(sorted(there))}, but not {names}: "
+        f"{folder}: no format recognises this folder, which holds {', '.join(sorted(there))}, but not {names}: "
         "download what is missing, or check the path"
     ), has_weights

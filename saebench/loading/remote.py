@@ -1,6 +1,6 @@
-"""SAEs that live elsewhere: `hf:OWNER/REPO/PATH` on the Hugging Face hub, `saelens:RELEASE/ID` in sae-lens's registry.
+"""Remote SAEs: `hf:OWNER/REPO/PATH` on the Hugging Face hub, `saelens:RELEASE/ID` in sae-lens's registry.
 
-Both become files on this machine, which are then read like any others.
+Both are downloaded and then read like local files.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from saebench.registry import registry
 
 _SCHEMES = ("hf:", "saelens:")
 _WEIGHTS = (".safetensors", ".npz", ".pt", ".pth")
-# As far below the named folder as in a local one.
+# As for a local folder.
 _DEPTH = 2
-# Families whose conversion there leaves something out (decoder norms in the gate, ...) or is no SAE of one place.
+# Families that sae-lens converts inexactly (without decoder norms in the gate, …) or that span several hook points.
 _MISREAD = {"llama_scope", "llama_scope_r1_distill", "sparsify", "mntss_clt_layer_transcoder"}
 
 
@@ -31,9 +31,9 @@ class HubSAE:
     """A checkpoint in a repository's listing.
 
     Attributes:
-        path: of the folder or file that is the SAE; "" for the whole repository.
-        files: that its format reads.
-        nbytes: their size.
+        path: folder or file of the SAE; "" for the whole repository.
+        files: paths of the files that its format reads.
+        nbytes: their total size.
     """
 
     path: str
@@ -42,7 +42,7 @@ class HubSAE:
 
 
 def is_remote(spec: str) -> bool:
-    """Whether `spec` names an SAE elsewhere rather than a path here."""
+    """Whether `spec` names a remote SAE, not a local path."""
     return (spec.startswith(_SCHEMES) or is_url(spec)) and not Path(spec).exists()
 
 
@@ -52,11 +52,11 @@ def is_on_hub(spec: str) -> bool:
 
 
 def fetch(spec: str) -> tuple[Path, str]:
-    """The local path of a remote SAE's files, downloaded if need be, and the spec with the commit that it came from.
+    """Download a remote SAE if it is not cached; return its local path, and the spec with its commit.
 
     Raises:
-        UsageError: the spec is malformed or names no single SAE, or the package it needs is not installed.
-        SaebenchError: offline, no such repository, or no right to it.
+        UsageError: the spec is malformed or names no single SAE, or a required package is not installed.
+        SaebenchError: offline, no such repository, or no access to it.
     """
     if is_on_hub(spec):
         address = Address.parse(spec)
@@ -71,12 +71,10 @@ def fetch(spec: str) -> tuple[Path, str]:
 
 
 def hub_saes(spec: str) -> list[tuple[str, int]]:
-    """(spec, bytes) of each SAE that a place on the hub stands for, pinned, by path; the place itself where it is one.
-
-    Nothing is downloaded but the listing.
+    """(pinned spec, bytes) of each SAE at an address on the hub, sorted by path; only the listing is downloaded.
 
     Raises:
-        UsageError: malformed, no such place, or no SAE there that can be told by its files' names.
+        UsageError: malformed, no such address, or no SAE there that file names identify.
         SaebenchError: see `fetch`.
     """
     address = Address.parse(spec)
@@ -106,7 +104,7 @@ def _in_reach(address: Address, found: Listing) -> list[HubSAE]:
 
 
 def _nothing(spec: str, address: Address, found: Listing) -> UsageError:
-    """No single SAE at the address: those below it, the files there, or the nearest path."""
+    """The error for an address without a single SAE; names the SAEs below it, its files, or the nearest path."""
     inside = f"{address.path}/" if address.path else ""
     files = [name for name in found.sizes if name.startswith(inside)]
     if not files:
@@ -124,13 +122,13 @@ def _nothing(spec: str, address: Address, found: Listing) -> UsageError:
     weights = [f"{name} ({size_text(found.sizes[name])})" for name in sorted(files) if name.endswith(_WEIGHTS)]
     listed = ", ".join(weights[:8]) + (" …" if len(weights) > 8 else "")
     holds = f"{len(files)} files, of weights: {listed}" if weights else f"{len(files)} files and no weights"
-    return UsageError(f"{spec}: no format finds an SAE by the files' names ({holds}): name the file of weights itself")
+    return UsageError(f"{spec}: no format identifies an SAE by its file names ({holds}): name the weights file itself")
 
 
 def find_saes(found: Listing, inside: str = "") -> list[HubSAE]:
     """The SAEs in a folder of a repository, by the names of its files, sorted by path.
 
-    Below an SAE's own folder lie others, like checkpoints of its training: these do not count.
+    SAEs below another SAE's folder, like checkpoints of its training, do not count.
     """
     saes: dict[str, HubSAE] = {}
     folders: set[str] = set()
@@ -152,14 +150,14 @@ def find_saes(found: Listing, inside: str = "") -> list[HubSAE]:
 
 
 def layouts_of(format: Format) -> tuple[Layout, ...]:
-    """A format's file layouts; of one that declares none, those that its `files` give."""
+    """A format's file layouts; derived from its `files` if it declares none."""
     weights = [name for name in format.files if name.endswith(_WEIGHTS)]
     given = tuple(Layout(name, tuple(n for n in format.files if n != name)) for name in weights[:1])
     return format.layouts or given
 
 
 def _named_file(path: str, found: Listing) -> HubSAE:
-    """A file that the user names: it and whatever a format with such a file reads beside it."""
+    """The SAE of a weights file that the user names, with the files that a format reads beside it."""
     files = {path}
     for format in registry().formats.values():
         for layout in layouts_of(format):
@@ -169,7 +167,7 @@ def _named_file(path: str, found: Listing) -> HubSAE:
 
 
 def _matched(layout: Layout, name: str, found: Listing) -> str | None:
-    """The path of the SAE whose weights the file `name` would be; None where it is not."""
+    """The path of the SAE whose weights file is `name` in this layout; None if the layout does not match."""
     depth = layout.weights.count("/") + 1
     parts = name.split("/")
     if len(parts) < depth or not fnmatchcase("/".join(parts[-depth:]), layout.weights):
@@ -185,7 +183,7 @@ def _files(layout: Layout, name: str, found: Listing) -> set[str]:
 
 
 def _beside(layout: Layout, names: tuple[str, ...], weights: str) -> list[str]:
-    """Paths of the files that a layout names, for these weights."""
+    """Paths of the layout's other files, for this weights file."""
     folder = weights
     for _ in range(layout.weights.count("/") + 1):
         folder = dirname(folder)
@@ -199,7 +197,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def size_text(nbytes: int) -> str:
-    """A size for people: 512 kB, 1.3 GB."""
+    """A size for display: 512 kB, 1.3 GB."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6)):
         if nbytes >= scale:
             return f"{nbytes / scale:.1f} {unit}"
@@ -211,12 +209,14 @@ def _cache() -> Path:
 
 
 def _refuse_misread(release: str, identity: str) -> None:
-    """Point at the files themselves where sae-lens's conversion of them is not exact."""
+    """Refuse a family that sae-lens converts inexactly, and name the original files."""
     try:
         loaders = import_module("sae_lens.loading.pretrained_sae_loaders")
         family = loaders.get_conversion_loader_name(release)
         place = "/".join(loaders.get_repo_id_and_folder_name(release, sae_id=identity))
-    except Exception:  # another version of sae-lens, or an unknown release: from_pretrained says which
+    except (
+        Exception
+    ):  # another version of sae-lens, or an unknown release, for which from_pretrained raises a clear error
         return
     if family in _MISREAD:
         raise UsageError(
@@ -225,7 +225,7 @@ def _refuse_misread(release: str, identity: str) -> None:
 
 
 def _from_saelens(release: str, identity: str) -> Path:
-    """sae-lens's own loader, saved once in its current format: the conversion is theirs, not re-implemented here."""
+    """Load with sae-lens's own loader and cache the SAE in its current format; nothing is re-implemented here."""
     target = _cache() / hashlib.sha256(f"{release}/{identity}".encode()).hexdigest()[:24]
     if (target / "cfg.json").is_file():
         return target
@@ -239,12 +239,12 @@ def _from_saelens(release: str, identity: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=target.parent))
         theirs.save_model(fresh)
-    except Exception as error:  # theirs, the hub's, and every network's
+    except Exception as error:  # of sae-lens, the hub or the network
         raise SaebenchError(
-            f"saelens:{release}/{identity} could not be had: {one_line(error, 160)}; check the names and the network"
+            f"saelens:{release}/{identity} could not be loaded: {one_line(error, 160)}; check the names and the network"
         ) from error
     try:
         fresh.rename(target)
-    except OSError:  # another process was first
+    except OSError:  # another process was faster
         shutil.rmtree(fresh, ignore_errors=True)
     return target

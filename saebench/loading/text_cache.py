@@ -1,4 +1,4 @@
-"""Tokenized hub text, cached under a hash of everything that decides it: a later run streams nothing and works offline."""
+"""A cache of tokenized hub text, keyed by everything that determines it, so that later runs work offline."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from saebench.task import Task
 
 T = TypeVar("T")
 
-# Raised when documents or contexts come out differently, so that no cached text outlives its code.
+# Increment when the code yields other documents or contexts, so that old entries are not used.
 CACHE_VERSION = "1"
 _LABELS = ("label", "test", "group")
 
 
 def cached(kind: type[T], task: Task, tokenizer: Any, bos: int | None, make: Callable[[], T], *further: str | int) -> T:
-    """The cached contexts of a task under a tokenizer; those that `make` returns, then cached, where there are none.
+    """The cached contexts of a task under a tokenizer; if there are none, cache and return those of `make`.
 
     Args:
-        kind: the dataclass of contexts: numpy arrays, `Labels`, and values that JSON holds.
+        kind: the dataclass of contexts, with fields of numpy arrays, `Labels` and JSON values.
         bos: the id that contexts begin with.
-        further: parts of the key, beside the task's and the tokenizer's.
+        further: more parts of the key, besides task and tokenizer.
     """
     key = _key(task, tokenizer, bos, further)
     if key is None:
@@ -43,7 +43,7 @@ def cached(kind: type[T], task: Task, tokenizer: Any, bos: int | None, make: Cal
 
 
 def _key(task: Task, tokenizer: Any, bos: int | None, further: tuple[str | int, ...]) -> str | None:
-    """A hash; None for a tokenizer whose state cannot be hashed."""
+    """The cache key; None for a tokenizer whose state cannot be hashed."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

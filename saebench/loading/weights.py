@@ -1,8 +1,8 @@
-"""A file of named tensors, read exactly or not at all: what every kind of file has in common, and safetensors.
+"""Files of named tensors, read exactly or refused: the base class, and safetensors. `archives.py` has torch and npz.
 
-A checkpoint is a stranger's file. Nothing here runs code from one, believes a size that the file itself does not bear
-out, or turns a value into another type. Weights come as float32; large files stay memory-mapped (privately: what is
-done to a tensor never reaches the file), so loading holds one copy of them. `archives.py` reads the other kinds.
+A checkpoint is untrusted. Nothing here runs its code, trusts a size that its data does not confirm, or converts a value to
+another type. Weights are returned as float32. Large files stay memory-mapped, privately (a write to a tensor never reaches
+the file), so that loading holds one copy of the weights.
 """
 
 import math
@@ -19,19 +19,19 @@ from torch import Tensor
 from saebench.format import CheckpointError, LoadOptions
 from saebench.loading.damage import unreadable
 
-# Files below this are copied into memory, so that overwriting one cannot disturb an SAE already loaded from it.
+# Smaller files are copied into memory, so that overwriting a file leaves an SAE already loaded from it intact.
 _MAP_FROM = 2**28
 _HEADER_LIMIT = 2**24
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Weights(ABC):
-    """A file of named tensors. Shapes are known from its index; each tensor is read when it is asked for.
+    """A file of named tensors. Shapes come from the index; each tensor is read on request.
 
     Attributes:
         path: the file.
         shapes, dtypes: of each tensor, by name.
-        values: what else lies beside the tensors (a torch file may hold plain numbers and strings).
+        values: entries that are no tensors (a torch file may contain numbers and strings).
     """
 
     path: Path
@@ -41,18 +41,18 @@ class Weights(ABC):
 
     @property
     def dtype(self) -> str:
-        """The precision of the largest tensor: that of the weights."""
+        """The dtype of the largest tensor, which is a weight matrix."""
         return self.dtypes[max(self.shapes, key=lambda name: math.prod(self.shapes[name]))]
 
     @abstractmethod
     def _open(self, name: str) -> AbstractContextManager[Tensor]:
-        """A context that gives the tensor as it is stored, and frees its pages after."""
+        """A context manager that yields the tensor as stored, and frees its pages at exit."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
     def shape(self, name: str, ndim: int) -> tuple[int, ...]:
-        """The shape of a tensor that must exist, with that many dimensions, none of them 0."""
+        """The shape of a tensor; a CheckpointError unless it exists with `ndim` dimensions, none of size 0."""
         if name not in self.shapes:
             raise CheckpointError(f"{self.path}: tensor '{name}' is missing")
         shape = self.shapes[name]
@@ -63,7 +63,7 @@ class Weights(ABC):
         return shape
 
     def check(self, matter: Collection[str], harmless: Collection[str], options: LoadOptions) -> None:
-        """Refuse a tensor (or other value) that is on neither list: it may change what the SAE computes."""
+        """Refuse an entry that is on neither list, since it may change every number."""
         strange = sorted((self.shapes.keys() | self.values.keys()) - set(matter) - set(harmless) - options.ignore_keys)
         if strange:
             raise CheckpointError(
@@ -82,10 +82,10 @@ class Weights(ABC):
             yield tensor
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """The tensor in float32, which must have that shape; a view of the file where that is large.
+        """The tensor of that shape in float32; a view of the file if the file is large.
 
         Raises:
-            CheckpointError: missing, of another shape, or not floating point.
+            CheckpointError: the tensor is missing, of another shape, or not floating point.
         """
         with self._checked(name, shape) as tensor:
             wide = tensor.detach().float()
@@ -93,19 +93,19 @@ class Weights(ABC):
             return wide.clone() if mapped and self.path.stat().st_size < _MAP_FROM else wide
 
     def transposed(self, name: str, *shape: int) -> Tensor:
-        """The tensor of that (stored) shape, transposed, float32, its rows contiguous.
+        """The transpose of the tensor stored in that shape, float32, rows contiguous.
 
-        The stored one's pages are let go when this returns: at no time are there two copies of more than this tensor.
+        The stored tensor's pages are freed on return, so that memory holds at most one tensor twice.
         """
         with self._checked(name, shape) as tensor:
             out = torch.empty(shape[1], shape[0])
-            step = max(1, 2**22 // shape[0])  # by blocks of columns: the source is not touched twice
+            step = max(1, 2**22 // shape[0])  # by blocks of columns, so that each page of the source is read once
             for start in range(0, shape[1], step):
                 out[start : start + step] = tensor[:, start : start + step].T
             return out
 
     def scalar(self, name: str) -> float:
-        """A tensor of one element, as a number (integers too)."""
+        """The value of a tensor with one element, floating point or integer."""
         self.shape(name, len(self.shapes.get(name, ())))
         with self._open(name) as tensor:
             if tensor.numel() != 1:
@@ -113,7 +113,7 @@ class Weights(ABC):
             return float(tensor.detach().double().reshape(()).item())
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A one-dimensional tensor of whole numbers."""
+        """The values of a one-dimensional tensor of integers."""
         self.shape(name, 1)
         with self._open(name) as tensor:
             if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.is_complex():
@@ -122,7 +122,7 @@ class Weights(ABC):
 
 
 class SafetensorsFile(Weights):
-    """A safetensors file; its reader checks that header and payload agree."""
+    """A safetensors file; the library checks that header and data agree."""
 
     def __init__(self, path: Path):
         self.path, self.values = path, {}
@@ -133,14 +133,14 @@ class SafetensorsFile(Weights):
             self.dtypes = {name: _SAFETENSORS_DTYPES.get(s.get_dtype(), s.get_dtype()) for name, s in slices.items()}
 
     def _refuse_long_header(self) -> None:
-        """Refuse a header that holds a million names before it is parsed: an SAE's index is a few kilobytes."""
+        """Refuse a huge header before it is parsed: an SAE's index is a few kilobytes."""
         try:
             with self.path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
         except OSError as error:
             raise unreadable(self.path, "safetensors", error) from error
         if _HEADER_LIMIT < length <= self.path.stat().st_size:
-            raise CheckpointError(f"{self.path}: a header of {length} bytes, larger than any SAE's index: refused")
+            raise CheckpointError(f"{self.path}: refused, a header of {length} bytes is larger than any SAE's index")
 
     @contextmanager
     def _file(self) -> Iterator[Any]:
@@ -158,7 +158,7 @@ class SafetensorsFile(Weights):
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite, in one pass and without a mask as large as the tensor."""
+    """Whether every element is finite, in one pass and without a mask as large as the tensor."""
     plain = tensor.T if tensor.ndim == 2 and not tensor.is_contiguous() else tensor
-    low, high = torch.aminmax(plain)  # NaN wins both
+    low, high = torch.aminmax(plain)  # either is NaN if any element is
     return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,4 +1,4 @@
-"""A file of activations as the source of a pass."""
+"""A file of activations as an activation source."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _SUFFIXES = (".npy", ".safetensors", ".parquet")
 class FileSource(ArraySource):
     """Activations x [N, d], or [items, positions, d], of a .npy (memory-mapped), .safetensors or .parquet file.
 
-    Each item is a context and, unless its labels are grouped, a cluster of its own.
+    Each item is a context and, unless its labels are grouped, its own cluster.
 
     Attributes:
         x: [items, positions, d] in the file's own floating dtype.

@@ -1,4 +1,4 @@
-"""From a task that brings its own activations to the source that gives them."""
+"""Open the source of a task with activations of its own."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from saebench.task import ActivationContent, PlantedContent, Task, WeightsConten
 
 
 def open_source(task: Task) -> ArraySource | None:
-    """The task's source; None where a language model is needed.
+    """The task's source; None if the task needs a language model.
 
     Raises:
-        UsageError: a file is missing, changed, malformed, or does not fit its labels or grid.
+        UsageError: a file is missing, changed or malformed, or does not fit its labels or grid.
     """
     content = task.content
     if isinstance(content, PlantedContent):
@@ -27,13 +27,11 @@ def open_source(task: Task) -> ArraySource | None:
     spec = content.activations
     source = FileSource(task.folder / spec.file)
     if source.file_sha256 != spec.sha256:
-        raise UsageError(
-            f"task {task.label}: {spec.file} is not the file that the task was made with: its sha256 differs"
-        )
+        raise UsageError(f"task {task.label}: {spec.file} has changed since the task was made: its sha256 differs")
     if spec.grid is not None and spec.grid[0] * spec.grid[1] != source.x.shape[1]:
         height, width = spec.grid
         raise UsageError(
-            f"--grid {height},{width} has {height * width} places, and {spec.file} has {source.x.shape[1]} positions"
+            f"--grid {height},{width} has {height * width} places, but {spec.file} has {source.x.shape[1]} positions"
         )
     source.grid = spec.grid
     if spec.labels is not None:

@@ -1,9 +1,9 @@
-"""A generative model of activations whose features are known: the ground truth that SAE metrics are held against.
+"""A generative model of activations with known features: the ground truth for SAE metrics.
 
 x = Σ_j f_j u_j + b with sparse, non-negative f and unit directions u_j, more of them than dimensions. Firing follows a Gaussian
 copula of low rank, features form a forest in which a child needs its parent and siblings exclude each other, and a child's
-magnitude scales with its parent's. With the numbers of `planted-16k` the distribution is that of SynthSAEBench-16k
-(arXiv 2602.14687) as SAELens' generator has it; `tests/sources/` compares the moments.
+magnitude scales with its parent's. With the parameters of `planted-16k` the distribution is that of SynthSAEBench-16k
+(arXiv 2602.14687) in SAELens' implementation; `tests/truth/test_planted_model.py` compares the moments.
 """
 
 import math
@@ -21,8 +21,8 @@ class Level:
     """One level of the forest.
 
     Attributes:
-        features, parents: [m] each feature of the level and its parent.
-        siblings: [groups, branching] features that exclude each other, padded with −1.
+        features, parents: [m] the features of the level and their parents.
+        siblings: [groups, branching] mutually exclusive features, padded with −1.
     """
 
     features: Tensor
@@ -37,7 +37,7 @@ class PlantedModel:
         directions: [features, d] unit rows u_j.
         bias: [d]
         probability: [features] the firing probability that the specification asks for.
-        mean, sd: [features] of a magnitude before the relu.
+        mean, sd: [features] mean and sd of a magnitude before the ReLU.
         parent: [features] each feature's parent, −1 for a root.
         levels: the forest below its roots.
     """
@@ -53,7 +53,7 @@ class PlantedModel:
         self.sd = (spec.sd_location + spec.sd_scale * normal).abs()
         self.levels, self.parent = _forest(spec)
         factor = spec.correlation * torch.randn(spec.features, spec.rank, generator=_stream(spec, "copula"))
-        # A row that leaves less than 1 % of its own variance is shortened, as SAELens does.
+        # A row that leaves less than 1 % of its own variance is scaled down, as in SAELens.
         norms = factor.square().sum(1, keepdim=True)
         self._factor = torch.where(norms > 0.99, factor * (0.99 / norms.clamp(min=1e-12)).sqrt(), factor)
         self._own = (1 - self._factor.square().sum(1)).sqrt()
@@ -65,7 +65,7 @@ class PlantedModel:
         gauss = torch.randn(n, self.spec.features, generator=random).mul_(self._own).addmm_(shared, self._factor.T)
         rows, fired = (gauss > self._threshold).nonzero(as_tuple=True)
         noise = torch.randn(len(fired), generator=random)
-        values = gauss.zero_()  # the buffer is large; magnitudes are drawn where a feature fires only
+        values = gauss.zero_()  # reuse the large buffer; magnitudes are drawn only where a feature fires
         values[rows, fired] = (noise * self.sd[fired] + self.mean[fired]).relu_()
         for level in self.levels:
             values[:, level.features] *= values[:, level.parents] / self.mean[level.parents]
@@ -79,7 +79,7 @@ class PlantedModel:
 
     @staticmethod
     def _exclude(values: Tensor, siblings: Tensor, random: torch.Generator) -> None:
-        """Keep one active feature of each group of siblings, chosen evenly; in place."""
+        """Keep one active feature of each group of siblings, chosen uniformly; in place."""
         active = (values[:, siblings.clamp(min=0)] > 0) & (siblings >= 0)
         row, group = (active.sum(-1) > 1).nonzero(as_tuple=True)
         rivals = active[row, group]
@@ -89,7 +89,7 @@ class PlantedModel:
         values[row[lost], siblings[group[lost], place]] = 0.0
 
     def _compensated(self) -> Tensor:
-        """The probabilities to draw with, so that about `probability` is left once parents and siblings have had their say."""
+        """Sampling probabilities that leave about `probability` after the exclusions by parents and siblings."""
         drawn = self.probability.clone()
         for level in self.levels:
             drawn[level.features] /= self.probability[level.parents]
@@ -124,7 +124,7 @@ def _directions(spec: PlantedSpec) -> Tensor:
     adam = torch.optim.Adam([rows], lr=spec.orthogonal_rate)
     for _ in range(spec.orthogonal_steps):
         adam.zero_grad()
-        # Σ_{i≠j} of squared products through the [d, d] matrix: ‖UᵀU‖² − Σ‖u_i‖⁴; the [N, N] one may not fit.
+        # Σ_{i≠j} of squared products from the [d, d] matrix, ‖UᵀU‖² − Σ‖u_i‖⁴; an [N, N] matrix may not fit in memory.
         norms = rows.square().sum(1)
         loss = (rows.T @ rows).square().sum() - norms.square().sum() + spec.features * (norms - 1).square().sum()
         loss.backward()
@@ -133,7 +133,7 @@ def _directions(spec: PlantedSpec) -> Tensor:
 
 
 def _forest(spec: PlantedSpec) -> tuple[list[Level], Tensor]:
-    """The levels below the roots, filled breadth-first until features run out; and each feature's parent."""
+    """(levels, parents): the levels below the roots, filled breadth-first until features run out; each feature's parent."""
     parent = torch.full((spec.features,), -1, dtype=torch.long)
     level, free, levels = list(range(spec.roots)), spec.roots, []
     for _ in range(spec.depth):

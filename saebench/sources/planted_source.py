@@ -1,4 +1,4 @@
-"""A planted model as the source of a pass: every context is drawn from a random stream of its own."""
+"""A planted model as an activation source: every context has its own random stream."""
 
 from dataclasses import asdict
 
@@ -18,7 +18,7 @@ from saebench.streams import generator
 class PlantedSource(ArraySource):
     """Samples of a planted model, in contexts of `length` independent samples; a context is a cluster.
 
-    A sample depends on its context's number alone, so batches, their order and the number of ranks change no bit.
+    A sample depends on the number of its context only, so batch size, order and number of ranks change no bit.
     """
 
     kind = "planted"
@@ -51,7 +51,7 @@ class PlantedSource(ArraySource):
         return Truth(self._features(token_ids), self.planted.directions, self.planted.parent)
 
     def _features(self, token_ids: Tensor) -> Tensor:
-        """[B, T, features]; those of the last batch are kept, since a pass asks for x and then for the truth."""
+        """[B, T, features]; cached for one batch, since a pass requests x and then the truth of the same rows."""
         first = token_ids[:, 0]
         if self._last is None or not torch.equal(self._last[0], first):
             seed = self.planted.spec.seed

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from saebench import SaebenchError, load_sae
 from saebench.inspection import inspect_sae
+from tests.raising import raises
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -46,7 +47,7 @@ def test_dictionary_learning_k_in_both_places_must_agree(copy: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["trainer"]["k"] = 6
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, "'k' is 5", "trainer.k = 6")
+    refused(folder, "'k' is 5", "trainer.k", "is 6")
 
 
 def test_dictionary_learning_trainer_keys_are_checked(copy: Any) -> None:
@@ -174,6 +175,18 @@ def test_llama_scope_fold_by_hand() -> None:
     torch.testing.assert_close(sae.b_dec.double(), state["decoder.bias"] / s_out)
 
 
+def test_llama_scope_names_its_model_in_a_file_beside(copy: Any) -> None:
+    folder = copy("llama_scope/jumprelu")
+    assert load_sae(folder).metadata.model is None
+    about = {"model_name": "meta-llama/Llama-3.1-8B", "model_from_pretrained_path": "/theirs", "d_model": 8}
+    (folder / "lm_config.json").write_text(json.dumps(about))
+    assert load_sae(folder).metadata.model == "meta-llama/Llama-3.1-8B"
+    (folder / "lm_config.json").write_text(json.dumps(about | {"model_name": ["gpt2"]}))
+    refused(folder, "lm_config.json", "model_name")
+    (folder / "lm_config.json").write_text("{")
+    refused(folder, "lm_config.json")
+
+
 def test_llama_scope_refusals(copy: Any) -> None:
     folder = copy("llama_scope/jumprelu")
     config = folder / "hyperparams.json"
@@ -288,9 +301,9 @@ def test_inspect_is_json_and_lines(case: str) -> None:
 
 
 def test_inspect_refuses_what_load_refuses(tmp_path: Path) -> None:
-    with pytest.raises(SaebenchError, match="no such file"):
+    with raises(SaebenchError, "no such file"):
         inspect_sae(tmp_path / "absent")
-    with pytest.raises(SaebenchError, match="cannot be measured without --k"):
+    with raises(SaebenchError, "cannot be measured without --k"):
         inspect_sae(REFERENCE / "llama3_interpretability/topk", measure=True)
-    with pytest.raises(SaebenchError, match="--model and --hook"):
+    with raises(SaebenchError, "--model and --hook"):
         inspect_sae(REFERENCE / "openai/topk", measure=True)

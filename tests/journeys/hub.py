@@ -65,7 +65,7 @@ def command(hub: Hub, folder: Path, *arguments: str, offline: bool = False, stat
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "SAEBENCH_CACHE": f"{home}/saebench"}
     env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
     done = subprocess.run(
-        [sys.executable, "-m", "saebench", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "saebench", *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
     output = done.stdout + done.stderr

@@ -95,7 +95,7 @@ def run(folder: Path, results: str, *judge: str) -> dict[str, object]:
     command = [sys.executable, "-m", "saebench", "run", "--sae", SAE, "--task", "autointerp-small", "--limit", "64",
                "--set", "autointerp_small.latents=8", "--judge-cache", folder / "replies.jsonl",
                "--results", folder / results, *judge]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=1200)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=3600)
     print(done.stderr, done.stdout, sep="\n")  # noqa: T201  # a script's report
     [path] = (folder / results).rglob("autointerp-small@1*.json")
     record: dict[str, object] = json.loads(path.read_text())

@@ -1,1 +1,1 @@
-"""Scores of a dictionary against planted features."""
+"""The metric `planted`: scores of a dictionary against planted features."""

@@ -1,4 +1,4 @@
-"""Which latent stands for which planted feature, from the decoder's rows alone."""
+"""Matching of latents with planted features by decoder rows."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ class Matching:
     """One-to-one pairs of latents and features, and each feature's nearest latent.
 
     Attributes:
-        cosine: [pairs] |cos| of the pairs that maximise its sum: what MCC averages.
+        cosine: [pairs] |cos| of the pairs with the largest sum; its mean is MCC.
         cosine_feature: [pairs] the features of those pairs.
-        latent, feature: [pairs] the pairs that maximise the signed cosine: a latent that points away from a feature is no
-            detector of it.
+        latent, feature: [pairs] the pairs with the largest sum of signed cosines: a latent that points away from a feature
+            does not detect it.
         nearest: [features] the latent with the largest signed cosine.
-        distinct: how many features are some latent's nearest (by |cos|), over the number of latents.
+        distinct: number of features that are nearest (by |cos|) to some latent, over the number of latents.
     """
 
     cosine: Tensor

@@ -1,8 +1,8 @@
-"""How well a dictionary recovers planted features: mean max cosine by optimal matching, detection, absorption.
+"""Recovery of planted features by a dictionary: mean cosine under optimal matching, detection, absorption.
 
 Source: SynthSAEBench (arXiv 2602.14687), with three changes. Latents and features are matched one to one (their many-to-one
 matching rewards duplicates), by signed cosine where detection is scored (a latent that points away from a feature does not
-detect it), and latents that never fire are counted in the open.
+detect it), and latents that never fire are counted explicitly.
 """
 
 from typing import ClassVar, Self
@@ -16,9 +16,9 @@ from saebench.metric import Truth
 
 from .matching import Matching, match
 
-# Firings of a parent, with and without a child, below which its absorption is not estimated.
+# Fewest firings of a parent, with and without a child, for an estimate of its absorption.
 _ENOUGH = 10
-# F1 above which a latent counts as having found its feature.
+# F1 above which a feature counts as found.
 _FOUND = 0.8
 
 
