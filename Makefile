@@ -40,9 +40,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 leaderboard: $(VENV)/.installed
 	$(BIN)/saebench leaderboard results --format html --output leaderboard.html
 
-# results/README.md, and the picture and table at the top of README.md.
+# results/README.md, the picture and table at the top of README.md, and the table of docs/steering.md.
 results-readme: $(VENV)/.installed
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_steering.py
 
 # A page for each metric, from its docstrings, and the options of `saebench train`.
 docs: $(VENV)/.installed

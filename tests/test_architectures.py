@@ -146,6 +146,7 @@ def test_the_command_prints_tables_and_json(results: Path) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "explained_variance at L0 4" in done.output
+    assert "unnamed" not in done.output
     body = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert body[0]["l0"] == 4
     assert {row["architecture"] for row in body[0]["scores"][0]["rows"]} == {"one", "two", "single"}

@@ -204,7 +204,7 @@ def test_bad_requests_are_one_line(folder: Path, tmp_path: Path) -> None:
 def test_a_board_shows_cards_of_its_metrics_versions(tmp_path: Path) -> None:
     column = Column("m", 2, "s", None, "", "higher")
     board = Board("model", None, "hook", "task", "corpus", "float32", headlines=[column])
-    short = ScoreCard("s", panel="p", discriminability=0.25, ladder="noise-5")
+    short = ScoreCard("s", direction="higher", panel="p", discriminability=0.25, ladder="noise-5")
     for version, shown in ((2, 1), (1, 0)):
         Card("m", version, "saebench audit", 0, {}, (short,)).write(tmp_path)
         notes = card_notes(board, [tmp_path])

@@ -97,6 +97,12 @@ def test_the_readmes_show_the_committed_records():
         assert Image.open(REPOSITORY / made.PICTURE).text["Comment"] == made.digest(best), "run `make results-readme`"
 
 
+def test_the_steering_page_shows_the_committed_records():
+    made = script("make_steering.py")
+    text = (DOCS / "steering.md").read_text(encoding="utf-8")
+    assert made.page(text, load_records([REPOSITORY / "results"])) == text, "run `make results-readme`"
+
+
 def test_with_records_there_is_a_table_and_a_picture(tmp_path: Path, monkeypatch: Any):
     """A dozen SAEs on two tasks, one of them without the pictured score and with one SAE more."""
     for i in range(12):

@@ -1,4 +1,4 @@
-"""Edits in the pass: a metric's own streams, their losses, and what they cost the others (nothing)."""
+"""Edits in the pass: a metric's own streams, their losses, and unchanged results of the other metrics."""
 
 from dataclasses import replace
 from typing import Any

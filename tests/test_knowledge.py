@@ -1,4 +1,4 @@
-"""The knowledge filter against greedy decoding by the whole model, its cache, and a model that knows nothing."""
+"""The knowledge filter against greedy decoding by the whole model, its cache, and a model that answers nothing right."""
 
 from dataclasses import replace
 from pathlib import Path

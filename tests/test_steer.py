@@ -106,7 +106,7 @@ def test_latents_are_found_by_explanation_text_and_promoted_tokens(sae, model, t
     by_text = [f.latent for f in found if f.by == "activating text"]
     assert len(by_text) == 3
     assert all(fires[0][latent] or fires[1][latent] for latent in by_text)
-    # A latent that writes what the output layer reads for a token is the first to promote it.
+    # A latent whose decoder row is a token's unembedding row promotes that token most.
     norm = steerer.subject.model.model.norm.weight
     row = steerer.subject.model.get_output_embeddings().weight[33] / norm
     planted = Steerer(replace(sae, W_dec=torch.cat([sae.W_dec[:20], row[None], sae.W_dec[21:]])))

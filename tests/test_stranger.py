@@ -1,4 +1,4 @@
-"""A metric from somebody else's package: intervals, paired comparison and ranks without a line of its own about them."""
+"""A metric of a third-party package: intervals, paired comparison and ranks without a line of its own about them."""
 
 import json
 import os

@@ -211,7 +211,7 @@ def test_every_committed_record_may_stand_in_results(record):
 
 
 def test_limits_cannot_narrow_an_interval(tmp_path: Path) -> None:
-    """A record says itself within what a score lies: only what bounds a share or a gap is believed."""
+    """A record declares the limits of a score itself: only those of a share, a gap or a gap between gaps are accepted."""
     path = good(tmp_path)
     body = json.loads(path.read_text())
     [row] = [r for r in body["scores"] if r["key"] == "explained_variance"]

@@ -24,15 +24,11 @@ def _table(board: ArchitectureBoard, score: ScoreBoard) -> Table:
     for row in sorted(score.rows, key=lambda row: -sign * row.value):
         beaten = [c.a for c in score.contrasts if c.b == row.architecture and c.verdict == "better"]
         beaten += [c.b for c in score.contrasts if c.a == row.architecture and c.verdict == "worse"]
-        interval = row.reason or "" if row.low is None or row.high is None else f"{row.low:.4g} … {row.high:.4g}"
-        rank = "" if row.rank is None else str(row.rank)
-        cells = (
-            clean(row.architecture),
-            str(row.saes),
-            f"{row.value:.4g}",
-            clean(interval),
-            rank,
-            clean(", ".join(beaten)),
+        interval = (
+            clean(row.reason or "–") if row.low is None or row.high is None else f"{row.low:.4g} … {row.high:.4g}"
         )
+        rank = "" if row.rank is None else str(row.rank)
+        names = ", ".join(map(clean, beaten))
+        cells = (clean(row.architecture), str(row.saes), f"{row.value:.4g}", interval, rank, names)
         table.add_row(*map(Text, cells))
     return table

@@ -10,7 +10,7 @@ from saebench.text import clean
 
 
 def card_notes(board: Board, folders: Iterable[Path]) -> list[str]:
-    """One line per headline of the board that has a card of its version below one of the folders; damaged cards are named."""
+    """One line per headline that has a direction and a card of its version; damaged cards are named."""
     cards: dict[str, Card] = {}
     found = []
     for folder in folders:
@@ -23,7 +23,7 @@ def card_notes(board: Board, folders: Iterable[Path]) -> list[str]:
         if card is None or card.version != column.version:
             continue
         for score in card.scores:
-            if score.key == column.key and (words := _short(score)):
+            if score.key == column.key and score.direction and (words := _short(score)):
                 found.append(f"reliability of {clean(column.key)} ({clean(score.panel)}): {words}")
     return found
 

@@ -139,11 +139,12 @@ def _declared(row: dict[str, Any]) -> Ratio:
     """The ratio that a record declares for a score.
 
     Raises:
-        SaebenchError: limits other than those of a share or of a difference of shares, which could cut off an interval.
+        SaebenchError: limits other than those of a share, a difference of shares, or a difference of such differences (±2),
+            which could cut off an interval.
     """
     within = row.get("within")
     if within is not None:
-        natural = [row["offset"] + row["scale"] * end for end in (-1, 0, 1)]
+        natural = [row["offset"] + row["scale"] * end for end in (-2, -1, 0, 1, 2)]
         if not all(any(math.isclose(end, x) for x in natural) for end in within):
             raise SaebenchError(
                 f"declared limits {within[0]} and {within[1]} are not those of a share or a difference of shares"

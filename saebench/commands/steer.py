@@ -1,4 +1,4 @@
-"""`saebench steer`: what a model writes with a latent's direction added, beside what it writes without."""
+"""`saebench steer`: continuations with a latent's direction added, beside the unsteered one."""
 
 import json
 from pathlib import Path

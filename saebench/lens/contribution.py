@@ -19,7 +19,7 @@ def contribution(sae: SAE, x_read: Tensor, latent: int) -> Tensor:
 
 @torch.no_grad()
 def token_scale(sae: SAE, x_read: Tensor) -> Tensor:
-    """[...] the factor by which the SAE's way out stretches what it writes at each token; 1 unless it normalises tokens."""
+    """[...] the scale that the SAE's output transform applies at each token; 1 unless the SAE normalises tokens."""
     unit = torch.nn.functional.normalize(torch.ones(sae.d_out, dtype=sae.W_dec.dtype, device=x_read.device), dim=0)
     rows = x_read.reshape(-1, x_read.shape[-1])
     scale: Tensor = _restored(sae, rows, unit.expand(len(rows), -1)).norm(dim=-1)

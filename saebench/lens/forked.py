@@ -17,7 +17,7 @@ class Forked:
     """R edited copies beside the clean stream of their contexts, at P positions each.
 
     A copy's clean stream ran in the same batch as the copy, so an edit that changes nothing leaves every bit. Logits of the
-    whole vocabulary are made for a few rows at a time, never for all.
+    whole vocabulary are computed for a few rows at a time, never for all.
 
     Attributes:
         hidden, clean: [R, P, d] final hidden states (after the last norm) of the copies and of their contexts.

@@ -24,7 +24,7 @@ class Lens:
     """A language model at the hook points of one SAE.
 
     Contexts are tensors [N, T] of token ids or lists of unequal length; they are padded on the right, which changes no
-    result. Batches are fitted to memory: halved when it runs out, and small from then on. Results do not depend on the batch
+    result. Batches are fitted to memory: halved when it runs out, and that small from then on. Results do not depend on the batch
     size beyond the rounding inside the model.
     """
 
@@ -44,7 +44,7 @@ class Lens:
             read, write: the hook points that the SAE reads and writes; the same one unless it is a transcoder.
             work: folder of finished `units`; it must belong to this SAE, model and task. None keeps nothing.
             batch_size: copies (or contexts) a batch; by default fitted.
-            progress: hears about `units`.
+            progress: is informed of finished `units`.
 
         Raises:
             UsageError: the model has no such hook point.
@@ -67,7 +67,7 @@ class Lens:
         return self.model.vocabulary
 
     def capture(self, token_ids: TokenIds) -> Activations:
-        """Activations of N contexts, [N, T, d]. Those of padding exist and mean nothing."""
+        """Activations of N contexts, [N, T, d]. Those at padded positions are undefined."""
         contexts = self._contexts(token_ids)
         width = contexts.token_ids.shape[1]
 
@@ -86,7 +86,7 @@ class Lens:
 
         Args:
             token_ids: N contexts.
-            edit: the activations of some copies -> the rows that stand at the hook point instead. Called batch by batch.
+            edit: maps the activations of some copies to the rows that replace them at the hook point. Called batch by batch.
             source: [R] the context of each copy, in any order; by default one copy of each context.
             at: positions of the results, by default the last token (see `Positions`).
 
@@ -184,7 +184,7 @@ class Lens:
         """Continuations of prompts, with a KV cache; the edit acts on the prompt and on every new token.
 
         Args:
-            edit: as for `fork`; it sees the tokens of one step at a time. None leaves the model alone.
+            edit: as for `fork`; it sees the tokens of one step at a time. None leaves the model unchanged.
             source: [R] the prompt of each copy; by default one copy of each prompt.
             tokens: new tokens at most.
             temperature: 0 takes the likeliest token; else tokens are sampled, each copy from a stream of its own.

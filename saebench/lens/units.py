@@ -1,4 +1,4 @@
-"""A resumable map: each finished item lies on disk under a checksum, and a run that was killed computes the rest."""
+"""A resumable map: each finished item is stored with a checksum, and a rerun after a kill computes the rest."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Hears how far a map has come (`saebench.running` shows it)."""
+    """Receives the number of finished items of a map (`saebench.running` displays it)."""
 
     def begin(self, label: str, total: int, done: int, unit: str = ...) -> None: ...
 

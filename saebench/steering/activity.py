@@ -23,7 +23,7 @@ _MAX_NORM = 10.0
 
 @dataclass(frozen=True)
 class Activity:
-    """What the latents do in a sample of text.
+    """Activity of the latents in a sample of text.
 
     Attributes:
         strength: [d_sae] the 99.9th percentile of ‖z·d‖ over a latent's firings (z > 0); 0 for a silent latent.

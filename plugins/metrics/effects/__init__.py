@@ -1,1 +1,1 @@
-"""Metric `effects`: what breaks without a single latent."""
+"""Metric `effects`: change of the model's output when a single latent is removed."""

@@ -1,1 +1,1 @@
-"""Metric `steering`: does adding a latent's direction make the model say what the latent stands for?"""
+"""Metric `steering`: effect of adding a latent's direction; `steering_judged`: ratings of steered text by a judge."""

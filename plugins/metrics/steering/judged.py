@@ -39,7 +39,7 @@ from .writing import Writer, prompts
 
 # About the length of an instruction in a chat template, for the estimate of the cost.
 PROMPT_TOKENS = 48
-# Target tokens in the concept of a latent that nobody named.
+# Target tokens in the concept of a sampled latent.
 _SHOWN = 10
 # Units are latents; these columns are 0 for a latent without a score.
 _COLUMNS = (

@@ -13,13 +13,13 @@ from saebench.streams import generator
 from .settings import Settings
 
 LATENT, RANDOM, CEILING, REVERSED = "latent", "random", "ceiling", "reversed"
-# Prior tokens of the smoothed log-odds: what a latent's own counts are weighed against.
+# Weight of the base rate in the smoothed log-odds, in tokens.
 _PRIOR = 100.0
 
 
 @dataclass(frozen=True)
 class Steered:
-    """A latent and what its steering is measured with.
+    """A latent with its directions and target sets.
 
     Attributes:
         latent: its number.
@@ -66,7 +66,7 @@ def random_direction(d: int, seed: int, latent: int) -> Tensor:
 
 
 def measure(
-    lens: Lens, what: Steered, choose: list[list[int]], score: list[list[int]], settings: Settings, seed: int
+    lens: Lens, one: Steered, choose: list[list[int]], score: list[list[int]], settings: Settings, seed: int
 ) -> dict[str, Any]:
     """The largest strength within the KL limit on `choose`, and the effects at it on `score`, for each direction.
 
@@ -74,9 +74,9 @@ def measure(
         direction -> None where no strength is within the limit, else strength, kl, own and other: the mean over contexts of the
         KL(clean ‖ steered), and of the change in probability of the targets and of the other latent's targets.
     """
-    random = random_direction(len(what.direction), seed, what.latent)
-    directions = {LATENT: what.direction, RANDOM: random, CEILING: what.ceiling}
-    vectors = {name: what.size * direction.double().cpu() for name, direction in directions.items()}
+    random = random_direction(len(one.direction), seed, one.latent)
+    directions = {LATENT: one.direction, RANDOM: random, CEILING: one.ceiling}
+    vectors = {name: one.size * direction.double().cpu() for name, direction in directions.items()}
     strengths = {name: _strength(lens, vector, choose, settings) for name, vector in vectors.items()}
     own_strength = strengths[LATENT]
     strengths[REVERSED] = None if own_strength is None else -own_strength
@@ -88,7 +88,7 @@ def measure(
     forked = run_added(lens, torch.stack([f * vectors[name] for name, f in usable.items()]), score)
     kl, own, other = (
         values.reshape(len(usable), len(score)).mean(1).tolist()
-        for values in (forked.kl(), raised(forked, what.targets), raised(forked, what.others))
+        for values in (forked.kl(), raised(forked, one.targets), raised(forked, one.others))
     )
     for i, (name, f) in enumerate(usable.items()):
         out[name] = {"strength": f, "kl": kl[i], "own": own[i], "other": other[i]}
