@@ -1,10 +1,13 @@
 """House rules: lengths of files and functions, import contracts that can fail, and English that reads like English."""
 
 import ast
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from tests.conftest import REPOSITORY
 FILES = [*sorted((REPOSITORY / "saebench").rglob("*.py")), *sorted((REPOSITORY / "plugins").rglob("*.py"))]
 LINES, FUNCTION_LINES = 400, 60
 # Still to be split.
-LONG = {"saebench/subject.py", "saebench/testing.py", "check_metric", "curve_spec"}
+LONG = {"saebench/subject.py", "check_metric", "curve_spec"}
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -71,3 +74,40 @@ def test_import_contracts_fail_on_a_forbidden_import(tmp_path: Path, planted: st
     found = lint_imports(tmp_path)
     assert (found.returncode == 0) == (broken is None), found.stdout
     assert broken is None or f"{broken} BROKEN" in " ".join(found.stdout.split())
+
+
+def prose(path: Path) -> Iterator[str]:
+    """Docstrings and comments."""
+    text = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+def test_words_that_hide_a_noun_are_rare() -> None:
+    words = [word.lower() for path in FILES for text in prose(path) for word in re.findall(r"[A-Za-z']+", text)]
+    assert len(words) > 40_000
+    per_ten_thousand = {
+        name: 10_000 * sum(word in forms for word in words) / len(words)
+        for name, forms in {"what": {"what"}, "say": {"say", "says", "said"}}.items()
+    }
+    assert per_ten_thousand["what"] <= 15
+    assert per_ten_thousand["say"] <= 3
+
+
+def test_no_error_message_begins_with_it() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{text.lineno}"
+        for path in FILES
+        for raised in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(raised, ast.Raise)
+        for call in ast.walk(raised)
+        if isinstance(call, ast.Call)
+        for argument in call.args
+        for text in ([argument] if isinstance(argument, ast.Constant) else getattr(argument, "values", [])[:1])
+        if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value.lower().startswith("it ")
+    ]
+    assert not found
