@@ -1,6 +1,6 @@
 """The schema of a record: types and bounds of every field that a board reads; further keys of its tables are kept."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
@@ -98,6 +98,7 @@ class Score(BaseModel):
     scale: Number
     # Missing from older records.
     within: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    kind: Literal["ratio", "area"] = "ratio"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Score":
