@@ -67,7 +67,8 @@ decoder, which leaves the latents as they are, is smaller than their interval at
 `geometry` have no direction, and the card shows why: noise on the decoder moves effective rank and neighbours by
 less than two standard deviations between training seeds. `dead_fraction` reports the health of a run, not the
 quality of a dictionary; few latents die on this panel. No headline is demoted on this evidence: the small panel
-trains on 300,000 samples, a tenth of the design's, so its recipes are under-trained.
+trains on 300,000 samples, a tenth of the design's, so its recipes are under-trained. Scores that need a language
+model (cross-entropies, KL, effects, steering, probing) have no committed card yet.
 """
 
 

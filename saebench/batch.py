@@ -13,9 +13,8 @@ from saebench.sae import Latents
 
 T = TypeVar("T")
 
-# Parts of a batch that a metric may need. Without `token_losses` in any metric's needs, the model stops at the hook point.
-# `labels` exist in tasks of labelled documents only, `token_losses` in other tasks on a language model, `truth` on a planted
-# one, `grid` for images.
+# Parts of a batch that a metric may need. If no metric needs `token_losses`, the model stops at the hook point. `labels` exist
+# in tasks of labelled documents only, `token_losses` in tasks of contexts, `truth` on a planted model, `grid` for images.
 NEEDS = frozenset({"x", "x_read", "latents", "reconstruction", "token_losses", "labels", "truth", "grid"})
 
 
@@ -24,8 +23,8 @@ class TokenLosses:
     """Next-token losses in nats, float32, [B, T], with x left alone, replaced by x̂, by 0 and by the calibration mean.
 
     Attributes:
-        predicted: [B, T] scored positions that have a next token; the four cross-entropies mean something there only.
-        kl: KL(clean ‖ spliced) of the whole next-token distribution, at every scored position.
+        predicted: [B, T] bool, scored positions that have a next token; the four cross-entropies are defined there only.
+        kl: KL(clean ‖ spliced) of the next-token distribution, at every scored position.
     """
 
     clean: Tensor
@@ -43,7 +42,7 @@ class Truth:
     Attributes:
         features: [B, T, N] float32, non-negative; a feature is active where it is above 0.
         directions: [N, d] unit rows: x = features @ directions + a constant.
-        parent: [N] int64, the feature that each feature needs to be active; −1 for none.
+        parent: [N] int64, for each feature the one without which it is never active; −1 for none.
     """
 
     features: Tensor
@@ -53,13 +52,13 @@ class Truth:
 
 @dataclass(frozen=True)
 class Edit:
-    """An alternative stream: activations that replace the model's own at the hook point, for a forward pass of their own.
+    """An alternative stream: activations that replace the model's own at the hook point in a further forward pass.
 
     Attributes:
         name: distinct among a metric's edits of one batch.
         rows: [R, T, d_out] activations, at every position (special and unscored ones too).
-        source: [R] int64, the context of the batch whose tokens each row has; None: one row per context, in order.
-        hidden: whether the metric also reads the final hidden states.
+        source: [R] int64, the context of the batch that each row belongs to; None: one row per context, in order.
+        hidden: whether `Edited.hidden` is wanted.
     """
 
     name: str
@@ -74,9 +73,9 @@ class Edited:
 
     Attributes:
         source: [R] the context of each row.
-        cross_entropy: of the next token; meaningless at the last position of a context, which has none.
+        cross_entropy: of the next token; undefined at the last position of a context, which has none.
         kl: KL(clean ‖ edited) of the next-token distribution.
-        hidden: [R, T, d] final hidden states (after the last norm), where the edit asked for them.
+        hidden: [R, T, d] final hidden states (after the last norm), where the edit set `hidden`.
     """
 
     source: Tensor
@@ -92,19 +91,19 @@ class Batch:
     Attributes:
         token_ids: [B, T] int64
         special: [B, T] bool, BOS and other special tokens: never scored, never spliced
-        scored: [B, T] bool, the tokens that count. Values elsewhere exist and must not enter a score
+        scored: [B, T] bool, the tokens that scores are made of; values at other tokens must not enter a score
         context_id: [B] int64 (numpy), the context's number in the task
-        document_id: [B] int64 (numpy), the document it was cut from: the cluster of every interval
-        position: [T] int64, the place in the context
+        document_id: [B] int64 (numpy), the document that the context was cut from: the cluster of every interval
+        position: [T] int64, positions in the context
         calibration_mean: [d_out] float32, the mean activation of the calibration contexts
-        x: [B, T, d_out] float32, activations at the place that the SAE reconstructs (a transcoder's output)
+        x: [B, T, d_out] float32, the activations that the SAE reconstructs (a transcoder's output)
         latents: B·T rows, shape (B, T, d_sae)
         reconstruction: [B, T, d_out] float32, x̂
         token_losses: see TokenLosses
-        x_read: [B, T, d_in] float32, activations that the SAE reads: the same as x but for a transcoder
-        read_mean: [d_in] float32, their mean over the calibration sample
+        x_read: [B, T, d_in] float32, the activations that the SAE reads; only a transcoder's differ from x
+        read_mean: [d_in] float32, the mean of x_read over the calibration sample
         labels: of the B documents, in a task of labelled documents
-        edited: by name, the predictions under each edit that the metric made of this batch
+        edited: by name, the predictions under each edit of the metric for this batch
         truth: see Truth; in a run on a planted model
         grid: height and width of the T positions, of images in a file of activations
         seed: of the run, for a metric that is `seeded`; 0 for the others

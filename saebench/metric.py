@@ -1,7 +1,7 @@
 """The metric contract: the class `Metric`, its scores and its environment; intervals are the harness's.
 
-A metric sees the scored contexts batch by batch, keeps sums, and hands back one row per unit (`units`) and the scores that
-are declared over their columns (`scores`). From those the harness makes intervals, paired differences and ranks.
+A metric reads the contexts batch by batch and keeps sums. It returns one row per unit (`units`), and scores declared over the
+columns of these rows (`scores`). From both the harness computes intervals, paired differences and ranks.
 """
 
 from collections.abc import Mapping
@@ -35,23 +35,24 @@ Direction = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a metric, declared rather than computed where that is possible.
+    """One number of a metric, declared over columns of the units where possible.
 
-    Make it with `Score.ratio` (the harness computes value and interval from the units) or `Score.plain`.
+    Make it with `Score.ratio` or `Score.auroc`, whose value and interval the harness computes from the units, or with
+    `Score.plain` or `Score.with_interval`.
 
     Attributes:
         key: its name within the metric.
         unit: of measurement ("nats/token", "fraction", …).
         direction: whether higher or lower is better, or None.
-        at: the place on a curve (tokens seen, k, bin edge) for scores that are points of one.
+        at: the abscissa of a score that is a point of a curve (tokens seen, k, bin edge); else None.
         num, den: columns of the units: value = offset + scale · Σnum / Σden. For an area under the ROC curve, the decision
             column (`num`, or `num_0`, `num_1`, … for more than two classes) and the class numbers.
         count: the column of the units whose sum is n; None counts the rows.
-        within: the least and the most that a score with columns can be, if there are: an accuracy lies in [0, 1], the gap between
-            two in [-1, 1], and so does the truth. An interval is cut there.
+        within: the smallest and the largest possible value of a score with columns: [0, 1] for an accuracy, [-1, 1] for the gap
+            between two. Intervals end there, and a value beyond is an error.
         value, n: for a plain score.
-        no_interval: why a plain score has no interval.
-        low, high: the interval of a plain score that brings its own.
+        no_interval: the reason why a plain score has no interval.
+        low, high: the interval that the metric computed for a plain score.
         kind: of a score with columns: a ratio of sums, or an area under the ROC curve.
     """
 
@@ -122,7 +123,7 @@ class Score:
         direction: Direction | None = None,
         at: float | None = None,
     ) -> "Score":
-        """A number that cannot be resampled; `no_interval` says why."""
+        """A number without an interval; `no_interval` is the reason."""
         return cls(key, unit, direction, at, value=value, n=n, no_interval=no_interval)
 
     @classmethod
@@ -138,7 +139,7 @@ class Score:
         direction: Direction | None = None,
         at: float | None = None,
     ) -> "Score":
-        """A number that is no ratio of sums and whose 95 % interval the metric makes itself (an AUROC); it is not paired."""
+        """A number with a 95 % interval that the metric computed; differences between SAEs are not paired."""
         return cls(key, unit, direction, at, value=value, n=n, low=low, high=high)
 
 
@@ -147,7 +148,7 @@ class Env:
     """The environment of `Metric.scores`, after the pass.
 
     Attributes:
-        sae: the SAE it measured.
+        sae: the measured SAE.
         tokenizer: of the language model; None in a run on token ids without one.
         seed: of the run, for a metric that is `seeded`; 0 for the others.
         cache: a folder for files kept between runs.
@@ -167,32 +168,30 @@ class Metric:
     """Base class of every metric; one instance per SAE.
 
     Class attributes:
-        name: how it is asked for and recorded.
-        version: raised whenever a number would change.
+        name: for `--metric` and records.
+        version: raised whenever a number changes.
         needs: a subset of `NEEDS`. Empty: the metric reads weights only and gets no batches.
-        optional: of those, the parts that a batch may lack (`token_losses` where no language model runs): see `Batch.has`.
-        asks: the prompts (name@version) that it puts to a judge. Empty: it asks none, and `env.judge` is None.
+        optional: the needed parts that a batch may lack (`token_losses` where no language model runs): see `Batch.has`.
+        asks: the prompts (name@version) that the metric sends to a judge. Empty: it asks none, and `env.judge` is None.
         about: a caption for each key, as tables show it; `{n:,}` in it is the score's n. A key without one shows its unit.
-        headlines: the keys that people see first. Empty: all scores that have a direction.
+        headlines: the keys that tables show first. Empty: all scores that have a direction.
         smallest: by key, the smallest difference between two SAEs that matters, in the score's unit: "better" needs
-            that much. Twice the standard deviation over training seeds is a good choice. A key that is not there has none.
-        figures: pictures of the scores, beside the default of each headline over the sparsity axis.
+            that much. Twice the standard deviation over training seeds is a good choice. A missing key has none.
+        figures: plots of the scores, beside the default plot of each headline over the sparsity axis.
         sparsity: the score that serves boards as the sparsity axis, if the metric has one.
         truth: the score that `saebench audit` holds other metrics against, for a metric that reads planted features.
-        paired: whether a unit is the same thing for every SAE (a context, a document). Where it is not (an SAE's own latents),
-            differences between SAEs are made of independent samples.
-
+        paired: whether all SAEs share the units (contexts, documents). Where each SAE has its own (its latents), samples are
+            independent and differences are not paired.
         edit_rows: rows per context that `edits` returns, at most; each is a further stream above the hook point. 0: no edits.
         uses_lens: whether `scores` runs the language model (`env.lens`).
-
         seeded: whether a number depends on the run's seed. `batch.seed` and `env.seed` are 0 for the others,
             and `--seed` makes no second record of them.
         settings: a frozen dataclass with a default for every field, or an instance of one. A run's `--set NAME.field=value` and a
-            task's [settings.NAME] replace the class attribute; values that differ from the defaults are part of the record's
+            task's [settings.NAME] replace the class attribute; values other than the defaults are part of the record's
             identity. Annotate fields with plain types: int, float, bool, str, Path, Literal, tuples of them.
 
-    State is whatever instance attributes `update` changes: numbers, numpy arrays, torch tensors and lists of plain
-    dictionaries are saved and restored by the harness (attributes that begin with an underscore are not).
+    The instance attributes that `update` changes are the state. The harness saves and restores numbers, numpy arrays, torch
+    tensors, `Rows` and lists of plain dictionaries, but no attribute that begins with an underscore.
     """
 
     name: ClassVar[str]
@@ -220,10 +219,10 @@ class Metric:
             cls.settings = cls.settings()
 
     def __init__(self, sae: SAE) -> None:
-        """Prepare to measure `sae`; reads shapes, does no work."""
+        """Prepare to measure `sae`: read its shapes, compute nothing."""
 
     def update(self, batch: Batch) -> None:
-        """Add one batch of whole contexts. Nothing may depend on how contexts were split into batches."""
+        """Add one batch of whole contexts. No score may depend on the split into batches."""
 
     def edits(self, batch: Batch) -> list[Edit]:
         """Alternative streams to run above the hook point for this batch; `update` finds them in `batch.edited`.
@@ -238,7 +237,7 @@ class Metric:
         raise TypeError(f"metric '{self.name}' keeps state and must define merge")
 
     def units(self) -> pd.DataFrame:
-        """One row per unit: `unit_id`, `cluster_id` (the document) and the columns that scores are made of."""
+        """One row per unit: `unit_id`, `cluster_id` (the document) and the columns that the scores name."""
         return pd.DataFrame({"unit_id": [], "cluster_id": []})
 
     def scores(self, env: Env) -> list[Score]:
@@ -247,7 +246,7 @@ class Metric:
 
     @classmethod
     def judge_calls(cls, d_sae: int) -> list[Calls]:
-        """The calls that one SAE of so many latents costs at most, for `--dry-run`; of metrics that ask a judge."""
+        """The most judge calls for one SAE of `d_sae` latents, for `--dry-run`."""
         return []
 
     @classmethod
@@ -263,17 +262,17 @@ class Metric:
         return None
 
     def details(self) -> dict[str, Any]:
-        """Further plain values for the record: chosen latents, fitted parameters. Called last."""
+        """Further plain values for the record, such as chosen latents and fitted parameters. Called last."""
         return {}
 
     def files(self) -> dict[str, bytes]:
-        """Files to keep beside the record, by suffix: `html` is written to RECORD.METRIC.html."""
+        """Files to write beside the record, by suffix: `html` becomes RECORD.METRIC.html."""
         return {}
 
 
 @dataclass
 class Rows:
-    """Growing per-context rows: the units of a metric that sums over contexts. Plain columns of float64.
+    """Per-context rows that grow with each batch: the units of a metric that sums over contexts. Columns are float64.
 
     Use as an attribute of a metric: `self.rows = Rows()`, then `self.rows.add(batch, n=…, sse=…)` in `update`.
     """
@@ -295,7 +294,7 @@ class Rows:
             self.columns.setdefault(name, []).extend(parts)
 
     def frame(self) -> pd.DataFrame:
-        """The rows in the order of their unit_id, whatever order they came in."""
+        """The rows, sorted by unit_id."""
         frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in self.columns.items()})
         if frame.empty:
             frame = pd.DataFrame(columns=["unit_id", "cluster_id"])
@@ -303,13 +302,17 @@ class Rows:
 
 
 def get_state(metric: Metric) -> dict[str, Any]:
-    """A metric's state as plain values and arrays, to be saved between batches and sent between ranks."""
+    """A metric's state as plain values and arrays, to save between batches and send between ranks.
+
+    Raises:
+        TypeError: an attribute cannot be stored.
+    """
     state: dict[str, Any] = {}
     for name, value in vars(metric).items():
         if name.startswith("_"):
             continue
         if isinstance(value, Rows):
-            if value.columns:  # empty ones are what a new instance has
+            if value.columns:  # a new instance has empty ones already
                 state |= {f"{name}/{column}": array.to_numpy() for column, array in value.frame().items()}
         elif isinstance(value, Tensor):
             state[name] = value.detach().cpu().numpy()
@@ -332,7 +335,7 @@ def get_state(metric: Metric) -> dict[str, Any]:
 
 
 def _require_storable(metric: Metric, name: str, value: Any) -> None:
-    """Raise TypeError for values that neither JSON nor an array of numbers holds."""
+    """Raise TypeError for a value that fits neither JSON nor an array of numbers."""
     if isinstance(value, np.ndarray):
         fits = value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
         problem = None if fits else f"array of {value.dtype}"

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from saebench.errors import SaebenchError
+
 
 def before(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
     """Register a pre-hook on a module's first argument, positional or `hidden_states`."""
@@ -29,3 +31,17 @@ def after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return module.register_forward_hook(hook)
+
+
+def find_blocks(model: Any) -> nn.ModuleList:
+    """The decoder's layers: its outermost ModuleList of the config's length. A vision tower may be as deep."""
+    n = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    root = decoder if isinstance(decoder, nn.Module) else model.base_model
+    found = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    if not found:
+        raise SaebenchError(
+            f"model type '{model.config.model_type}' has no list of {n} layers that saebench can find; "
+            "only decoder-only language models are supported"
+        )
+    return found[0]

@@ -1,7 +1,7 @@
 """The one pass: contexts × language model × SAEs -> batches -> metrics.
 
-Every SAE of one (model, hook point) goes through together. A batch of contexts is run once below the hook point; there it forks
-into one stream per SAE, edit and ablation (saebench/forward/fork.py), and each SAE's metrics receive the result.
+All SAEs of one (model, hook point) share the pass. The model runs a batch of contexts once below the hook point; there the batch
+forks into one stream per SAE, edit and ablation (saebench/forward/fork.py), and each SAE's metrics receive the result.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from saebench.sae import SAE
 
 @dataclass
 class Tally:
-    """Tokens of a pass: scored, and not scored as outliers or as special tokens."""
+    """Token counts of a pass: scored tokens, and those left out as outliers or special tokens."""
 
     scored: int = 0
     outliers: int = 0
@@ -34,8 +34,8 @@ class Pass:
 
     Attributes:
         ground: model, text, hook points, calibration and ablations.
-        done: contexts finished, counted from the beginning.
-        tally: tokens seen.
+        done: number of finished contexts, from the first on.
+        tally: token counts of the finished contexts.
     """
 
     def __init__(self, ground: Ground, lanes: list[Lane]) -> None:
@@ -46,10 +46,10 @@ class Pass:
         self.tally = Tally()
 
     def run(self, batch_size: int, after_batch: Callable[[], None] = lambda: None) -> int:
-        """Run the remaining contexts; returns the batch size that fitted (halved whenever the device ran out of memory).
+        """Run the remaining contexts; returns the batch size, halved whenever the device ran out of memory.
 
         Args:
-            after_batch: called after each batch: progress, saving state.
+            after_batch: called after each batch, to report progress and save the state.
 
         Raises:
             SaebenchError: the model's activations are not finite, or not even one context fits.
@@ -109,12 +109,12 @@ class Pass:
     # --- update -------------------------------------------------------------------------------------------------------
 
     def _padding(self, rows: np.ndarray) -> int:
-        """How many tokens of a batch are padding."""
+        """The number of padding tokens in a batch."""
         lengths = self.contexts.lengths
         return 0 if lengths is None else int((self.contexts.width(rows) - lengths[rows]).sum())
 
     def _update(self, forked: Forked, padding: int) -> None:
-        """Count the tokens and give each lane's metrics their batch."""
+        """Count the tokens, and update each lane's metrics with their batch."""
         shared = forked.batches[0]
         special, scored = int(shared.special.sum()), int(shared.scored.sum())
         self.tally.special += special - padding
@@ -129,7 +129,7 @@ class Pass:
 
 
 def _merge(metric: Metric, sae: SAE, states: Mapping[str, Any]) -> None:
-    """Merge another rank's instance, given its lane's saved states."""
+    """Merge another rank's instance of the metric, restored from its lane's states."""
     other = type(metric)(sae)
     set_state(other, states[metric.name])
     metric.merge(other)

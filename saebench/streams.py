@@ -1,7 +1,7 @@
 """Named random streams: one independent generator per purpose, so that no two uses of a seed ever share a draw.
 
-`torch.Generator().manual_seed(seed)` gives every caller the same numbers: a random floor drawn that way equals the initial
-dictionary of an SAE trained with the same seed. A stream is seeded with a hash of its purpose and the seed instead.
+With `torch.Generator().manual_seed(seed)` every caller draws the same numbers: a random baseline drawn that way equals the
+initial dictionary of an SAE trained with the same seed. A stream is seeded with a hash of its purpose and the seed instead.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ def stream_seed(purpose: str, seed: int) -> int:
     """The 63-bit seed of a stream: the start of SHA-256 of purpose and seed.
 
     Args:
-        purpose: names the use, and the draw where there are several: `"probing/floor/2"`. Changing it changes every number
-            drawn from the stream.
+        purpose: the name of the use, with the number of the draw where there are several: `"probing/floor/2"`. Another purpose
+            gives other numbers.
         seed: of the run.
 
     Raises:

@@ -22,7 +22,7 @@ from saebench.hookpoint import MODULES, MOVED_ON_GEMMA, SANDWICH, HookPoint
 from saebench.lens.model import Copy as Copy
 from saebench.lens.model import Splice
 from saebench.models import LoadedModel, longest_context
-from saebench.module_hooks import after, before
+from saebench.module_hooks import after, before, find_blocks
 
 
 class _Stop(Exception):
@@ -58,7 +58,7 @@ class Subject:
         if self.device.type == "cpu":
             keep_freed_memory()
             use_onednn(self.model)
-        self.blocks = _find_blocks(self.model)
+        self.blocks = find_blocks(self.model)
         self._sites = MODULES.get(self.model.config.model_type, {})
         self._softcap = getattr(self.model.config, "final_logit_softcapping", None)
 
@@ -366,20 +366,6 @@ class Subject:
 
 def _rows_of(copy: Copy, h: Tensor) -> Tensor:
     return copy.rows.to(h.dtype)
-
-
-def _find_blocks(model: Any) -> nn.ModuleList:
-    """The decoder's layers: its outermost ModuleList of the config's length. A vision tower may be as deep."""
-    n = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    root = decoder if isinstance(decoder, nn.Module) else model.base_model
-    found = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) == n]
-    if not found:
-        raise SaebenchError(
-            f"model type '{model.config.model_type}' has no list of {n} layers that saebench can find; "
-            "only decoder-only language models are supported"
-        )
-    return found[0]
 
 
 def _repeat_arguments(block: nn.Module, run: _Run) -> Any:

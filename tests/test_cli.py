@@ -185,7 +185,7 @@ def test_an_error_names_the_sae_once(two_saes, llama, tokens, tmp_path):
         (unsaid / "cfg.json").write_text(json.dumps(cfg))
         rest = ["--model", llama] if key == "hook_name" else []
         line = one_line(call("run", "--sae", unsaid, *rest, "--tokens", tokens, "--results", tmp_path / "r"))
-        assert line.startswith("error: unsaid: the checkpoint does not say"), line
+        assert line.startswith("error: unsaid: the checkpoint does not name"), line
         assert f"pass {flag}" in line
     narrow = write_sae(tmp_path / "narrow", random_sae(16, 32))
     line = one_line(run(narrow, llama, tokens, tmp_path / "r"))
@@ -279,7 +279,7 @@ def test_a_name_that_nobody_knows_lists_the_aliases_and_says_whose_it_is(
         [line] = [line for line in text.splitlines() if line.startswith(("error:", "cannot be measured:"))]
         assert "no model 'tiny'" in line
         assert "smollm2-135m-instruct" in line
-        assert ("is what the checkpoint calls its model: say with --model" in line) is (result is said)
+        assert ("The checkpoint names its model" in line) is (result is said)
 
 
 def test_a_truncated_gguf_is_one_line(two_saes, tmp_path):

@@ -16,7 +16,7 @@ from saebench.loading.hf import Address
 from saebench.loading.remote import find_saes
 from saebench.models import load_config, load_model, model_title
 from saebench.running.names import default_names
-from saebench.running.sources import spread
+from saebench.running.sources import expand
 from saebench.testing import random_sae, tiny_llama
 from tests.conftest import HOOK, write_sae
 from tests.hub import Hub
@@ -38,7 +38,7 @@ def three_saes(hub: Hub) -> Path:
 
 def found(source: str) -> tuple[list[str], list[str]]:
     said: list[str] = []
-    return [str(s) for s in spread([source], None, said.append)], said
+    return [str(s) for s in expand([source], None, said.append)], said
 
 
 def test_a_repository_stands_for_its_saes(hub: Hub) -> None:

@@ -12,7 +12,7 @@ from saebench.errors import UsageError
 from saebench.metric import Rows
 from saebench.registry import installed
 from saebench.running.request import Request
-from saebench.running.settings import Words, configure, read_settings
+from saebench.running.settings import Unparsed, configure, read_settings
 from tests.conftest import HOOK
 from tests.raising import raises
 
@@ -181,4 +181,4 @@ def test_a_seed_is_identity_of_seeded_metrics_only(measure):
 
 
 def test_the_value_from_the_command_line_is_text():
-    assert isinstance(read_settings(["share.limit=2"])["share"]["limit"], Words)
+    assert isinstance(read_settings(["share.limit=2"])["share"]["limit"], Unparsed)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import saebench
 from saebench.cli import main
 from saebench.running.names import default_names
-from saebench.running.sources import spread
+from saebench.running.sources import expand
 from saebench.testing import random_sae
 from tests.conftest import write_sae
 from tests.raising import raises
@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found(*sources: str | Path, format: str | None = None) -> tuple[list[str], list[str]]:
     said: list[str] = []
-    return [str(s) for s in spread(sources, format, said.append)], said
+    return [str(s) for s in expand(sources, format, said.append)], said
 
 
 def test_a_folder_or_a_pattern_stands_for_the_saes_in_it_by_name(runs: Path) -> None:
@@ -50,7 +50,7 @@ def test_what_is_one_sae_or_none_stays_as_it_is(runs: Path) -> None:
     for source in (f"{runs}/a", f"{runs}/empty", f"{runs}/no-such", f"{runs}/no*such", "hf:owner/repo/*"):
         assert found(source) == ([source], [])
     sae = random_sae()
-    assert spread([sae], None, print) == [sae]
+    assert expand([sae], None, print) == [sae]
 
 
 def test_a_damaged_one_stands_for_itself(runs: Path, tmp_path: Path) -> None:

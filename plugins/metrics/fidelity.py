@@ -1,4 +1,4 @@
-"""Fidelity: how well x̂ stands in for x, as a vector and as what the model goes on with.
+"""Fidelity: how well x̂ replaces x, as a vector and as the input of the model's later layers.
 
 Every score is a ratio of sums over contexts, so each has an interval over documents.
 """
@@ -12,7 +12,7 @@ import torch
 from saebench import SAE, Batch, Env, Metric, Score, hookimpl
 from saebench.metric import Rows
 
-# What each score says, in a few words.
+# Captions of the scores.
 _ABOUT = {
     "explained_variance": "share of the activations' variance that x̂ explains",
     "explained_variance_all": "the same with the outliers that are not scored",
@@ -61,7 +61,7 @@ class Fidelity(Metric):
 
     def __init__(self, sae: SAE) -> None:
         self.rows = Rows()
-        # Σ(x − c) over scored and over all tokens: with c the calibration mean, what turns Σ‖x − c‖² into Σ‖x − μ‖².
+        # Σ(x − c) over scored and over all tokens, with c the calibration mean: turns Σ‖x − c‖² into Σ‖x − μ‖².
         self.shift = np.zeros(sae.d_out)
         self.shift_all = np.zeros(sae.d_out)
 

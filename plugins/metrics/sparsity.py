@@ -16,7 +16,7 @@ from saebench.presentation import Axis, Figure
 EDGES = np.arange(-7.0, 0.5, 0.5)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _ALL = "every latent is counted; over other tokens it would differ, see dead_fraction_curve"
-# What each score says, in a few words.
+# Captions of the scores.
 _ABOUT = {
     "l0": "latents that fire on a token",
     "l0_sd": "its spread over tokens",
@@ -66,7 +66,7 @@ class Sparsity(Metric):
             l1=batch.per_context(l1_full),
         )
         self.tokens_fired += np.bincount(latents.indices.cpu().numpy(), minlength=d_sae)
-        # Which (context, latent) pairs fired at all in this batch: every context is whole, so pairs add up over batches.
+        # (context, latent) pairs with a firing in this batch. Contexts are never split, so the pairs add up over batches.
         context_of_row = scored.nonzero()[:, 0]
         pairs = torch.unique(context_of_row[latents.rows()] * d_sae + latents.indices)
         self.contexts_fired += np.bincount((pairs % d_sae).cpu().numpy(), minlength=d_sae)

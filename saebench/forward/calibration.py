@@ -1,7 +1,7 @@
 """Calibration before the pass: the usual activation at a hook point, and a check of the SAE's declared L0 there.
 
-The task's first contexts are run to the hook point once. They fix the norm above which a token is not scored, and the mean that
-mean ablation puts in; each SAE's L0 is measured on a sample of them.
+The model runs the task's first contexts up to the hook point once. They fix the norm above which a token is not scored, and the
+mean that mean ablation substitutes; each SAE's L0 is measured on a sample of them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from saebench.models import require_tokens
 from saebench.sae import SAE
 from saebench.source import Source
 
-# Raised when a number computed here or in ablation.py changes, so that no cache outlives its code.
+# Raised when a number computed here or in ablation.py changes, which makes older caches invalid.
 CACHE_VERSION = "1"
 CONTEXTS = 32
 SAMPLE = 1024
@@ -43,7 +43,7 @@ class Calibration:
     sample: Tensor
 
     def scored(self, x: Tensor, special: Tensor) -> Tensor:
-        """[B, T] the tokens that count: not special, and not longer than the threshold."""
+        """[B, T] bool, the scored tokens: not special, and with a norm within the threshold."""
         inside: Tensor = x.float().norm(dim=-1) <= self.threshold
         return ~special & inside
 
@@ -110,7 +110,7 @@ def _calibrate(
     x = torch.cat([p[1] for p in pairs])[normal].float()
     if not bool(torch.isfinite(x).all() and torch.isfinite(x_read).all()):
         raise NonFiniteError(
-            f"{subject.loaded.id} gives activations at {write} that are not finite in {subject.dtype}: try --dtype float32"
+            f"activations of {subject.loaded.id} at {write} are not finite in {subject.dtype}: try --dtype float32"
         )
     norms = x.norm(dim=-1)
     if not len(norms):

@@ -26,10 +26,10 @@ from saebench.subject import Copy, Subject
 
 @dataclass(frozen=True)
 class Ground:
-    """The parts of a pass that no batch and no SAE changes.
+    """The parts of a pass that all batches and SAEs share.
 
     Attributes:
-        context_id: [N] the task's numbers of these contexts.
+        context_id: [N] the numbers of these contexts in the task.
         ablations: None where no metric needs the losses of SAEs and ablations.
         seed: of the run.
     """
@@ -45,7 +45,11 @@ class Ground:
 
     @property
     def model(self) -> Subject:
-        """The language model, where the source is one: only that is forked."""
+        """The language model.
+
+        Raises:
+            SaebenchError: the source is none, so nothing can be forked.
+        """
         if not isinstance(self.subject, Subject):
             raise SaebenchError(f"{self.subject.loaded.id} is no language model, so nothing can be spliced into it")
         return self.subject
@@ -53,7 +57,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class _Owned:
-    """An edit, the metric that made it and the context of each of its rows."""
+    """An edit with its metric, and the context of each of its rows."""
 
     lane: int
     metric: str
@@ -63,7 +67,7 @@ class _Owned:
 
 @dataclass(frozen=True)
 class Forked:
-    """A batch for each lane, and for each of its metrics that edits, the losses of its edits."""
+    """A batch for each lane, and the losses of edits by (lane, metric)."""
 
     batches: list[Batch]
     edited: dict[tuple[int, str], dict[str, Edited]]
@@ -94,7 +98,7 @@ class Fork:
 
     @torch.no_grad()
     def run(self) -> Forked:
-        """Run the model as far as any metric needs it.
+        """Run the model up to the hook point, or to its end where a metric needs losses or edits.
 
         Raises:
             NonFiniteError: activations are not finite.
@@ -168,7 +172,7 @@ class Fork:
         ablations, scored = self._ground.ablations, self.batches[0].scored
         saes = len(self.batches) if ablations else 0
         own, edits, ablated = hidden[:saes], hidden[saes : saes + len(self._edits)], hidden[saes + len(self._edits) :]
-        # Edits with a row for each context, in order, share the clean stream's logits; others need them once more.
+        # Edits with one row per context, in order, share the logits of the clean stream; others need them computed again.
         size, tiles = len(self.token_ids), []
         for owned, states in zip(self._edits, edits, strict=True):
             tiles.append(list(states.split(size)) if _in_order(owned.source, size) else [])
@@ -199,7 +203,7 @@ class Fork:
         return Forked(batches, edited, self._ground.seed)
 
     def _apart(self, clean: Tensor, hidden: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and KL [R, T] of rows whose contexts are in any order."""
+        """Cross-entropy and KL [R, T] of rows whose contexts come in any order."""
         scored, token_ids = self.batches[0].scored[source], self.token_ids[source]
         losses = spliced_losses(self._ground.model, clean[source], [hidden], token_ids, scored)
         return losses.spliced[0], losses.kl[0]

@@ -1,4 +1,4 @@
-"""Metrics share tensors: detect one metric's changes to them and undo these, before another metric reads them."""
+"""Detect and undo a metric's changes to tensors that it shares with other metrics."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,13 +14,13 @@ Leaf = Tensor | np.ndarray
 
 
 class Guard:
-    """Copies of every tensor and array in some values, to compare with after a plugin has had them."""
+    """Copies of all tensors and arrays of a value, to detect changes that a plugin makes."""
 
     def __init__(self, value: Any, but: "Guard | None" = None) -> None:
         """
         Args:
-            value: a dataclass that holds them, such as a batch.
-            but: a guard that holds some of them already.
+            value: a dataclass of tensors, such as a batch.
+            but: another guard; its tensors are left out.
         """
         seen = set() if but is None else {id(leaf) for _, leaf, _ in but._kept}
         self._kept: list[tuple[str, Leaf, Leaf]] = []
@@ -44,7 +44,7 @@ class Guard:
 
 
 class SAEGuard:
-    """A watch on an SAE's weights, which are too large to copy: version counters, and a sample of every tensor."""
+    """Detects changes to an SAE's weights without copying them, by version counters and a sample of every tensor."""
 
     def __init__(self, sae: SAE, fresh: Callable[[], SAE]) -> None:
         """
@@ -90,7 +90,7 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
-    """Tensors and arrays below a value, with the names they go by."""
+    """The tensors and arrays of a value, nested dataclasses included, with their names."""
     if isinstance(value, Tensor | np.ndarray):
         yield name, value
     elif is_dataclass(value) and not isinstance(value, type):

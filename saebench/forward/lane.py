@@ -1,4 +1,4 @@
-"""One SAE in a pass, with its metrics: which of them are alive, what they need, and why the others failed."""
+"""One SAE in a pass, with its metrics: those still alive, the parts of a batch they need, and the errors of the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 @dataclass
 class Lane:
-    """One SAE on its way through the pass.
+    """One SAE in a pass, with its metrics.
 
     Attributes:
-        key: identity of the computation; a saved state is found by it.
+        key: identity of the computation: the key of its saved state.
         sae: on the model's device, float32.
-        metrics: by name; those that read weights only get no batch.
-        errors: metric name -> why it failed. A metric that failed gets no further batch and yields no score.
-        watch: on the SAE's weights, which every metric can reach.
+        metrics: by name; metrics of weights alone get no batch.
+        errors: messages by metric name. A failed metric gets no further batch and has no score.
+        watch: detects changes to the SAE's weights.
     """
 
     key: str
@@ -36,15 +36,18 @@ class Lane:
         return [m for name, m in self.metrics.items() if name not in self.errors]
 
     def attempt(self, name: str, call: Callable[[], T], *shared: Guard, retried: bool = False) -> T | None:
-        """Run one call of a metric. Whatever it raises or changes fails this metric alone; None where it has failed.
+        """Run one call of a metric; an exception or a change of shared values fails this metric alone.
 
         Args:
-            shared: values that others read too; changes are undone.
+            shared: guards of values that other metrics read too; changes are undone.
             retried: whether the caller tries again with a smaller batch when memory runs out.
 
         Raises:
             RuntimeError, MemoryError: memory ran out, and the call is `retried`.
             KeyboardInterrupt: by the user.
+
+        Returns:
+            The result; None where the metric has failed.
         """
         found = None
         try:
@@ -62,7 +65,7 @@ class Lane:
         return None if name in self.errors else found
 
     def states(self) -> dict[str, Any]:
-        """The state of every metric that has not failed, by name; one whose state cannot be saved fails here."""
+        """The states of the metrics that have not failed, by name; a metric whose state cannot be saved fails here."""
         states = {metric.name: self.attempt(metric.name, partial(get_state, metric)) for metric in self.alive}
         return {name: state for name, state in states.items() if state is not None}
 

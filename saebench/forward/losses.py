@@ -1,6 +1,6 @@
-"""Per-token cross-entropy and KL without ever holding [tokens, vocabulary] in float32: block by block over both.
+"""Per-token cross-entropy and KL in blocks of tokens and vocabulary, never a whole [tokens, vocabulary] in float32.
 
-Each block of logits is made, used and dropped while it lies in the processor's cache. The sums of exponentials are kept
+Each block of logits is computed, used and dropped while it lies in the processor's cache. The sums of exponentials are kept
 relative to the largest logit so far (the online softmax of Milakov and Gimelshein, 2018, arXiv 1805.02867, algorithm 3).
 """
 
@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Tokens and vocabulary entries of one block. Fixed, so that the order of the sums, and with it every bit, does not move with
-# the batch size. On a CPU a block is 8 MiB: it stays in the last cache, and its pages are not mapped anew every time.
+# Tokens and vocabulary entries of one block. Fixed, so that the order of sums, and so every bit, is independent of the batch
+# size. On a CPU a block is 8 MiB: small enough for the last-level cache, and its pages are not mapped anew every time.
 _BLOCK = {"cpu": (1024, 2048), "cuda": (8192, 16384)}
 
 
@@ -20,7 +20,7 @@ class Head(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """V, how many logits there are."""
+        """V, the number of logits."""
 
     def logits(self, hidden: Tensor, tokens: slice = ...) -> Tensor:
         """Float32 logits [..., n] of final hidden states [..., d] for a slice of the vocabulary."""
@@ -88,7 +88,7 @@ class _SoftmaxSums:
     Attributes:
         peak: [n] float32, the largest logit so far.
         total: [n] float64, Σ exp(logit − peak) so far.
-        target: [n] float32, the logit of the row's target, once its block has come.
+        target: [n] float32, the logit of the row's target, once its block was added.
     """
 
     def __init__(self, targets: Tensor) -> None:
@@ -98,7 +98,7 @@ class _SoftmaxSums:
         self.target = torch.zeros_like(self.peak)
 
     def add(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Take in logits [n, width] of the tokens from `first` on.
+        """Add logits [n, width] of the vocabulary entries from `first` on.
 
         Returns:
             exp(logits − peak) [n, width], and [n] the factor for sums relative to the previous peak.

@@ -12,7 +12,7 @@ from saebench.options import Option, options_of
 from saebench.reading import read_toml
 from saebench.running.names import default_names
 from saebench.running.request import Request
-from saebench.running.sources import spread
+from saebench.running.sources import expand
 
 # Keys whose lists stand for one run per entry; `layer` fills {layer} in the others.
 GRID = ("model", "hook", "task", "layer")
@@ -78,7 +78,7 @@ def shard_of(requests: Sequence[Request], shard: Shard, say: Callable[[str], Non
     """
     units: list[tuple[int, Any, str]] = []
     for i, request in enumerate(requests):
-        sources = spread(request.sources, request.format, say)
+        sources = expand(request.sources, request.format, say)
         units += [(i, sae, name) for sae, name in zip(sources, default_names(sources), strict=True)]
     first, last = ((n * len(units)) // shard.count for n in (shard.number - 1, shard.number))
     runs = []

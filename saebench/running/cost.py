@@ -19,8 +19,10 @@ class ModelSize:
     """Multiply-adds per token of a decoder.
 
     Attributes:
-        block: one layer; head: the output layer; n_layers: how many layers.
-        parameters: all of them, the embedding included.
+        block: of one layer.
+        head: of the output layer.
+        n_layers: number of layers.
+        parameters: number of all parameters, the embedding included.
     """
 
     block: float
@@ -46,7 +48,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one pass, in multiply-adds, and in units of the model's full forward over the same tokens.
+    """The cost of one pass, in multiply-adds and in full forwards of the model over the same tokens.
 
     Attributes:
         stages: name -> multiply-adds.
@@ -134,7 +136,7 @@ def memory_bytes(size: ModelSize, write_dtype_bytes: int, saes: int, batch: int,
 
 
 def hook_width(config: Any, hook: HookPoint) -> int:
-    """How many numbers an activation at a hook point has."""
+    """The width of activations at a hook point."""
     text = config.get_text_config()
     if hook.site == "mlp_post":
         return int(getattr(text, "intermediate_size", 4 * text.hidden_size))

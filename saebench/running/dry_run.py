@@ -46,7 +46,7 @@ class Text:
     """The text of a run: contexts of at most `length` tokens, `mean` on average.
 
     Attributes:
-        bound: there may be less: labelled texts of the hub are not read for a dry run.
+        bound: whether the numbers are upper bounds: a dry run reads no labelled texts of the hub.
     """
 
     contexts: int
@@ -124,7 +124,7 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
         reporter: receives a line for each folder or pattern that stands for several SAEs.
 
     Raises:
-        UsageError: the request makes no sense.
+        UsageError: the request is invalid.
     """
     check_request(request)
     tasks = read_tasks(request)
@@ -134,13 +134,13 @@ def dry_runs(request: Request, reporter: Reporter | None = None) -> list[DryRun]
 
 
 def over_limit(plans: Sequence[DryRun], max_cost: float | None) -> str | None:
-    """A line where the judge's calls of all tasks are estimated to cost more than they may; None where not."""
+    """A line where the estimated cost of all judge calls exceeds `max_cost`; else None."""
     cost = sum(plan.judge.cost or 0.0 for plan in plans if plan.judge)
     if max_cost is None or cost <= max_cost:
         return None
     return (
         f"over --max-cost {max_cost:g}: about ${cost:.4f} in all, so the run would stop before passing it, "
-        "unless enough was answered before; what it had asked would be kept"
+        "unless enough replies are cached; replies so far are kept"
     )
 
 
@@ -195,7 +195,7 @@ def _size(model: str, revision: str | None) -> tuple[ModelSize, Any]:
     """The model's sizes, and its config.
 
     Raises:
-        SaebenchError: the config is not to be had, or not one of a model that is known here.
+        SaebenchError: the config cannot be read, or is of an unknown architecture.
     """
     try:
         config = load_config(model, revision)

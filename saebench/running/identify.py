@@ -29,13 +29,13 @@ class Work:
 
     @property
     def key(self) -> str:
-        """Identity of the computation, under which a saved state is found."""
+        """Identity of the computation: the key of its saved state."""
         versions = ",".join(f"{name}@{metric.version}" for name, metric in sorted(self.missing.items()))
         return f"{self.record.fingerprint}:{versions}"
 
 
 def identify(setting: Setting, job: Job) -> Work:
-    """Find the SAE's record and the metrics it lacks. Every rank follows rank 0's disk.
+    """Find the SAE's record, and the metrics that it lacks, on rank 0's disk.
 
     Raises:
         UsageError: the model lacks the hook point.

@@ -33,7 +33,7 @@ Result = Record | SaebenchError
 
 
 def measure(setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
-    """Each SAE's complete record, or the error that prevented it, as soon as it is known. Records are on rank 0's disk."""
+    """Yield each SAE with its record, or with the error that prevented it, as soon as it is finished; rank 0 writes records."""
     todo = []
     for job in jobs:
         try:
@@ -58,7 +58,7 @@ def measure(setting: Setting, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result
 
 
 def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterator[tuple[Work, Result]]:
-    """The records of SAEs at one hook point."""
+    """The results of SAEs at one hook point."""
     if setting.task.kind == "weights":
         yield from _without_activations(setting, works, None)
         return
@@ -94,7 +94,7 @@ def _measure_at(setting: Setting, place: Place, works: Sequence[Work]) -> Iterat
 
 
 def _finish_all(setting: Setting, works: Sequence[Work], passed: Passed) -> Iterator[tuple[Work, Result]]:
-    """Write the records on rank 0; other ranks wait, and fail with it.
+    """Write the records on rank 0; the other ranks wait, and fail if rank 0 fails.
 
     Raises:
         SaebenchError: a record could not be written.
@@ -105,7 +105,7 @@ def _finish_all(setting: Setting, works: Sequence[Work], passed: Passed) -> Iter
         try:
             for work, lane in zip(works, passed.lanes, strict=True):
                 record = finish(setting, work, lane, passed)
-                if not _unasked(setting, record):
+                if not _awaits_judge(setting, record):
                     settled.append(record.fingerprint)
                 yield work, record
         except SaebenchError as error:
@@ -118,8 +118,8 @@ def _finish_all(setting: Setting, works: Sequence[Work], passed: Passed) -> Iter
         yield from ((work, work.record) for work in works)
 
 
-def _unasked(setting: Setting, record: Record) -> bool:
-    """Whether judge calls are missing: the pass's state then stays for the next run."""
+def _awaits_judge(setting: Setting, record: Record) -> bool:
+    """Whether a metric still lacks judge replies; the pass's state is then kept for the next run."""
     return any(metric.asks and name in record.errors for name, metric in setting.metrics.items())
 
 

@@ -19,7 +19,7 @@ from saebench.running.names import default_names
 from saebench.running.reporting import Failure
 from saebench.running.request import Request
 from saebench.running.settings import configure, read_settings, require_known
-from saebench.running.sources import Source, spread
+from saebench.running.sources import Source, expand
 from saebench.sae import SAE
 from saebench.task import MODEL_FREE, ContextSpec, CorpusSpec, Kind, LabelSpec, Task, TextContent
 
@@ -69,7 +69,7 @@ class Job:
         return self.loaded or self.fresh(request)
 
     def fresh(self, request: Request) -> SAE:
-        """The SAE loaded again, whatever became of the one in memory."""
+        """The SAE, loaded again from its source."""
         return _load(self.source, request)
 
 
@@ -86,7 +86,7 @@ def named_by_checkpoint(request: Request, model: str) -> Iterator[None]:
         if request.model is not None:
             raise
         raise UsageError(
-            f"{error}. '{model}' is what the checkpoint calls its model: say with --model where it is "
+            f"{error}. The checkpoint names its model '{model}': pass its hub id or folder with --model "
             "(for example --model openai-community/gpt2 for gpt2-small)"
         ) from error
 
@@ -146,7 +146,7 @@ def _source_task(request: Request) -> Task:
 
 
 def _fits_files(metric: type[Metric], request: Request) -> bool:
-    """Whether a file of activations has all that a metric must have."""
+    """Whether a file of activations has every part that a metric needs."""
     has = {
         "x",
         "x_read",
@@ -223,20 +223,20 @@ def all_wanted(request: Request, tasks: Sequence[Task]) -> list[dict[str, type[M
 
 
 def make_jobs(
-    request: Request, say: Callable[[str], None], tasks: Sequence[Task] = ()
+    request: Request, notify: Callable[[str], None], tasks: Sequence[Task] = ()
 ) -> tuple[list[Job], list[Failure]]:
-    """Load every SAE once, and find which cannot be measured.
+    """Load every SAE once, and collect those that cannot be measured.
 
     Args:
-        tasks: of the request; those that bring their own activations replace the checkpoints' model and hook point.
-        say: hears how many SAEs a folder or a pattern stands for.
+        notify: receives the number of SAEs in each folder or pattern.
+        tasks: of the request; a task with its own activations replaces the checkpoints' model and hook point.
 
     Raises:
-        UsageError: nothing was asked for, or names that are not one for each.
+        UsageError: no SAE, or another number of names than of SAEs.
     """
     if not request.sources:
         raise UsageError("no SAE given: pass --sae PATH (a folder or file; repeatable)")
-    sources = spread(request.sources, request.format, say)
+    sources = expand(request.sources, request.format, notify)
     if request.names and len(request.names) != len(sources):
         raise UsageError(f"{len(request.names)} --name for {len(sources)} SAEs: give one for each, or none")
     source = _source_name(tasks)
@@ -260,7 +260,7 @@ def _source_name(tasks: Sequence[Task]) -> str | None:
     """The id of the source that the tasks bring; None where they run a language model.
 
     Raises:
-        UsageError: some do, and others do not.
+        UsageError: one of several tasks brings its own activations.
     """
     own = [task for task in tasks if task.kind in MODEL_FREE]
     if own and len(tasks) > 1:
@@ -269,7 +269,7 @@ def _source_name(tasks: Sequence[Task]) -> str | None:
 
 
 def _source_job(name: str, path: Source, sae: SAE, source: str) -> Job:
-    """One SAE on activations that a task brings: their only place stands for the hook point."""
+    """One SAE on activations that a task brings, at their pseudo hook point."""
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())
     sha = sae.sha256()
     return Job(name, path, sha, source, ACTIVATIONS, ACTIVATIONS, _about(name, sae, sha), nbytes)
@@ -286,7 +286,7 @@ def _load(source: Source, request: Request) -> SAE:
 
 
 def _load_guarded(source: Source, request: Request) -> SAE:
-    """Load an SAE; whatever a format raises becomes an error of this SAE.
+    """Load an SAE; any exception of a format becomes an error of this SAE.
 
     Raises:
         SaebenchError: it cannot be loaded.
@@ -301,7 +301,7 @@ def _load_guarded(source: Source, request: Request) -> SAE:
 
 
 def copy_sae(sae: SAE) -> SAE:
-    """A float32 copy: nothing that happens to it reaches the caller's."""
+    """A float32 copy, so that no change reaches the caller's SAE."""
     return sae.map(lambda tensor: tensor.detach().to(torch.float32, copy=True))
 
 
@@ -310,18 +310,14 @@ def _job(name: str, source: Source, sae: SAE, request: Request) -> Job:
     model = request.model or meta.model
     hook = request.hook or meta.hook
     if model is None:
-        raise UsageError(
-            "the checkpoint does not say which model it was made for: pass --model (see `saebench list models`)"
-        )
+        raise UsageError("the checkpoint does not name its model: pass --model (see `saebench list models`)")
     if hook is None:
-        raise UsageError(
-            "the checkpoint does not say where it was trained: pass --hook, like blocks.15.hook_resid_post"
-        )
+        raise UsageError("the checkpoint does not name its hook point: pass --hook, like blocks.15.hook_resid_post")
     read = HookPoint.parse(hook)
     if sae.is_transcoder and meta.hook_out is None:
         raise UsageError(
-            "a transcoder whose checkpoint does not say where it writes: load it in Python, set its metadata's "
-            "hook_out, and save it with saebench.save_sae"
+            "a transcoder whose checkpoint does not name the hook point that it writes: load it in Python, set its "
+            "metadata's hook_out, and save it with saebench.save_sae"
         )
     write = HookPoint.parse(meta.hook_out) if sae.is_transcoder and meta.hook_out else read
     nbytes = sum(t.numel() * t.element_size() for _, t in sae.tensors())

@@ -87,7 +87,7 @@ class Request:
     limit: int | None = option(None, help="Only the first N contexts; the record is marked partial.")
     seed: int = option(0, help="Seed of metrics that draw at random; the others ignore it.")
     judge: str | None = option(
-        None, metavar="PROVIDER:MODEL", help="Judge of metrics that ask one, e.g. openai:gpt-6-luna, local:ALIAS."
+        None, metavar="PROVIDER:MODEL", help="The judge, for metrics that ask one, e.g. openai:gpt-6-luna, local:ALIAS."
     )
     judge_url: str | None = option(
         None,
@@ -97,11 +97,13 @@ class Request:
     judge_cache: str | Path | None = option(
         None, metavar="FILE", help="The judge's replies. Default: one file in the cache folder."
     )
-    judge_batch: bool = option(False, help="Ask in batches: half the price, up to a day. Stop and run again at will.")
+    judge_batch: bool = option(
+        False, help="Send requests in batches: half the price, up to a day; the run may be stopped and repeated."
+    )
     judge_thinking: int = option(
         0,
         metavar="TOKENS",
-        help="Tokens for the thoughts of a reasoning model at --judge-url. Default: thinking is turned off.",
+        help="Tokens for the thoughts of a reasoning model at --judge-url. Default: no thinking.",
     )
     replay: Literal["record", "live", "only"] = option(
         "record",
@@ -111,7 +113,7 @@ class Request:
     max_cost: float | None = option(
         None, metavar="USD", help="Stop before the judge's calls cost more; run again to continue."
     )
-    force: bool = option(False, help="Compute again what a record already holds.")
+    force: bool = option(False, help="Compute scores again that a record already has.")
     strict: bool = option(False, help="A broken plugin is an error.")
     reporter: Reporter | None = None
 

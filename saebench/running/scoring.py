@@ -72,7 +72,7 @@ def finish_metric(metric: Metric | type[Metric], error: str | None, env: Env) ->
                 raise SaebenchError(f"file '{suffix}': {len(data):,} bytes; a record keeps at most {TABLE_BYTES:,}")
     except KeyboardInterrupt:
         raise
-    except BaseException as problem:  # whatever a metric does, sys.exit too, costs the others nothing
+    except BaseException as problem:  # a metric that fails, by sys.exit too, must not cost the others their scores
         kind = "" if isinstance(problem, SaebenchError) else f"{type(problem).__name__}: "
         return Measured(entry, errors={name: kind + one_line(problem)})
     if shown:

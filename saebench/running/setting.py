@@ -1,4 +1,4 @@
-"""One task on one language model: everything that the SAEs measured there share."""
+"""The setting of a measurement: one task on one language model, shared by all SAEs measured there."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +69,7 @@ class Setting:
 def load_source(
     request: Request, tasks: Sequence[Task], model: str, reporter: Reporter
 ) -> tuple[Source, dict[str, float]]:
-    """Open the source that a task brings, else load the language model onto this rank's device; with the seconds it took."""
+    """The activation source: a task's own, else the language model on this rank's device; and the seconds of loading it."""
     for task in tasks:
         if source := open_source(task):
             return source, {}
@@ -95,7 +95,7 @@ def make_setting(
     """Read the task's text for this model.
 
     Args:
-        seconds: timings of loading the model.
+        seconds: loading times of the model, by stage.
 
     Raises:
         SaebenchError: the text cannot be read.

@@ -16,15 +16,15 @@ from saebench.text import clean
 Given = Mapping[str, Mapping[str, Any]]
 
 
-class Words(str):
-    """A value from the command line: JSON where it is JSON of the setting's type, else text."""
+class Unparsed(str):
+    """A value from the command line: JSON if it parses as JSON of the setting's type, else text."""
 
 
 def read_settings(asked: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Values by metric and setting.
 
     Args:
-        asked: "metric.name=value" each; or from Python {"metric.name": value} or {"metric": {"name": value}}.
+        asked: texts "metric.name=value"; or from Python {"metric.name": value} or {"metric": {"name": value}}.
 
     Raises:
         UsageError: not of that form, or one setting twice.
@@ -48,7 +48,7 @@ def _pairs(asked: Sequence[str] | Mapping[str, Any]) -> Iterable[tuple[str, Any]
             place, equals, value = text.partition("=")
             if not equals:
                 raise UsageError(f"--set {clean(text)}: write METRIC.NAME=VALUE")
-            yield place.strip(), Words(value)
+            yield place.strip(), Unparsed(value)
         return
     for place, value in asked.items():
         if isinstance(value, Mapping) and "." not in place:
@@ -66,7 +66,7 @@ def require_known(given: Given, metrics: Collection[str]) -> None:
 
 
 def configure(metric: type[Metric], given: Mapping[str, Any]) -> type[Metric]:
-    """The metric with these settings: the class itself where none differs from its default.
+    """The metric class with these settings; the class itself where all are defaults.
 
     Raises:
         UsageError: the metric has no such setting, or a value of another type.
@@ -85,7 +85,7 @@ def configure(metric: type[Metric], given: Mapping[str, Any]) -> type[Metric]:
         values[name] = _typed(metric, name, value)
     try:
         settings = type(defaults)(**values)
-    except (ValueError, TypeError) as error:  # its own checks
+    except (ValueError, TypeError) as error:  # raised by the dataclass's own checks
         raise UsageError(f"metric '{metric.name}': settings {_shown(given)}: {one_line(error)}") from error
     changed = {n: v for n, v in plain(settings).items() if v != plain(defaults)[n]}
     if not changed:
@@ -100,20 +100,20 @@ def configure(metric: type[Metric], given: Mapping[str, Any]) -> type[Metric]:
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """The values of a settings object as JSON holds them."""
+    """The values of a settings object, as JSON has them."""
     values: dict[str, Any] = TypeAdapter(type(settings)).dump_python(settings, mode="json")
     return values
 
 
 def _typed(metric: type[Metric], name: str, value: Any) -> Any:
-    """The value in the type of the setting.
+    """The value, converted to the type of the setting.
 
     Raises:
         UsageError: another type, or not finite.
     """
     kind = TypeAdapter(_types(type(metric.settings))[name])
     tries = [value]
-    if isinstance(value, Words):
+    if isinstance(value, Unparsed):
         try:
             tries = [json.loads(value), str(value)]
         except ValueError:

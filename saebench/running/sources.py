@@ -1,4 +1,4 @@
-"""The SAEs that `--sae` names: a checkpoint, a folder that holds several (here or on the hub), or a pattern of them."""
+"""Expand `--sae`: a checkpoint, a folder of several (on disk or on the hub), or a pattern."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +14,16 @@ from saebench.sae import SAE
 Source = str | Path | Checkpoint | SAE
 
 
-def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], None]) -> list[Source]:
-    """The sources, each that stands for several SAEs replaced by these, sorted by name; none twice for that.
+def expand(sources: Sequence[Source], format: str | None, notify: Callable[[str], None]) -> list[Source]:
+    """Replace each folder and pattern by its SAEs, sorted by name, without those that are listed already.
 
-    A folder that is no SAE itself, here or on the hub, stands for those in it or in its own folders; a pattern (`runs/*`)
-    stands for those at the paths that match. An unreadable or missing source stays, and fails when it is loaded.
+    A folder that is no SAE itself, on disk or on the hub, is replaced by the SAEs in it or in its folders; a pattern
+    (`runs/*`) by the SAEs at the matching paths. An unreadable or missing source stays, and fails when it is loaded.
 
     Args:
-        sources: as given to `--sae`.
-        format: the format's name, where it was given.
-        say: called with one line for each source that stands for others.
+        sources: as passed to `--sae`.
+        format: name of the only format to look for; None for all.
+        notify: receives one line for each source that is replaced.
 
     Raises:
         UsageError: a source is empty.
@@ -52,7 +52,7 @@ def spread(sources: Sequence[Source], format: str | None, say: Callable[[str], N
             ):
                 new.append(path)
                 seen.add(place)
-        say(f"{source}: {len(new)} SAE{'' if len(new) == 1 else 's'}{found.aside}")
+        notify(f"{source}: {len(new)} SAE{'' if len(new) == 1 else 's'}{found.aside}")
         out += new
     return out
 

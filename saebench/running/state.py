@@ -1,7 +1,7 @@
-"""Saved states of passes: metrics' sums and the place in the text, from which a killed run continues.
+"""Saved states of passes: the metrics' sums and the position in the text, from which a killed run continues.
 
-One sealed file holds the whole pass and is replaced by one rename, so it is always the state after some batch. Its name
-identifies the measurement and the SAEs in the pass; a later run takes the file with most of its SAEs.
+One sealed file holds the state of the whole pass and is replaced by one rename, so it is always the state after some batch. Its
+name identifies the measurement and the SAEs of the pass; a later run continues from the file that has most of its SAEs.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class StateFolder:
         write_atomically(self._path(group, state["lanes"]), seal(data))
 
     def find(self, group: str, lanes: set[str]) -> dict[str, Any] | None:
-        """The saved state of this group that holds most of `lanes`; None if none holds any."""
+        """The saved state of this group that shares most lanes with `lanes`; None if none shares any."""
         best: dict[str, Any] | None = None
         for path in sorted(self.folder.glob(f"{group}-*.state")):
             state = _read(path)
@@ -53,7 +53,7 @@ class StateFolder:
         return best
 
     def settle(self, fingerprint: str) -> None:
-        """Mark a record as complete: its lanes need no state any more."""
+        """Mark a record as complete, so that `drop` may delete its states."""
         self._settled.add(fingerprint)
 
     def drop(self, group: str) -> None:
@@ -62,12 +62,12 @@ class StateFolder:
             state = _read(path)
             if state is None or {lane.partition(":")[0] for lane in state["lanes"]} <= self._settled:
                 path.unlink(missing_ok=True)
-        for path in self.folder.glob(f".{group}-*"):  # of writes that were killed
+        for path in self.folder.glob(f".{group}-*"):  # left by killed writes
             path.unlink(missing_ok=True)
         self._remove_if_empty()
 
     def _remove_if_empty(self) -> None:
-        with suppress(OSError):  # another state is in it, or another process was faster
+        with suppress(OSError):  # not empty, or removed by another process
             self.folder.rmdir()
 
     def units(self, fingerprint: str, metric: str) -> Path:
@@ -106,7 +106,7 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A saved state; None where it is damaged or of another form, which only means starting over."""
+    """A saved state; None where it is damaged or of another form, so that the pass starts over."""
     try:
         data = unseal(path.read_bytes())
         if data is None:
