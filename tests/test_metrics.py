@@ -8,6 +8,7 @@ import pytest
 import torch
 from saebench.plugins.metrics.fidelity import Fidelity
 from saebench.plugins.metrics.geometry import Geometry, effective_rank, nearest_cosine
+from saebench.plugins.metrics.probing.metric import Probing
 from saebench.plugins.metrics.sparsity import Sparsity
 
 from saebench.metric import Batch, Env, Metric, Rows, Score
@@ -35,7 +36,12 @@ def test_sparsity_keeps_the_contract():
 
 
 def test_geometry_keeps_the_contract():
-    check_metric(Geometry)
+    # The norms are those of the weights as they are.
+    check_metric(Geometry, reads_scale=("decoder_norm", "decoder_norm_min", "decoder_norm_max"))
+
+
+def test_probing_keeps_the_contract():
+    check_metric(Probing)
 
 
 def test_fidelity_equals_ten_lines_of_float64():

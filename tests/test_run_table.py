@@ -15,7 +15,7 @@ from saebench.registry import installed
 from saebench.results import Record
 from tests.synthetic import Make, make_record, plain
 
-PROBING = "test documents whose label 16 latents a class tell"
+PROBING = "test documents whose label a probe on 16 latents per class predicts"
 
 
 @pytest.fixture

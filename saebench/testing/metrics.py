@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saebench.forward.fork import check_edits
 from saebench.hookpoint import HookPoint
+from saebench.labels import Labels
 from saebench.lens import Lens
 from saebench.metric import Batch, Edit, Edited, Env, Metric, TokenLosses, get_state, set_state
 from saebench.models import load_model
@@ -31,6 +32,7 @@ class SyntheticText:
     Attributes:
         x: [contexts, length, d] activations.
         scored, special: [contexts, length] bool.
+        labels: two classes of documents, a third of them held out, each a group of its own.
     """
 
     def __init__(self, d: int = 16, contexts: int = 12, length: int = 9, seed: int = 0) -> None:
@@ -44,6 +46,8 @@ class SyntheticText:
         self.x[outlier & ~self.special] *= 30
         self.token_ids = torch.randint(3, 50, (contexts, length), generator=generator)
         self.losses = 1 + torch.rand(5, contexts, length, generator=generator)
+        number = np.arange(contexts)
+        self.labels = Labels(("a", "b"), number // 2 % 2, number % 3 == 0, number)
         self.mean = self.x[self.scored].mean(0) + 0.1
         self.poison: Tensor | None = None
         self.extra = 0
@@ -70,7 +74,7 @@ class SyntheticText:
         ids = at.numpy().astype(np.int64)
         return Batch(
             token_ids, special, scored, ids, ids // 3, torch.arange(x.shape[1]), self.mean,
-            x, latents, sae.decode(latents, x), token_losses, x,
+            x, latents, sae.decode(latents, x), token_losses, x, _labels=self.labels.take(ids),
         )  # fmt: skip
 
     def give(self, metric: Metric, sae: SAE, rows: Collection[int]) -> None:
@@ -130,6 +134,7 @@ def check_metric(
     mean_predictor: Mapping[str, float] | None = None,
     reads_outliers: Collection[str] = (),
     reads_text: bool = False,
+    reads_scale: Collection[str] = (),
     ignores_sae: bool = False,
     env: MakeEnv | None = None,
 ) -> None:
@@ -140,6 +145,7 @@ def check_metric(
     - Scores are finite and fit JSON.
     - Neither the values nor the number of unscored tokens enter a score.
     - Another SAE has other scores.
+    - The scale of a latent changes nothing: a decoder row ten times as long with a latent a tenth as large is the same latent.
 
     Args:
         metric: the class.
@@ -147,6 +153,7 @@ def check_metric(
         mean_predictor: expected scores of an SAE whose reconstruction is always the mean of the scored tokens.
         reads_outliers: keys of scores that count unscored tokens on purpose.
         reads_text: whether the metric reads unscored tokens as text around the scored ones, so that their number matters.
+        reads_scale: keys of scores that depend on the scale of latents on purpose, such as decoder norms.
         ignores_sae: whether all SAEs have the same scores on purpose.
         env: makes the environment of `scores` for an SAE. A metric that asks a judge or reads text needs
             `lambda sae: Env(sae, tokenizer, judge=judge_session(answer))`. By default, a metric that declares `uses_lens` gets a
@@ -181,6 +188,7 @@ def check_metric(
     text.extra = 0
     other = text.values(metric, random_sae(16, 48, k=5, seed=1), [everything], env=env)
     assert ignores_sae or other != whole, "every score is the same for another SAE: the metric ignores the SAE"
+    _check_scale(metric, text, env, reads_scale)
     mean = constant_sae(text.x[text.scored].double().mean(0).float())
     for expected, known in ((identity, identity_sae(16)), (mean_predictor, mean)):
         if expected:
@@ -190,6 +198,18 @@ def check_metric(
                 {(k, None): found[k, None] for k in expected},
                 "for a known SAE",
             )
+
+
+def _check_scale(metric: type[Metric], text: SyntheticText, env: MakeEnv, reads_scale: Collection[str]) -> None:
+    """Rescale the latents of a ReLU SAE; a TopK SAE would choose others."""
+    sae, everything = random_sae(16, 48, k=None), list(range(len(text.x)))
+    factor = torch.tensor([10.0, 1.0, 0.1]).repeat(16)
+    other = replace(sae, W_enc=sae.W_enc / factor, b_enc=sae.b_enc / factor, W_dec=sae.W_dec * factor[:, None])
+    found, scaled = (
+        {key: v for key, v in text.values(metric, one, [everything], env=env).items() if key[0] not in reads_scale}
+        for one in (sae, other)
+    )
+    _same(found, scaled, "with latents of another scale (see reads_scale)")
 
 
 def _restored(metric: type[Metric], sae: SAE, text: SyntheticText, env: MakeEnv) -> Values:
