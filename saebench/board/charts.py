@@ -264,15 +264,6 @@ def curve_spec(
     colour, shape = _by_architecture(architectures, legend)
     place = {"x": _quantity("x", x, log=_wide(values, "x", 1)), "y": _quantity("y", y)}
     sae, shared = _only("datum.kind == 'sae'"), _only("datum.kind == 'shared'")
-    last: list[Spec] = [
-        {
-            "window": [{"op": "row_number", "as": "back"}],
-            "sort": [{"field": "x", "order": "descending"}],
-            "groupby": ["series"],
-        },
-        *_only("datum.back == 1"),
-        {"window": [{"op": "dense_rank", "as": "turn"}], "sort": [{"field": "y"}]},
-    ]
     own = {"color": colour, "detail": {"field": "row"}}
     by_series = {
         "field": "series",
@@ -299,24 +290,37 @@ def curve_spec(
             "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6, "color": "currentColor"},
             "encoding": place | {"strokeDash": by_series},
         },
-        *(
-            # Labels above and below in turn: lines often end in nearly the same place.
-            {
-                "transform": [*shared, *last, *_only(f"datum.turn % 2 == {odd}")],
-                "mark": {
-                    "type": "text",
-                    "align": "left",
-                    "baseline": "top" if odd else "bottom",
-                    "dx": 4,
-                    "dy": 3 if odd else -3,
-                },
-                "encoding": place | {"text": {"field": "series"}},
-            }
-            for odd in (0, 1)
-        ),
+        *_end_labels(place),
         *_levels(),
     ]
     return _whole(values, layers, size)
+
+
+def _end_labels(place: Spec) -> list[Spec]:
+    """The names of shared lines at their right ends, above and below in turn: lines often end in nearly the same place."""
+    last: list[Spec] = [
+        {
+            "window": [{"op": "row_number", "as": "back"}],
+            "sort": [{"field": "x", "order": "descending"}],
+            "groupby": ["series"],
+        },
+        *_only("datum.back == 1"),
+        {"window": [{"op": "dense_rank", "as": "turn"}], "sort": [{"field": "y"}]},
+    ]
+    return [
+        {
+            "transform": [*_only("datum.kind == 'shared'"), *last, *_only(f"datum.turn % 2 == {odd}")],
+            "mark": {
+                "type": "text",
+                "align": "left",
+                "baseline": "top" if odd else "bottom",
+                "dx": 4,
+                "dy": 3 if odd else -3,
+            },
+            "encoding": place | {"text": {"field": "series"}},
+        }
+        for odd in (0, 1)
+    ]
 
 
 def _levels() -> list[Spec]:

@@ -177,15 +177,8 @@ def check_metric(
     }
     for how, found in others.items():
         _same(whole, found, f"in {how}")
-    text.poison = ~text.scored
-    poisoned = text.values(metric, sae, [everything], env=env)
     fixed = {key: value for key, value in whole.items() if key[0] not in reads_outliers}
-    _same(fixed, {k: v for k, v in poisoned.items() if k in fixed}, "with other values at tokens that are not scored")
-    text.poison, text.extra = None, 4
-    if not reads_text:
-        longer = text.values(metric, sae, [everything], env=env)
-        _same(fixed, {k: v for k, v in longer.items() if k in fixed}, "with more tokens that are not scored")
-    text.extra = 0
+    _check_unscored(metric, sae, text, env, fixed, reads_text)
     other = text.values(metric, random_sae(16, 48, k=5, seed=1), [everything], env=env)
     assert ignores_sae or other != whole, "every score is the same for another SAE: the metric ignores the SAE"
     _check_scale(metric, text, env, reads_scale)
@@ -198,6 +191,23 @@ def check_metric(
                 {(k, None): found[k, None] for k in expected},
                 "for a known SAE",
             )
+
+
+def _check_unscored(
+    metric: type[Metric], sae: SAE, text: SyntheticText, env: MakeEnv, fixed: Values, reads_text: bool
+) -> None:
+    """Other values at unscored tokens, then more unscored tokens: the fixed scores stay."""
+    everything = list(range(len(text.x)))
+    text.poison = ~text.scored
+    poisoned = text.values(metric, sae, [everything], env=env)
+    text.poison = None
+    _same(fixed, {k: v for k, v in poisoned.items() if k in fixed}, "with other values at tokens that are not scored")
+    if reads_text:
+        return
+    text.extra = 4
+    longer = text.values(metric, sae, [everything], env=env)
+    text.extra = 0
+    _same(fixed, {k: v for k, v in longer.items() if k in fixed}, "with more tokens that are not scored")
 
 
 def _check_scale(metric: type[Metric], text: SyntheticText, env: MakeEnv, reads_scale: Collection[str]) -> None:
