@@ -186,11 +186,8 @@ def check_metric(
     for expected, known in ((identity, identity_sae(16)), (mean_predictor, mean)):
         if expected:
             found = text.values(metric, known, [everything], env=env)
-            _same(
-                {(k, None): v for k, v in expected.items()},
-                {(k, None): found[k, None] for k in expected},
-                "for a known SAE",
-            )
+            wanted: Values = {(k, None): v for k, v in expected.items()}
+            _same(wanted, {key: found[key] for key in wanted}, "for a known SAE")
 
 
 def _check_unscored(
