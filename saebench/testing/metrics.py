@@ -168,15 +168,7 @@ def check_metric(
     whole = text.values(metric, sae, [everything], env=env)
     assert whole, "the metric has no scores"
     json.dumps([[k, a, v] for (k, a), v in whole.items()], allow_nan=False)
-    shuffled = list(reversed(everything))
-    others = {
-        "single contexts": text.values(metric, sae, [[i] for i in everything], env=env),
-        "another order": text.values(metric, sae, [shuffled[i : i + 5] for i in range(0, len(shuffled), 5)], env=env),
-        "three merged instances": text.values(metric, sae, [[i, i + 1] for i in everything[::2]], parts=3, env=env),
-        "a restored instance": _restored(metric, sae, text, env),
-    }
-    for how, found in others.items():
-        _same(whole, found, f"in {how}")
+    _check_splits(metric, sae, text, env, whole)
     fixed = {key: value for key, value in whole.items() if key[0] not in reads_outliers}
     _check_unscored(metric, sae, text, env, fixed, reads_text)
     other = text.values(metric, random_sae(16, 48, k=5, seed=1), [everything], env=env)
@@ -188,6 +180,20 @@ def check_metric(
             found = text.values(metric, known, [everything], env=env)
             wanted: Values = {(k, None): v for k, v in expected.items()}
             _same(wanted, {key: found[key] for key in wanted}, "for a known SAE")
+
+
+def _check_splits(metric: type[Metric], sae: SAE, text: SyntheticText, env: MakeEnv, whole: Values) -> None:
+    """Other batches, another order, merged and restored instances: every score stays."""
+    everything = list(range(len(text.x)))
+    shuffled = list(reversed(everything))
+    others = {
+        "single contexts": text.values(metric, sae, [[i] for i in everything], env=env),
+        "another order": text.values(metric, sae, [shuffled[i : i + 5] for i in range(0, len(shuffled), 5)], env=env),
+        "three merged instances": text.values(metric, sae, [[i, i + 1] for i in everything[::2]], parts=3, env=env),
+        "a restored instance": _restored(metric, sae, text, env),
+    }
+    for how, found in others.items():
+        _same(whole, found, f"in {how}")
 
 
 def _check_unscored(
