@@ -232,10 +232,15 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 def require_numbers(frame: pd.DataFrame, columns: Iterable[str | None]) -> None:
-    """Raise ValueError unless units have ids and these columns, with finite numbers only."""
-    for name in ("unit_id", "cluster_id", *sorted(c for c in columns if c is not None)):
-        if name not in frame:
+    """Raise ValueError unless units have ids and these columns, with finite numbers only.
+
+    The decisions of an area over several classes lie in columns `name_0`, `name_1`, ….
+    """
+    wanted = sorted({c for c in columns if c is not None})
+    for name in ("unit_id", "cluster_id", *wanted):
+        if name not in frame and f"{name}_0" not in frame:
             raise ValueError(f"column {clean(name)} is missing")
-    for name in {c for c in columns if c is not None}:
+    classes = [f"{name}_{c}" for name in wanted if name not in frame for c in range(len(frame.columns))]
+    for name in [column for column in (*wanted, *classes) if column in frame]:
         if frame[name].dtype.kind not in "biuf" or not (frame[name].abs() <= LARGEST).all():
             raise ValueError(f"column {clean(name)} has values other than finite numbers")
