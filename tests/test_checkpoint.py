@@ -400,7 +400,7 @@ def test_check_format_finds_what_is_wrong(tmp_path: Path) -> None:
     expected = load_file(case / "expected.safetensors")
     with pytest.raises(AssertionError, match="latents"):
         check_format(Careless(), case, x=expected["x"], latents=expected["latents"])
-    with pytest.raises(AssertionError, match="[Dd]amaged|cut|truncat"):
+    with pytest.raises(AssertionError, match="cut"):
         check_format(Careless(), SAELENS / "standard-none-nosub")
 
 
