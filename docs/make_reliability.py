@@ -67,7 +67,7 @@ decoder, which leaves the latents as they are, is smaller than their interval at
 `geometry` have no direction, and the card shows why: noise on the decoder moves effective rank and neighbours by
 less than two standard deviations between training seeds. `dead_fraction` reports the health of a run, not the
 quality of a dictionary; few latents die on this panel. No headline is demoted on this evidence: the small panel
-trains on 300,000 samples, a tenth of the design's, so its recipes are under-trained. On the language model KL sees
+trains on 300,000 samples instead of 3,000,000, so its recipes are under-trained. On the language model KL sees
 5 % noise on the decoder, where cross-entropy and loss recovered miss 10 %: they are the blunt ones of the
 headlines, at a quarter of the task's contexts. Effects, steering and probing have no committed card yet.
 """

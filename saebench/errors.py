@@ -47,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """A UsageError for an unknown name, with the nearest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
     return UsageError(f"unknown {kind} '{name}': {hint}")
 

@@ -71,7 +71,7 @@ def errors(debug: bool) -> Iterator[None]:
         echo(f"error: {kind}: {one_line(error)} (a bug in saebench: --debug shows the traceback)", err=True)
         sys.exit(1)
     except BaseException as error:  # saebench itself exits through click
-        if debug:
+        if debug or isinstance(error.__context__, BrokenPipeError):  # rich exits on a closed pipe
             raise
         kind = type(error).__name__
         click.echo(
