@@ -96,6 +96,7 @@ class Batch:
         document_id: [B] int64 (numpy), the document that the context was cut from: the cluster of every interval
         position: [T] int64, positions in the context
         calibration_mean: [d_out] float32, the mean activation of the calibration contexts
+        typical_norm: the median norm of x over the calibration contexts: a unit that does not depend on the SAE
         x: [B, T, d_out] float32, the activations that the SAE reconstructs (a transcoder's output)
         latents: B·T rows, shape (B, T, d_sae)
         reconstruction: [B, T, d_out] float32, x̂
@@ -127,6 +128,7 @@ class Batch:
     _edited: Mapping[str, Edited] | None = None
     _truth: Truth | None = None
     _grid: tuple[int, int] | None = None
+    typical_norm: float | None = None
 
     @property
     def x(self) -> Tensor:

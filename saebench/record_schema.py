@@ -104,11 +104,22 @@ class Score(BaseModel):
     def _ordered(self) -> "Score":
         if self.within is not None and self.within[0] > self.within[1]:
             raise ValueError(f"within is {self.within}, expected two numbers, the smaller first")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}, expected the smaller first")
         return self
 
 
 class RecordFile(BaseModel):
     model_config = CLOSED
+
+    @model_validator(mode="after")
+    def _distinct_scores(self) -> "RecordFile":
+        places = [(score.metric, score.key, score.at) for score in self.scores]
+        if len(set(places)) < len(places):
+            twice = next(place for place in places if places.count(place) > 1)
+            raise ValueError(f"score {twice[0]}.{twice[1]} stands twice")
+        return self
+
     fingerprint: Name
     partial: Flag
     sae: Sae

@@ -66,7 +66,7 @@ class Stability:
             start = sum(len(f) for f, _ in pairs[:number])
             frames.append(frame.assign(unit_id=frame.unit_id + start, cluster_id=frame.cluster_id + start))
         units = pd.concat(frames, ignore_index=True)
-        null = float(np.mean([detail["null"] for _, detail in pairs]))
+        null = float(np.average([detail["null"] for _, detail in pairs], weights=[len(frame) for frame, _ in pairs]))
         return Compared(units, _scores(units, null), {"pairs": [detail for _, detail in pairs]})
 
     @staticmethod

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from saebench import SAE, Batch, Env, Metric, SaebenchError, Score, hookimpl
 
-# Quantiser steps, in units of the activations: powers of two.
-STEPS = [2.0**power for power in range(-4, 11)]
+# Quantiser steps, in units of a typical activation's coordinate (its norm over √d): powers of two.
+STEPS = [2.0**power for power in range(-7, 8)]
 # Explained variance at which the cost is reported.
 TARGETS = {"bits_at_75": 0.75, "bits_at_80": 0.80, "bits_at_85": 0.85}
 # Weight of the pooled histogram against a latent's own, and of the universal code against the pooled histogram, in counts.
@@ -58,17 +58,18 @@ class CodeLength(Metric):
         self.firings: list[dict[str, Any]] = []
         self.sum = torch.zeros(sae.d_out, dtype=torch.float64)
         self.outer = torch.zeros(sae.d_out, sae.d_out, dtype=torch.float64)
-        self._rates: list[tuple[float, float]] = []
+        self.unit = 0.0  # of the steps; 0 until the first batch
 
     def update(self, batch: Batch) -> None:
         """Keep each firing latent's value, and each context's error at every step."""
         scored, x = batch.scored, batch.x
+        self.unit = (batch.typical_norm or x.shape[-1] ** 0.5) / x.shape[-1] ** 0.5
         latents = batch.latents.select(scored)
         rows = scored.nonzero()[:, 0]
         value = latents.values * self._norms[latents.indices]
         x_read, target = batch.x_read[scored], x[scored]
         sse = np.zeros((len(batch.context_id), len(STEPS)))
-        for column, step in enumerate(STEPS):
+        for column, step in enumerate(self.unit * step for step in STEPS):
             kept = torch.round(value / step) * step / self._norms[latents.indices]
             quantised = type(latents)(kept, latents.indices, latents.offsets, latents.shape)
             error = (self._sae.decode(quantised, x_read) - target).double().square().sum(-1)
@@ -90,6 +91,7 @@ class CodeLength(Metric):
     def merge(self, other: Self) -> None:
         """Add the contexts of another instance."""
         self.contexts += other.contexts
+        self.unit = self.unit or other.unit
         self.firings += other.firings
         self.sum += other.sum
         self.outer += other.outer
@@ -124,8 +126,13 @@ class CodeLength(Metric):
 
     def details(self) -> dict[str, Any]:
         """The largest explained variance, and the targets beyond it."""
-        best = max(self._tables().explained)
-        return {"explained_variance": best, "not_reached": [key for key, target in TARGETS.items() if target > best]}
+        tables = self._tables()
+        reached = [key for key in TARGETS if key in tables.frame]
+        return {
+            "explained_variance": max(tables.explained),
+            "not_reached": [key for key in TARGETS if key not in reached],
+            "unit": self.unit,
+        }
 
     def _covariance(self) -> Tensor:
         n = sum(int(part["tokens"].sum()) for part in self.contexts)
@@ -135,7 +142,7 @@ class CodeLength(Metric):
     def _tables(self) -> "_Tables":
         if not self.contexts:
             raise SaebenchError("no context was seen")
-        return _tables(_joined(self.contexts), _joined(self.firings), self._d_sae)
+        return _tables(_joined(self.contexts), _joined(self.firings), self._d_sae, self.unit)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class _Tables:
     explained: list[float]
 
 
-def _tables(contexts: dict[str, np.ndarray], firings: dict[str, np.ndarray], d_sae: int) -> _Tables:
+def _tables(contexts: dict[str, np.ndarray], firings: dict[str, np.ndarray], d_sae: int, unit: float) -> _Tables:
     order = np.argsort(contexts["unit_id"], kind="stable")
     contexts = {name: column[order] for name, column in contexts.items()}
     held = held_out(contexts["cluster_id"])
@@ -167,7 +174,7 @@ def _tables(contexts: dict[str, np.ndarray], firings: dict[str, np.ndarray], d_s
     frame["variance"] = contexts["square"][held] - 2 * contexts["sum"][held] @ mean + tokens[held] * float(mean @ mean)
     frame["sse"] = contexts["sse"][held, 0]
     explained = [float(1 - contexts["sse"][held, j].sum() / variance) for j in range(len(STEPS))]
-    for j, step in enumerate(STEPS):
+    for j, step in enumerate(unit * step for step in STEPS):
         bits = code_bits(
             np.rint(firings["value"] / step).astype(np.int64), firings["latent"], place, held, tokens, d_sae
         )

@@ -87,7 +87,7 @@ class Fidelity(Metric):
             spread=per(spread),
             spread_all=per(spread, normal),
             cosine=per(cosine),
-            l2_ratio=per(norm_hat / norm.clamp_min(1e-300)),
+            l2_ratio=per(torch.where(norm > 0, norm_hat / norm.clamp_min(1e-300), 0.0)),
             dot=per(dot),
             square_hat=per(norm_hat.square()),
             normalized_mse=per(_normalized_error(x, xh)),
@@ -184,8 +184,12 @@ def _sum_vectors(v: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
 
 
 def _normalized_error(x: torch.Tensor, xh: torch.Tensor) -> torch.Tensor:
-    """Mean over d of the squared difference, both shifted and scaled by the token's own mean and (unbiased) sd of x."""
-    return (x - xh).double().square().mean(-1) / x.double().var(-1).clamp_min(1e-300)
+    """Mean over d of the squared difference, both shifted and scaled by the token's own mean and (unbiased) sd of x.
+
+    A constant token has no scale: its error counts as 0.
+    """
+    variance = x.double().var(-1)
+    return torch.where(variance > 0, (x - xh).double().square().mean(-1) / variance.clamp_min(1e-300), 0.0)
 
 
 @hookimpl

@@ -18,7 +18,8 @@ _SHIFTS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
 class Moran(Metric):
     """moran: mean over live latents of Moran's I, above its expectation under permuted patches.
 
-    Sums run within each image, around the latent's mean in that image, so images that differ in level alone do not look smooth.
+    Sums run within each image, around the latent's mean in that image, so images that differ in level alone do not look
+    smooth. An image with an unscored patch is left out.
     Units: latents.
     """
 
@@ -40,7 +41,9 @@ class Moran(Metric):
         """Add the sums of each image."""
         self.shape = list(batch.grid)
         z = batch.latents.dense()
-        for image in z.double():
+        for image, scored in zip(z.double(), batch.scored, strict=True):
+            if not bool(scored.all()):
+                continue  # a patch that is not scored leaves a hole in the grid
             centred = image - image.mean(0)
             self.squares += centred.square().sum(0).cpu()
             self.products += _neighbours(centred.reshape(*batch.grid, -1)).cpu()

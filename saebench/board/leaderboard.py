@@ -19,7 +19,7 @@ from saebench.board.sparsity import Sparsity, measured_sparsity
 from saebench.errors import SaebenchError, one_line, unknown
 from saebench.report import Board, Cell, Column, Row
 from saebench.results import Group, Record, with_metrics
-from saebench.stats import Ratio, standing
+from saebench.stats import Ratio, ratio_interval, standing
 from saebench.text import clean
 
 # Two runs of one fingerprint may differ by rounding inside the model (1e-5 relative, more where a score is a small
@@ -209,29 +209,94 @@ def conflict(a: Record, b: Record) -> str | None:
 def _rank(board: Board) -> None:
     """Fill in the ranks of every score with a direction and a declared ratio, over the SAEs that have it."""
     units: dict[str, list[pd.DataFrame | None]] = {}
+    strangers: dict[str, set[int]] = {}
     # The family of the multiple-comparison correction: the headlines, which a table shows by default.
     shown = max(1, sum(c.direction is not None and any(c in row.ratios for row in board.rows) for c in board.headlines))
     for column in board.columns:
-        declared = next((row.ratios[column] for row in board.rows if column in row.ratios), None)
-        if column.direction is None or declared is None:
+        declarations = Counter(row.ratios[column] for row in board.rows if column in row.ratios)
+        if column.direction is None or not declarations:
             continue
+        declared = declarations.most_common(1)[0][0]
         if column.metric not in units:
             units[column.metric] = [_units(row, column.metric, board.notes) for row in board.rows]
+            strangers[column.metric] = _strangers(board, column.metric, units[column.metric])
         frames = units[column.metric]
-        able = [i for i, row in enumerate(board.rows) if row.ratios.get(column) == declared and frames[i] is not None]
-        try:
-            paired = all(is_paired(board.rows[i].record, column.metric) for i in able)
-            places, better = standing(
-                [f for i in able if (f := frames[i]) is not None], declared, column.direction, paired=paired,
-                smallest=board.presentation(column).smallest.get(column.key), scores=shown,
-            )  # fmt: skip
-        except SaebenchError as error:
-            board.notes.append(f"no ranks in {column.name}: {one_line(error)}")
-            continue
-        for i, place in zip(able, places, strict=True):
-            board.rows[i].cells[column] = replace(board.rows[i].cells[column], rank=place)
-        names = [board.rows[i].name for i in able]
-        board.better[column] = pd.DataFrame(better, index=names, columns=names)
+        able = []
+        for i, row in enumerate(board.rows):
+            if column not in row.ratios or frames[i] is None or i in strangers[column.metric]:
+                continue
+            if row.ratios[column] == declared:
+                able.append(i)
+            else:
+                board.notes.append(f"{row.name}: no rank in {column.name}: its score is declared otherwise")
+        _rank_column(board, column, declared, frames, able, shown)
+
+
+def _rank_column(
+    board: Board, column: Column, declared: Ratio, frames: Sequence[pd.DataFrame | None], able: list[int], shown: int
+) -> None:
+    """Fill in one column's ranks; units that spoil the estimate of all others cost their own SAE its rank."""
+    paired = all(is_paired(board.rows[i].record, column.metric) for i in able)
+    smallest = board.presentation(column).smallest.get(column.key)
+
+    def stand(some: list[int]) -> tuple[list[int | None], Any]:
+        chosen = [f for i in some if (f := frames[i]) is not None]
+        return standing(chosen, declared, column.direction or "higher", paired=paired, smallest=smallest, scores=shown)
+
+    try:
+        places, better = stand(able)
+    except SaebenchError as error:
+        reasons = {i: reason for i in able if (reason := _unfit(frames[i], declared))}
+        board.notes += [f"{board.rows[i].name}: no rank in {column.name}: {reason}" for i, reason in reasons.items()]
+        rest = [i for i in able if i not in reasons]
+        if not reasons or not rest:
+            board.notes += [] if reasons else [f"no ranks in {column.name}: {one_line(error)}"]
+            return
+        _rank_column(board, column, declared, frames, rest, shown)
+        return
+    if all(place is None for place in places) and (unfit := [i for i in able if _unfit(frames[i], declared)]):
+        rest = [i for i in able if i not in unfit]
+        board.notes += [f"{board.rows[i].name}: no rank in {column.name}: {_unfit(frames[i], declared)}" for i in unfit]
+        if rest:
+            _rank_column(board, column, declared, frames, rest, shown)
+        return
+    for i, place in zip(able, places, strict=True):
+        board.rows[i].cells[column] = replace(board.rows[i].cells[column], rank=place)
+    names = [board.rows[i].name for i in able]
+    board.better[column] = pd.DataFrame(better, index=names, columns=names)
+
+
+def _strangers(board: Board, metric: str, frames: Sequence[pd.DataFrame | None]) -> set[int]:
+    """Rows whose units are not those of most others, where units are the same things for every SAE; each with a note."""
+    if not all(is_paired(row.record, metric) for row in board.rows):
+        return set()
+    ids = [None if frame is None else _ids(frame) for frame in frames]
+    if not any(ids):
+        return set()
+    usual, count = Counter(found for found in ids if found is not None).most_common(1)[0]
+    if 2 * count <= sum(found is not None for found in ids):
+        return set()
+    out = {i for i, found in enumerate(ids) if found not in (None, usual)}
+    board.notes += [f"{board.rows[i].name}: no ranks in {metric}: its units are not those of the others" for i in out]
+    return out
+
+
+def _ids(frame: pd.DataFrame) -> int:
+    """A hash of the units' numbers and clusters, in any order."""
+    if not {"unit_id", "cluster_id"} <= set(frame):
+        return 0
+    return hash(tuple(sorted(zip(frame["unit_id"].tolist(), frame["cluster_id"].tolist(), strict=True), key=str)))
+
+
+def _unfit(frame: pd.DataFrame | None, declared: Ratio) -> str | None:
+    """The reason for which units alone give no estimate; None where they do, or merely do not vary."""
+    if frame is None:
+        return "no units"
+    try:
+        found = ratio_interval(frame, declared)
+    except SaebenchError as error:
+        return one_line(error)
+    return None if found.no_interval is None or "variance" in found.no_interval else found.no_interval
 
 
 def _units(row: Row, metric: str, notes: list[str]) -> pd.DataFrame | None:

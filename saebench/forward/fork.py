@@ -154,6 +154,7 @@ class Fork:
             read_mean=calibration.sample.mean(0),
             _labels=None if contexts.labels is None else contexts.labels.take(rows),
             _grid=ground.subject.grid,
+            typical_norm=calibration.median_norm,
             _truth=ground.subject.truth(self.token_ids) if any(lane.needs("truth") for lane in self._lanes) else None,
         )
 

@@ -34,11 +34,15 @@ class Guard:
         changed = [(name, leaf, kept) for name, leaf, kept in self._kept if not _same(leaf, kept)]
         for _, leaf, kept in changed:
             if isinstance(leaf, Tensor) and isinstance(kept, Tensor):
-                if leaf.shape != kept.shape:
+                if leaf.shape != kept.shape or leaf.dtype != kept.dtype:
                     leaf.data = kept.clone()
                 leaf.data.copy_(kept)
-            elif isinstance(leaf, np.ndarray):
+            elif isinstance(leaf, np.ndarray) and isinstance(kept, np.ndarray):
                 leaf.setflags(write=True)
+                if leaf.dtype != kept.dtype:
+                    leaf.dtype = kept.dtype  # type: ignore[misc]
+                if leaf.shape != kept.shape:
+                    leaf.shape = kept.shape
                 leaf[...] = kept
         return f"batch.{changed[0][0]}" if changed else None
 

@@ -126,11 +126,18 @@ def _typed(metric: type[Metric], name: str, value: Any) -> Any:
         except ValidationError as error:
             problem = problem or str(error.errors()[0]["msg"]).replace("Input should be ", "")
             continue
-        if isinstance(found, float) and not math.isfinite(found):
+        if not _is_finite(found):
             problem = "a finite number"
             continue
         return found
     raise UsageError(f"--set {metric.name}.{name}={clean(value, 60)}: expected {problem}")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a value, nested lists included, is infinite or NaN."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return all(_is_finite(part) for part in value) if isinstance(value, list | tuple) else True
 
 
 def _types(settings: type) -> dict[str, Any]:

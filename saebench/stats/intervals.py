@@ -60,8 +60,9 @@ class Difference:
 def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -> Interval:
     """The value of a declared score with its cluster-robust interval.
 
-    Where no cluster differs from the others, a share (`within` 0 and 1) of units that are 0 or 1, one per cluster, has an exact
-    interval (Clopper & Pearson 1934, Biometrika 26); other scores have none. An area's interval is symmetric on the logit
+    A share (`within` 0 and 1) of units that are 0 or 1, one per cluster, has at least its exact interval (Clopper & Pearson 1934,
+    Biometrika 26), so that one failure in 20 never has a better lower end than none. Where no cluster differs from the others,
+    other scores have no interval. An area's interval is symmetric on the logit
     scale.
 
     Args:
@@ -82,8 +83,9 @@ def ratio_interval(units: pd.DataFrame, score: Declared, level: float = LEVEL) -
     if reason := est.no_interval():
         return Interval(value, None, None, n, est.clusters, reason)
     ends = _ends(est, level)
-    if ends is None and (shares := _independent_shares(units, score)) is not None:
-        ends = _clopper_pearson(round(float(shares.sum())), len(shares), level)
+    if (shares := _independent_shares(units, score)) is not None:
+        exact = _clopper_pearson(round(float(shares.sum())), len(shares), level)
+        ends = exact if ends is None else (min(*ends, *exact), max(*ends, *exact))
     if ends is None:
         return Interval(value, None, None, n, est.clusters, est.no_variance)
     low, high = sorted(score.offset + score.scale * end for end in ends)
@@ -219,9 +221,11 @@ def _independent_shares(units: pd.DataFrame, score: Declared) -> np.ndarray | No
     if score.kind != "ratio" or score.num is None or score.den is None or units["cluster_id"].duplicated().any():
         return None
     den = column(units, score.den)
-    if den[0] == 0 or (np.abs(den - den[0]) > 1e-9 * abs(den[0])).any():
+    counted = den != 0  # units without weight are in neither sum
+    num, den = column(units, score.num)[counted], den[counted]
+    if not len(den) or (np.abs(den - den[0]) > 1e-9 * abs(den[0])).any():
         return None
-    shares = column(units, score.num) / den
+    shares = num / den
     whole = np.round(shares)
     return whole if np.isin(whole, (0, 1)).all() and np.allclose(shares, whole, rtol=0, atol=1e-9) else None
 

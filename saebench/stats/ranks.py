@@ -152,18 +152,21 @@ def standing(
 def _distinct(est: Estimate, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The SAEs of `order` without copies, and for each SAE the one it is a copy of (itself, if of none).
 
-    A copy agrees with the SAE above it on every cluster, to rounding.
+    A copy agrees on every cluster with an SAE above it, to the rounding that two runs of one fingerprint may differ by.
     """
     kept: list[int] = []
     same_as = np.arange(len(order))
     for i in order:
-        if kept:
-            last = kept[-1]
-            near = abs(est.value[i] - est.value[last]) <= RESOLUTION * max(abs(est.value[i]), abs(est.value[last]))
-            if near and np.sqrt(((est.psi[i] - est.psi[last]) ** 2).sum()) <= max(est.noise[i], est.noise[last]):
+        for last in reversed(kept):
+            size = max(abs(est.value[i]), abs(est.value[last]))
+            if abs(est.value[i] - est.value[last]) > RESOLUTION * size:
+                break  # in order of value: those further up differ more
+            rounding = max(est.noise[i], est.noise[last], RESOLUTION * size / np.sqrt(est.clusters))
+            if np.sqrt(((est.psi[i] - est.psi[last]) ** 2).sum()) <= rounding:
                 same_as[i] = last
-                continue
-        kept.append(int(i))
+                break
+        if same_as[i] == i:
+            kept.append(int(i))
     return np.array(kept), same_as
 
 

@@ -1,6 +1,6 @@
 """Sizes of the metric `effects`. Another size is another metric: its numbers do not share a column with these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -18,3 +18,8 @@ class Settings:
     firings: int = 8
     fewest: int = 4
     horizon: int = 16
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}, expected 1 or more")

@@ -23,6 +23,12 @@ class PassSettings:
     targets: int = 20
     fewest: int = 16
 
+    def __post_init__(self) -> None:
+        least = {"latents": 1, "contexts": 2, "length": 1, "targets": 1, "fewest": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {smallest} or more")
+
 
 @dataclass(frozen=True)
 class Settings(PassSettings):
@@ -35,6 +41,13 @@ class Settings(PassSettings):
 
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)
     most_kl: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths is {list(self.strengths)}, expected factors above 0")
+        if self.most_kl <= 0:
+            raise ValueError(f"most_kl is {self.most_kl}, expected a number above 0")
 
 
 @dataclass(frozen=True)
