@@ -15,7 +15,7 @@ from saebench.plugins.metrics.fidelity import Fidelity
 from saebench.board.leaderboard import boards
 from saebench.comparison import Shared
 from saebench.errors import UsageError
-from saebench.forward.guard import Guard
+from saebench.forward.guard import Guard, SAEGuard
 from saebench.metric import Batch, Env
 from saebench.registry import installed
 from saebench.results import Record
@@ -107,6 +107,16 @@ def test_shape_and_dtype_of_a_batch_are_restored() -> None:
     assert guard.restore() is not None
     assert batch.document_id.shape == (4,)
     assert torch.equal(batch.x, x)
+
+
+def test_a_single_row_written_behind_torchs_back_is_undone() -> None:
+    sae = random_sae(128, 512)
+    before = sae.W_dec.clone()
+    guard = SAEGuard(sae, lambda: random_sae(128, 512))
+    for harm in (lambda: sae.W_dec.numpy().__setitem__(1, 0), lambda: sae.W_dec.data[3].mul_(5)):
+        harm()
+        assert guard.restore() is not None
+        assert torch.equal(sae.W_dec, before)
 
 
 @pytest.mark.parametrize(

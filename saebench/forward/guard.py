@@ -12,6 +12,9 @@ from saebench.sae import SAE
 
 Leaf = Tensor | np.ndarray
 
+# Entries of a weight tensor up to which every call sums them, in a millisecond or two.
+_SUMMED = 2**22
+
 
 class Guard:
     """Copies of all tensors and arrays of a value, to detect changes that a plugin makes."""
@@ -48,7 +51,7 @@ class Guard:
 
 
 class SAEGuard:
-    """Detects changes to an SAE's weights without copying them, by version counters and a sample of every tensor."""
+    """Detects changes to an SAE's weights without copying them: by version counters, checksums, and samples of large tensors."""
 
     def __init__(self, sae: SAE, fresh: Callable[[], SAE]) -> None:
         """
@@ -74,7 +77,9 @@ class SAEGuard:
         return f"the SAE's {changed[0]}"
 
     def _look(self) -> list["_Glance"]:
-        return [_Glance(name, tensor._version, _sample(tensor)) for name, tensor in self._sae.tensors()]
+        return [
+            _Glance(name, tensor._version, _sample(tensor), _checksum(tensor)) for name, tensor in self._sae.tensors()
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,18 @@ class _Glance:
     name: str
     version: int
     sample: Tensor
+    checksum: int | None
 
     def equals(self, other: "_Glance") -> bool:
-        return self.version == other.version and _same(self.sample, other.sample)
+        same = self.version == other.version and self.checksum == other.checksum
+        return same and _same(self.sample, other.sample)
+
+
+def _checksum(tensor: Tensor) -> int | None:
+    """Sum of a float32 tensor's bits; None where it would take long."""
+    if tensor.numel() > _SUMMED or tensor.dtype != torch.float32:
+        return None
+    return int(tensor.detach().view(torch.int32).sum(dtype=torch.int64))
 
 
 def _sample(tensor: Tensor) -> Tensor:
