@@ -59,6 +59,7 @@ class DictionaryLearning(Format):
         return folder is not None and (folder / "config.json").is_file()
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         folder = folder_of(path, "ae.pt")
         if folder is None:
             raise CheckpointError(f"{path}: ae.pt is missing")

@@ -28,6 +28,7 @@ class GemmaScope(Format):
         return folder is not None and "W_enc" in shapes_of(folder / "params.npz")
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the file; see `Format.load`."""
         folder = folder_of(path, "params.npz")
         if folder is None:
             raise CheckpointError(f"{path}: params.npz is missing")

@@ -29,6 +29,7 @@ class GemmaScope2(Format):
         return folder is not None and "w_enc" in shapes_of(folder / _WEIGHTS)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         folder = folder_of(path, _WEIGHTS)
         if folder is None:
             raise CheckpointError(f"{path}: {_WEIGHTS} is missing")

@@ -47,6 +47,7 @@ class LlamaScope(Format):
         return _root(path) is not None
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         root = _root(path)
         if root is None:
             raise CheckpointError(f"{path}: hyperparams.json is missing")

@@ -43,6 +43,7 @@ class Llamascopium(Format):
         return bool({"W_E", "encoder.weight"} & shapes_of(folder / _WEIGHTS).keys())
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         folder = folder_of(path, _WEIGHTS)
         if folder is None:
             raise CheckpointError(f"{path}: {_WEIGHTS} is missing")

@@ -104,6 +104,7 @@ class SAELens(Format):
         return folder is not None and (folder / "cfg.json").is_file() and "W_dec" in shapes_of(folder / WEIGHTS)
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         folder = folder_of(path, WEIGHTS)
         if folder is None:
             raise CheckpointError(f"{path}: {WEIGHTS} is missing")

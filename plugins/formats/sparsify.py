@@ -31,6 +31,7 @@ class Sparsify(Format):
         return folder is not None and (folder / "cfg.json").is_file()
 
     def load(self, path: Path, options: LoadOptions) -> SAE:
+        """The SAE in the folder; see `Format.load`."""
         folder = folder_of(path, _WEIGHTS)
         if folder is None:
             raise CheckpointError(f"{path}: {_WEIGHTS} is missing")

@@ -66,6 +66,7 @@ class Fidelity(Metric):
         self.shift_all = np.zeros(sae.d_out)
 
     def update(self, batch: Batch) -> None:
+        """Add each context's sums of errors, norms and losses."""
         x, xh, scored, per = batch.x, batch.reconstruction, batch.scored, batch.per_context
         normal = ~batch.special
         assert batch.calibration_mean is not None
@@ -123,6 +124,7 @@ class Fidelity(Metric):
         return u
 
     def scores(self, env: Env) -> list[Score]:
+        """Ratios of sums over contexts; without a language model, those of activations only."""
         nats = "nats/token"
         variance = "variance of the token"
         scores = [

@@ -36,6 +36,7 @@ class Geometry(Metric):
         """Do nothing: the weights are the same in every instance."""
 
     def scores(self, env: Env) -> list[Score]:
+        """Scores of the weights; see `Metric.scores`."""
         sae = env.sae
         norms = sae.W_dec.double().norm(dim=1)
         nearest = nearest_cosine(sae.W_dec)

@@ -49,6 +49,7 @@ class Sparsity(Metric):
         self._norms = sae.W_dec.double().norm(dim=1)
 
     def update(self, batch: Batch) -> None:
+        """Add each context's counts of firing latents."""
         shape, scored = batch.scored.shape, batch.scored
         latents = batch.latents.select(scored)
         d_sae = len(self.tokens_fired)
@@ -83,6 +84,7 @@ class Sparsity(Metric):
         return self.rows.frame()
 
     def scores(self, env: Env) -> list[Score]:
+        """Means, quantiles and the curve of dead latents; see `Metric.scores`."""
         tokens = int(self.l0_histogram.sum())
         d_sae = len(self.tokens_fired)
         density = self.tokens_fired / tokens

@@ -89,6 +89,7 @@ def neuronpedia(body: dict[str, Any]) -> dict[str, Any]:
     words, edges = body["words"], body["edges"]
 
     def feature(row: dict[str, Any]) -> dict[str, Any]:
+        """One latent in Neuronpedia's fields."""
         windows = [(kind, one) for kind, found in row["windows"].items() for one in found]
         return {
             "feature_index": row["latent"],

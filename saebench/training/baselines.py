@@ -65,6 +65,7 @@ class PCA:
             setattr(self, name, value.to(self.count.device))
 
     def sae(self) -> SAE:
+        """The baseline as an SAE in the model's own space."""
         mean = self.total / self.count
         covariance = self.products / self.count - mean.outer(mean)
         _, vectors = torch.linalg.eigh(covariance)

@@ -43,6 +43,7 @@ class CachedActivations:
         return self.source.per_epoch
 
     def chunk(self, number: int) -> Tensor:
+        """[n, d_in] rows of the chunk of that number, from the disk where it is whole; see `Chunks.chunk`."""
         epoch, i = divmod(number, self.per_epoch)
         first = i if epoch == 0 else self._order(epoch)[i]
         path = self.folder / f"{first:06d}.safetensors"

@@ -61,6 +61,7 @@ class Effects(Metric):
     # --- the pass -----------------------------------------------------------------------------------------------------
 
     def update(self, batch: Batch) -> None:
+        """Sample firings of every latent; see `Metric.update`."""
         self.seed = batch.seed
         self.live |= fired(batch, batch.scored)
         found = firings(batch, batch.scored, self._sample())

@@ -36,6 +36,7 @@ class SteeringPass(Metric):
         self._sae = sae
 
     def update(self, batch: Batch) -> None:
+        """Sample firings, targets and neutral contexts; see `Metric.update`."""
         self.seed = batch.seed
         where = collect.predicting(batch)
         self.live |= fired(batch, where)
