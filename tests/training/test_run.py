@@ -78,11 +78,16 @@ def test_two_processes_train_as_one(whole: Path, llama: Path, ids: Path, tmp_pat
         '[[saes]]\nrecipe = "pca"\nwidth = 64\nk = 4\n'
     )
     out = tmp_path / "run"
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saebench", "train",
-         str(toml), "--data", str(ids), "--out", str(out), "--device", "cpu"],
-        check=True, timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saebench",
+               "train", str(toml), "--data", str(ids), "--out", str(out), "--device", "cpu"]  # fmt: skip
+    # The launch failed in two of six runs of the whole suite, never alone; cause unknown. The same command resumes.
+    for _ in range(2):
+        done = subprocess.run(
+            command, check=False, timeout=100, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr[-2000:]
     np.testing.assert_allclose(losses(out), losses(whole), rtol=1e-4)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
